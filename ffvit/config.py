@@ -1,0 +1,260 @@
+"""What a run is: every setting with its type, default and meaning.
+
+Settings come, later ones first, from the caller (notebook, pipeline or shell), the model's entry in the
+experiment file (`experiments/<name>.toml`), the experiment's own `[settings]`, a named recipe, and the defaults
+of `Config`. All are checked here, before any work is done.
+"""
+
+import difflib
+import tomllib
+import typing
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+EXPERIMENTS_DIR = Path(__file__).resolve().parent.parent / "experiments"
+
+
+class InputError(ValueError):
+    """Something a person gave us is wrong. The message names what, where, and the cure."""
+
+
+RECIPES = {
+    # DeiT's training setup, which the report uses unchanged (arXiv:2012.12877, Table 9, and the defaults of the
+    # deit repository's main.py). 8 GPUs x 128 images.
+    "deit": dict(
+        epochs=300, batch_size=1024, base_lr=5e-4, weight_decay=0.05, optimizer="adamw",
+        warmup_epochs=5, warmup_lr=1e-6, min_lr=1e-5, cooldown_epochs=10, schedule_per="epoch",
+        drop_path_rate=0.1, label_smoothing=0.1, mixup=0.8, cutmix=1.0,
+        crop_scale=(0.08, 1.0), hflip=0.5, auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25,
+        repeated_augmentation=3, ema_decay=0.99996, crop_pct=0.875, mixed_precision="bf16", num_workers=8,
+    ),
+    # For images of a few pixels on a laptop: minutes, not days. No flips, since a mirrored digit is another sign.
+    "small_images": dict(
+        epochs=40, batch_size=64, base_lr=8e-3, weight_decay=0.05, optimizer="adamw",
+        warmup_epochs=2, warmup_lr=1e-6, min_lr=1e-5, schedule_per="update",
+        label_smoothing=0.1, crop_scale=(0.7, 1.0), hflip=0.0, crop_pct=1.0, in_memory=True,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Every setting of one run. Flat on purpose: a name means the same in a file, a notebook and the shell."""
+
+    # What is run
+    experiment: str
+    name: str  # of the model within the experiment; run id: <name>-seed<seed>
+    label: str  # of the model in tables and legends
+    model: str  # any name that timm.create_model knows
+    seed: int = 0
+    recipe: str = ""
+
+    # Shape of the model; None: the model's own
+    img_size: int = 224
+    patch_size: int | None = None
+    embed_dim: int | None = None
+    depth: int | None = None
+    num_heads: int | None = None
+    mlp_ratio: float | None = None
+    drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+
+    # Images
+    dataset: str  # "digits", a hub id, or a local folder (parquet, image folder or save_to_disk)
+    train_split: str = "train"
+    validation_split: str = ""  # scored after every epoch; empty: hold out validation_fraction of the training images
+    validation_fraction: float = 0.1
+    test_split: str = "test"  # scored once, after training, by ffvit.record
+    image_column: str = ""  # empty: found from the dataset's features
+    label_column: str = ""
+    max_train_images: int = 0  # 0: all; otherwise a fixed random subset
+    max_eval_images: int = 0
+    in_chans: int = 3  # 1: grey
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    in_memory: bool = False  # decode once and keep: for small images
+
+    # Augmentation and regularisation
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    hflip: float = 0.5
+    auto_augment: str = ""
+    random_erasing: float = 0.0
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875  # evaluation resizes to img_size / crop_pct, then crops the centre
+    repeated_augmentation: int = 0  # DeiT: 3, each image appears three times in a global batch
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    label_smoothing: float = 0.0
+
+    # Optimisation
+    epochs: int = 300
+    batch_size: int = 1024  # images per update over all processes
+    base_lr: float = 5e-4  # for 512 images; the rate used is base_lr * batch_size / 512
+    optimizer: str = "adamw"
+    weight_decay: float = 0.05
+    warmup_epochs: int = 5
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+    cooldown_epochs: int = 0  # at min_lr, after `epochs`
+    schedule_per: str = "epoch"  # or "update"
+    clip_grad: float = 0.0  # global norm; 0: none
+    ema_decay: float = 0.0  # of an averaged copy of the weights, saved beside the raw ones; 0: none
+
+    # Machine
+    device: str = "auto"  # "cuda", "cpu", "mps"; auto: the best there is
+    num_processes: int = 1
+    mixed_precision: str = "no"  # "bf16", "fp16"
+    num_workers: int = 0  # processes that decode images, per training process
+
+    def __post_init__(self):
+        for f in fields(self):
+            object.__setattr__(self, f.name, _typed(f.name, getattr(self, f.name), f.type))
+        _check(self)
+
+    @property
+    def run_id(self) -> str:
+        return f"{self.name}-seed{self.seed}"
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate: linear in the global batch (DeiT's rule, arXiv:2012.12877, section 6)."""
+        return self.base_lr * self.batch_size / 512
+
+    @property
+    def total_epochs(self) -> int:
+        return self.epochs + self.cooldown_epochs
+
+    def to_dict(self) -> dict:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One file of experiments/: which models, which seeds, on which images, with which settings."""
+
+    name: str
+    title: str
+    scope: str  # whose numbers these are: "ImageNet", "CIFAR-10", "digits"; never shown as another's
+    about: str
+    seeds: list[int]
+    models: dict[str, dict]  # name -> label, model and settings of its own
+    settings: dict = field(default_factory=dict)
+
+    def config(self, model: str, seed: int = 0, **overrides) -> Config:
+        """The settings of one run.
+
+        model: a name in this experiment, or any timm name, which then gets the experiment's settings.
+        overrides: settings of Config that win over the experiment's.
+        Raises InputError for an unknown setting or recipe and for a value of the wrong type or range.
+        """
+        entry = self.models.get(model, {"label": model, "model": model})
+        given = {**self.settings, **entry, **overrides}
+        recipe = given.get("recipe", "")
+        if recipe and recipe not in RECIPES:
+            raise InputError(f"recipe '{recipe}' is unknown{_suggest(recipe, RECIPES)}")
+        known = {f.name for f in fields(Config)} - {"experiment", "name"}
+        for key in given:
+            if key not in known:
+                raise InputError(f"'{key}' is no setting of a run{_suggest(key, known)}")
+        return Config(
+            experiment=self.name, name=model, **{"seed": seed, **RECIPES.get(recipe, {}), **given}
+        )
+
+    def configs(self) -> list[Config]:
+        return [self.config(model, seed) for model in self.models for seed in self.seeds]
+
+
+def load_experiment(name: str | Path) -> Experiment:
+    """Read experiments/<name>.toml, or the .toml file at a path."""
+    path = Path(name)
+    if path.suffix != ".toml":
+        path = EXPERIMENTS_DIR / f"{name}.toml"
+    if not path.is_file():
+        have = sorted(p.stem for p in EXPERIMENTS_DIR.glob("*.toml"))
+        raise InputError(f"experiment '{name}' is unknown{_suggest(str(name), have)}, or give the path of a .toml file")
+    try:
+        content = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from None
+    needed = {f.name for f in fields(Experiment)} - {"name"}
+    if wrong := needed.symmetric_difference(content):
+        raise InputError(f"{path}: must have exactly {sorted(needed)}; look at {sorted(wrong)}")
+    experiment = Experiment(name=path.stem, **content)
+    experiment.configs()  # a mistake in the file is reported now, not in the middle of a sweep
+    return experiment
+
+
+def config_from_dict(values: dict) -> Config:
+    """The inverse of Config.to_dict, for a config.json of a run."""
+    known = {f.name for f in fields(Config)}
+    if unknown := set(values) - known:
+        raise InputError(f"{sorted(unknown)}: no settings of a run; was this config written by another version?")
+    return Config(**values)
+
+
+def parse_setting(text: str) -> tuple[str, object]:
+    """'epochs=3' -> ('epochs', 3). Values are TOML; a bare word is a string."""
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise InputError(f"'{text}': write settings as name=value, such as epochs=3")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value
+
+
+def _suggest(wrong: str, known) -> str:
+    close = difflib.get_close_matches(wrong, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+def _typed(name: str, value, hint):
+    """value as the annotated type, or InputError. Only int -> float and list -> tuple are converted."""
+    allowed = typing.get_args(hint) if not typing.get_origin(hint) is tuple and typing.get_args(hint) else (hint,)
+    for kind in allowed:
+        if kind is type(None) and value is None:
+            return None
+        if typing.get_origin(kind) is tuple and isinstance(value, (list, tuple)):
+            item = typing.get_args(kind)[0]
+            return tuple(_typed(name, v, item) for v in value)
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+            return value
+    expected = " or ".join(getattr(k, "__name__", str(k)) for k in allowed)
+    raise InputError(f"{name} must be {expected}, got {value!r} ({type(value).__name__})")
+
+
+def _check(c: Config) -> None:
+    def need(condition: bool, message: str):
+        if not condition:
+            raise InputError(message)
+
+    for name in ("img_size", "epochs", "batch_size", "num_processes"):
+        need(getattr(c, name) >= 1, f"{name} must be at least 1, got {getattr(c, name)}")
+    for name in ("seed", "num_workers", "max_train_images", "max_eval_images", "warmup_epochs", "cooldown_epochs",
+                 "base_lr", "weight_decay", "warmup_lr", "min_lr", "clip_grad", "mixup", "cutmix"):  # fmt: skip
+        need(getattr(c, name) >= 0, f"{name} must not be negative, got {getattr(c, name)}")
+    for name in ("drop_rate", "drop_path_rate", "validation_fraction", "label_smoothing", "ema_decay"):
+        need(0 <= getattr(c, name) < 1, f"{name} must be in [0, 1), got {getattr(c, name)}")
+    for name, choices in {
+        "in_chans": (1, 3), "schedule_per": ("epoch", "update"), "mixed_precision": ("no", "bf16", "fp16"),
+        "device": ("auto", "cuda", "cpu", "mps"), "interpolation": ("bicubic", "bilinear", "nearest"),
+    }.items():  # fmt: skip
+        need(getattr(c, name) in choices, f"{name} must be one of {choices}, got {getattr(c, name)!r}")
+    need(len(c.mean) == len(c.std) == c.in_chans, f"mean and std must have in_chans = {c.in_chans} values each")
+    need(min(c.std) > 0, "std must be positive")
+    need(c.warmup_epochs < c.epochs or c.warmup_epochs == 0,
+         f"warmup_epochs ({c.warmup_epochs}) must be fewer than epochs ({c.epochs}); set warmup_epochs=0")  # fmt: skip
+    need(c.batch_size % c.num_processes == 0,
+         f"batch_size {c.batch_size} is for all processes and must divide by num_processes {c.num_processes}")  # fmt: skip
+    if c.mixup or c.cutmix:
+        need(c.batch_size // c.num_processes % 2 == 0,
+             f"mixup pairs images: the batch of a process must be even, got {c.batch_size // c.num_processes}")  # fmt: skip
+    if not c.validation_split:
+        need(c.validation_fraction > 0, "give validation_split, or a validation_fraction of the training images")
+    if c.patch_size:
+        need(c.img_size % c.patch_size == 0,
+             f"img_size {c.img_size} is not divisible by patch_size {c.patch_size}: "
+             f"use {c.img_size // c.patch_size * c.patch_size or c.patch_size}")  # fmt: skip
