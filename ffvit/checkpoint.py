@@ -21,8 +21,12 @@ from torch import nn
 from ffvit.config import InputError
 
 # The author's parameter names, and ours (ffvit.models.Block): 1 is over features, 2 over patches.
-AUTHOR_NAMES = ((".mlp1.", ".mix_features.mix."), (".norm1.", ".mix_features.norm."),
-                (".mlp2.", ".mix_patches.mix."), (".norm2.", ".mix_patches.norm."))  # fmt: skip
+AUTHOR_NAMES = (
+    (".mlp1.", ".mix_features.mix."),
+    (".norm1.", ".mix_features.norm."),
+    (".mlp2.", ".mix_patches.mix."),
+    (".norm2.", ".mix_patches.norm."),
+)
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -34,8 +38,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -51,7 +55,9 @@ def save_training_state(path: Path, models: dict[str, nn.Module], optimizer, pro
 
     models: e.g. {"model": ..., "ema": ...}. progress: what JSON can hold (epoch, history).
     """
-    tensors = {f"{name}/{k}": v.detach().cpu().contiguous() for name, m in models.items() for k, v in m.state_dict().items()}
+    tensors = {
+        f"{name}/{k}": v.detach().cpu().contiguous() for name, m in models.items() for k, v in m.state_dict().items()
+    }
     state = optimizer.state_dict()
     for index, values in state["state"].items():
         tensors |= {f"optimizer/{index}/{k}": v.detach().cpu().contiguous() for k, v in values.items()}

@@ -11,13 +11,15 @@ import typing
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-EXPERIMENTS_DIR = Path(__file__).resolve().parent.parent / "experiments"
+ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENTS, RUNS, RESULTS, FIGURES = (ROOT / name for name in ("experiments", "runs", "results", "figures"))
 
 
 class InputError(ValueError):
     """Something a person gave us is wrong. The message names what, where, and the cure."""
 
 
+# fmt: off
 RECIPES = {
     # DeiT's training setup, which the report uses unchanged (arXiv:2012.12877, Table 9, and the defaults of the
     # deit repository's main.py). 8 GPUs x 128 images.
@@ -30,11 +32,12 @@ RECIPES = {
     ),
     # For images of a few pixels on a laptop: minutes, not days. No flips, since a mirrored digit is another sign.
     "small_images": dict(
-        epochs=40, batch_size=64, base_lr=8e-3, weight_decay=0.05, optimizer="adamw",
+        epochs=25, batch_size=64, base_lr=0.032, weight_decay=0.05, optimizer="adamw",
         warmup_epochs=2, warmup_lr=1e-6, min_lr=1e-5, schedule_per="update",
-        label_smoothing=0.1, crop_scale=(0.7, 1.0), hflip=0.0, crop_pct=1.0, in_memory=True,
+        label_smoothing=0.1, crop_scale=(0.85, 1.0), hflip=0.0, crop_pct=1.0, in_memory=True,
     ),
-}  # fmt: skip
+}
+# fmt: on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +120,11 @@ class Config:
         return f"{self.name}-seed{self.seed}"
 
     @property
+    def run_dir(self) -> Path:
+        """Where the run lives unless told otherwise: runs/<experiment>/<run id>."""
+        return RUNS / self.experiment / self.run_id
+
+    @property
     def lr(self) -> float:
         """Peak learning rate: linear in the global batch (DeiT's rule, arXiv:2012.12877, section 6)."""
         return self.base_lr * self.batch_size / 512
@@ -152,14 +160,12 @@ class Experiment:
         given = {**self.settings, **entry, **overrides}
         recipe = given.get("recipe", "")
         if recipe and recipe not in RECIPES:
-            raise InputError(f"recipe '{recipe}' is unknown{_suggest(recipe, RECIPES)}")
+            raise InputError(f"recipe '{recipe}' is unknown{suggest(recipe, RECIPES)}")
         known = {f.name for f in fields(Config)} - {"experiment", "name"}
         for key in given:
             if key not in known:
-                raise InputError(f"'{key}' is no setting of a run{_suggest(key, known)}")
-        return Config(
-            experiment=self.name, name=model, **{"seed": seed, **RECIPES.get(recipe, {}), **given}
-        )
+                raise InputError(f"'{key}' is no setting of a run{suggest(key, known)}")
+        return Config(experiment=self.name, name=model, **{"seed": seed, **RECIPES.get(recipe, {}), **given})
 
     def configs(self) -> list[Config]:
         return [self.config(model, seed) for model in self.models for seed in self.seeds]
@@ -169,10 +175,10 @@ def load_experiment(name: str | Path) -> Experiment:
     """Read experiments/<name>.toml, or the .toml file at a path."""
     path = Path(name)
     if path.suffix != ".toml":
-        path = EXPERIMENTS_DIR / f"{name}.toml"
+        path = EXPERIMENTS / f"{name}.toml"
     if not path.is_file():
-        have = sorted(p.stem for p in EXPERIMENTS_DIR.glob("*.toml"))
-        raise InputError(f"experiment '{name}' is unknown{_suggest(str(name), have)}, or give the path of a .toml file")
+        have = sorted(p.stem for p in EXPERIMENTS.glob("*.toml"))
+        raise InputError(f"experiment '{name}' is unknown{suggest(str(name), have)}, or give the path of a .toml file")
     try:
         content = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
@@ -204,14 +210,14 @@ def parse_setting(text: str) -> tuple[str, object]:
         return key, value
 
 
-def _suggest(wrong: str, known) -> str:
+def suggest(wrong: str, known) -> str:
     close = difflib.get_close_matches(wrong, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"
 
 
 def _typed(name: str, value, hint):
     """value as the annotated type, or InputError. Only int -> float and list -> tuple are converted."""
-    allowed = typing.get_args(hint) if not typing.get_origin(hint) is tuple and typing.get_args(hint) else (hint,)
+    allowed = typing.get_args(hint) if typing.get_origin(hint) is not tuple and typing.get_args(hint) else (hint,)
     for kind in allowed:
         if kind is type(None) and value is None:
             return None
@@ -233,28 +239,52 @@ def _check(c: Config) -> None:
 
     for name in ("img_size", "epochs", "batch_size", "num_processes"):
         need(getattr(c, name) >= 1, f"{name} must be at least 1, got {getattr(c, name)}")
-    for name in ("seed", "num_workers", "max_train_images", "max_eval_images", "warmup_epochs", "cooldown_epochs",
-                 "base_lr", "weight_decay", "warmup_lr", "min_lr", "clip_grad", "mixup", "cutmix"):  # fmt: skip
+    for name in (
+        "seed",
+        "num_workers",
+        "max_train_images",
+        "max_eval_images",
+        "warmup_epochs",
+        "cooldown_epochs",
+        "base_lr",
+        "weight_decay",
+        "warmup_lr",
+        "min_lr",
+        "clip_grad",
+        "mixup",
+        "cutmix",
+    ):
         need(getattr(c, name) >= 0, f"{name} must not be negative, got {getattr(c, name)}")
     for name in ("drop_rate", "drop_path_rate", "validation_fraction", "label_smoothing", "ema_decay"):
         need(0 <= getattr(c, name) < 1, f"{name} must be in [0, 1), got {getattr(c, name)}")
     for name, choices in {
-        "in_chans": (1, 3), "schedule_per": ("epoch", "update"), "mixed_precision": ("no", "bf16", "fp16"),
-        "device": ("auto", "cuda", "cpu", "mps"), "interpolation": ("bicubic", "bilinear", "nearest"),
-    }.items():  # fmt: skip
+        "in_chans": (1, 3),
+        "schedule_per": ("epoch", "update"),
+        "mixed_precision": ("no", "bf16", "fp16"),
+        "device": ("auto", "cuda", "cpu", "mps"),
+        "interpolation": ("bicubic", "bilinear", "nearest"),
+    }.items():
         need(getattr(c, name) in choices, f"{name} must be one of {choices}, got {getattr(c, name)!r}")
     need(len(c.mean) == len(c.std) == c.in_chans, f"mean and std must have in_chans = {c.in_chans} values each")
     need(min(c.std) > 0, "std must be positive")
-    need(c.warmup_epochs < c.epochs or c.warmup_epochs == 0,
-         f"warmup_epochs ({c.warmup_epochs}) must be fewer than epochs ({c.epochs}); set warmup_epochs=0")  # fmt: skip
-    need(c.batch_size % c.num_processes == 0,
-         f"batch_size {c.batch_size} is for all processes and must divide by num_processes {c.num_processes}")  # fmt: skip
+    need(
+        c.warmup_epochs < c.epochs or c.warmup_epochs == 0,
+        f"warmup_epochs ({c.warmup_epochs}) must be fewer than epochs ({c.epochs}); set warmup_epochs=0",
+    )
+    need(
+        c.batch_size % c.num_processes == 0,
+        f"batch_size {c.batch_size} is for all processes and must divide by num_processes {c.num_processes}",
+    )
     if c.mixup or c.cutmix:
-        need(c.batch_size // c.num_processes % 2 == 0,
-             f"mixup pairs images: the batch of a process must be even, got {c.batch_size // c.num_processes}")  # fmt: skip
+        need(
+            c.batch_size // c.num_processes % 2 == 0,
+            f"mixup pairs images: the batch of a process must be even, got {c.batch_size // c.num_processes}",
+        )
     if not c.validation_split:
         need(c.validation_fraction > 0, "give validation_split, or a validation_fraction of the training images")
     if c.patch_size:
-        need(c.img_size % c.patch_size == 0,
-             f"img_size {c.img_size} is not divisible by patch_size {c.patch_size}: "
-             f"use {c.img_size // c.patch_size * c.patch_size or c.patch_size}")  # fmt: skip
+        need(
+            c.img_size % c.patch_size == 0,
+            f"img_size {c.img_size} is not divisible by patch_size {c.patch_size}: "
+            f"use {c.img_size // c.patch_size * c.patch_size or c.patch_size}",
+        )

@@ -102,18 +102,30 @@ def eval_loader(split: datasets.Dataset, config: Config, rank: int = 0) -> DataL
 
 def train_transform(config: Config):
     return create_transform(
-        input_size=(config.in_chans, config.img_size, config.img_size), is_training=True,
-        scale=config.crop_scale, ratio=config.crop_ratio, hflip=config.hflip, color_jitter=None,
-        auto_augment=config.auto_augment or None, interpolation=config.interpolation,
-        re_prob=config.random_erasing, re_mode="pixel", mean=config.mean, std=config.std,
-    )  # fmt: skip
+        input_size=(config.in_chans, config.img_size, config.img_size),
+        is_training=True,
+        scale=config.crop_scale,
+        ratio=config.crop_ratio,
+        hflip=config.hflip,
+        color_jitter=None,
+        auto_augment=config.auto_augment or None,
+        interpolation=config.interpolation,
+        re_prob=config.random_erasing,
+        re_mode="pixel",
+        mean=config.mean,
+        std=config.std,
+    )
 
 
 def eval_transform(config: Config):
     return create_transform(
-        input_size=(config.in_chans, config.img_size, config.img_size), is_training=False,
-        interpolation=config.interpolation, crop_pct=config.crop_pct, mean=config.mean, std=config.std,
-    )  # fmt: skip
+        input_size=(config.in_chans, config.img_size, config.img_size),
+        is_training=False,
+        interpolation=config.interpolation,
+        crop_pct=config.crop_pct,
+        mean=config.mean,
+        std=config.std,
+    )
 
 
 def _loader(images, config: Config, **options) -> DataLoader:
@@ -152,8 +164,8 @@ def _open(dataset: str) -> datasets.DatasetDict:
 
 def _digits() -> datasets.DatasetDict:
     """scikit-learn's 1,797 handwritten digits, 8x8, 17 grey levels; a stratified fifth is the test split."""
-    from sklearn.datasets import load_digits
     from PIL import Image
+    from sklearn.datasets import load_digits
 
     digits = load_digits()
     features = datasets.Features(
@@ -166,8 +178,10 @@ def _digits() -> datasets.DatasetDict:
 
 def _split(source: datasets.DatasetDict, name: str, dataset: str) -> datasets.Dataset:
     if name not in source:
-        raise InputError(f"dataset '{dataset}' has no split '{name}', it has {sorted(source)}; set train_split, "
-                         "validation_split and test_split")  # fmt: skip
+        raise InputError(
+            f"dataset '{dataset}' has no split '{name}', it has {sorted(source)}; set train_split, "
+            "validation_split and test_split"
+        )
     if not len(source[name]):
         raise InputError(f"dataset '{dataset}': split '{name}' is empty")
     return source[name]
@@ -186,13 +200,16 @@ def _two_columns(split: datasets.Dataset, config: Config) -> datasets.Dataset:
         return found[0]
 
     image = find(config.image_column, "image", lambda name, feature: isinstance(feature, datasets.Image))
-    label = find(config.label_column, "label",
-                 lambda name, feature: isinstance(feature, datasets.ClassLabel) or name == "label")  # fmt: skip
+    label = find(
+        config.label_column, "label", lambda name, feature: isinstance(feature, datasets.ClassLabel) or name == "label"
+    )
     if not isinstance(split.features[image], datasets.Image):
         raise InputError(f"dataset '{config.dataset}': column '{image}' holds no images")
     if getattr(split.features[label], "dtype", None) == "string":
-        raise InputError(f"dataset '{config.dataset}': column '{label}' holds text; save it as a ClassLabel "
-                         f"(dataset.class_encode_column('{label}'))")  # fmt: skip
+        raise InputError(
+            f"dataset '{config.dataset}': column '{label}' holds text; save it as a ClassLabel "
+            f"(dataset.class_encode_column('{label}'))"
+        )
     return split.select_columns([image, label]).rename_columns(
         {k: v for k, v in {image: "image", label: "label"}.items() if k != v}
     )

@@ -20,64 +20,52 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from ffvit.checkpoint import load_weights
-from ffvit.config import Config, InputError, _suggest
+from ffvit.config import Config, InputError, suggest
 
 AUTHOR_WEIGHTS = "https://github.com/lukemelas/do-you-even-need-attention/releases/download/v0.0.1/"
 
 
 class Branch(nn.Module):
-    """One residual branch: normalise, then mix, over the last axis of the tokens or of the transposed map.
+    """Norm, then a feed-forward layer or attention, so that features or patches are mixed. (B, N, D) -> (B, N, D)."""
 
-    x: (B, N, D) tokens -> (B, N, D).
-    """
-
-    def __init__(self, norm: nn.Module, mix: nn.Module, transposed: bool):
+    def __init__(self, mixes, layer, num_tokens, embed_dim, num_heads, mlp_ratio, drop_rate):
         super().__init__()
-        self.norm = norm
-        self.mix = mix
-        self.transposed = transposed
+        # A feed-forward layer mixes the axis it runs along, attention mixes the other one.
+        self.transposed = (mixes == "patches") == (layer == "ff")
+        width = num_tokens if self.transposed else embed_dim
+        # Over the tokens where transposed, as in the author's weights; MLP-Mixer normalises channels in both branches.
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        if layer == "ff":
+            self.mix = Mlp(width, int(mlp_ratio * width), drop=drop_rate)
+        else:
+            heads = 1 if self.transposed else num_heads  # N = 197 is prime: one head
+            self.mix = Attention(width, heads, qkv_bias=True, proj_drop=drop_rate)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.transposed:
-            return self.mix(self.norm(x))
-        return self.mix(self.norm(x.transpose(1, 2))).transpose(1, 2)
+    def forward(self, x):
+        if self.transposed:
+            x = x.transpose(1, 2)  # (B, D, N)
+        x = self.mix(self.norm(x))
+        return x.transpose(1, 2) if self.transposed else x
 
 
 class Block(nn.Module):
-    """Mix the features of every patch and the patches of every feature. Arrays are (batch B, tokens N, features D)."""
+    """Mix the features within every patch and the patches within every feature (Figure 2). (B, N, D) -> (B, N, D)."""
 
-    def __init__(self, num_tokens, embed_dim, patches, features, patches_first, num_heads, mlp_ratio, drop, drop_path):
+    def __init__(self, patches, features, patches_first, drop_path, **shape):
         super().__init__()
-
-        def branch(kind, width, transposed, heads):
-            # In the transposed map the norm is over the N tokens of a channel, as in the author's weights;
-            # MLP-Mixer normalises channels in both branches.
-            if kind == "ff":
-                mix = Mlp(width, int(width * mlp_ratio), drop=drop)
-            else:
-                mix = Attention(width, heads, qkv_bias=True, proj_drop=drop)
-            return Branch(nn.LayerNorm(width, eps=1e-6), mix, transposed)
-
-        # A feed-forward layer mixes the axis it runs along; attention mixes the other one.
-        self.mix_features = (
-            branch("ff", embed_dim, transposed=False, heads=None)
-            if features == "ff"
-            else branch("attention", num_tokens, transposed=True, heads=1)  # N = 197 is prime: one head
-        )
-        self.mix_patches = (
-            branch("ff", num_tokens, transposed=True, heads=None)
-            if patches == "ff"
-            else branch("attention", embed_dim, transposed=False, heads=num_heads)
-        )
+        self.mix_features = Branch("features", features, **shape)
+        self.mix_patches = Branch("patches", patches, **shape)
         self.drop_path = DropPath(drop_path)
         self.patches_first = patches_first
 
-    def forward(self, x: Tensor) -> Tensor:
-        first, second = self.mix_features, self.mix_patches
-        if self.patches_first:
-            first, second = second, first
-        x = x + self.drop_path(first(x))
-        x = x + self.drop_path(second(x))
+    @property
+    def branches(self):
+        order = [self.mix_features, self.mix_patches]
+        return order[::-1] if self.patches_first else order
+
+    def forward(self, x):
+        for branch in self.branches:
+            x = x + self.drop_path(branch(x))
         return x
 
 
@@ -143,8 +131,9 @@ class PatchFeatureMixer(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
         self.pos_encoding = PositionEncoding(embed_dim, (position_grid,) * 2 if position_grid else self.grid_size)
         self.pos_drop = nn.Dropout(drop_rate)
+        shape = dict(num_tokens=self.num_tokens, embed_dim=embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio)
         self.blocks = nn.ModuleList(
-            Block(self.num_tokens, embed_dim, patches, features, patches_first, num_heads, mlp_ratio, drop_rate, rate)
+            Block(patches, features, patches_first, rate, drop_rate=drop_rate, **shape)
             for rate in torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
@@ -210,21 +199,33 @@ def _by(size) -> str:
     return "x".join(str(side) for side in size)
 
 
-_CFG = dict(input_size=(3, 224, 224), crop_pct=0.875, interpolation="bicubic", fixed_input_size=True,
-            mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), num_classes=1000,
-            first_conv="patch_embed.proj", classifier="head")  # fmt: skip
-default_cfgs = generate_default_cfgs({
-    "ff_tiny_patch16_224": _CFG,
-    "ff_base_patch16_224": _CFG,
-    "ff_large_patch32_224": _CFG,
-    "attention_only_tiny_patch16_224": _CFG,
-    "ff_attention_tiny_patch16_224": _CFG,
-})  # fmt: skip
+_CFG = dict(
+    input_size=(3, 224, 224),
+    crop_pct=0.875,
+    interpolation="bicubic",
+    fixed_input_size=True,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    num_classes=1000,
+    first_conv="patch_embed.proj",
+    classifier="head",
+)
+default_cfgs = generate_default_cfgs(
+    {
+        "ff_tiny_patch16_224": _CFG,
+        "ff_base_patch16_224": _CFG,
+        "ff_large_patch32_224": _CFG,
+        "attention_only_tiny_patch16_224": _CFG,
+        "ff_attention_tiny_patch16_224": _CFG,
+    }
+)
 
 
 def _create(name: str, pretrained: bool, published: str = "", **kwargs) -> PatchFeatureMixer:
     if pretrained and not published:
-        raise InputError(f"no weights of {name} were published; only ff_tiny_patch16_224 and ff_base_patch16_224 have any")
+        raise InputError(
+            f"no weights of {name} were published; only ff_tiny_patch16_224 and ff_base_patch16_224 have any"
+        )
     model = build_model_with_cfg(PatchFeatureMixer, name, pretrained=False, **kwargs)
     return load_weights(model, AUTHOR_WEIGHTS + published) if pretrained else model
 
@@ -272,7 +273,7 @@ def ff_attention_tiny_patch16_224(pretrained=False, **kwargs) -> PatchFeatureMix
 def create(config: Config, num_classes: int) -> nn.Module:
     """The model of a run. Raises InputError for an unknown name and for a shape that does not fit."""
     if not timm.is_model(config.model):
-        raise InputError(f"model '{config.model}' is unknown to timm{_suggest(config.model, timm.list_models())}")
+        raise InputError(f"model '{config.model}' is unknown to timm{suggest(config.model, timm.list_models())}")
     shape = {k: getattr(config, k) for k in ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")}
     regular = {k: getattr(config, k) for k in ("img_size", "in_chans", "drop_rate", "drop_path_rate")}
     try:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+from ffvit.config import ROOT
+
 # What decides a result. Records and figures are left out: writing them must not make the tree look changed.
 CODE = ("ffvit", "notebooks", "experiments", "workflow", "pyproject.toml", "requirements.lock")
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "pillow")
@@ -31,7 +32,13 @@ def git_state() -> dict:
 def hardware(device: torch.device, num_processes: int = 1) -> dict:
     """The machine as a reader needs it to judge a duration; no host name, no user."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {"device": device.type, "gpu": gpu, "processes": num_processes, "cpu": _cpu_name(), "cpu_cores": os.cpu_count()}
+    return {
+        "device": device.type,
+        "gpu": gpu,
+        "processes": num_processes,
+        "cpu": _cpu_name(),
+        "cpu_cores": os.cpu_count(),
+    }
 
 
 def versions() -> dict:

@@ -80,13 +80,21 @@ def train(config: Config, run_dir: Path) -> None:
         say(f"going on after epoch {len(progress['history'])} of {config.total_epochs}, from {state_file}")
     history = progress["history"]
     scheduler, _ = create_scheduler_v2(
-        optimizer, sched="cosine", num_epochs=config.epochs, warmup_epochs=config.warmup_epochs,
-        warmup_lr=config.warmup_lr, min_lr=config.min_lr, cooldown_epochs=config.cooldown_epochs,
-        step_on_epochs=config.schedule_per == "epoch", updates_per_epoch=len(loader),
-    )  # fmt: skip
+        optimizer,
+        sched="cosine",
+        num_epochs=config.epochs,
+        warmup_epochs=config.warmup_epochs,
+        warmup_lr=config.warmup_lr,
+        min_lr=config.min_lr,
+        cooldown_epochs=config.cooldown_epochs,
+        step_on_epochs=config.schedule_per == "epoch",
+        updates_per_epoch=len(loader),
+    )
     mix, criterion = _loss(config, len(splits.classes))
-    say(f"{config.label} ({config.model}): {parameters:,} parameters, {len(splits.train):,} images, {len(loader)} updates of "
-        f"{config.batch_size} images per epoch, {config.total_epochs} epochs, {config.num_processes} x {device.type}")  # fmt: skip
+    say(
+        f"{config.label} ({config.model}): {parameters:,} parameters, {len(splits.train):,} images, {len(loader)} updates of "
+        f"{config.batch_size} images per epoch, {config.total_epochs} epochs, {config.num_processes} x {device.type}"
+    )
 
     for epoch in range(len(history), config.total_epochs):
         set_seed(int(np.random.SeedSequence([config.seed, epoch, rank]).generate_state(1)[0]))
@@ -119,18 +127,28 @@ def train(config: Config, run_dir: Path) -> None:
         train_s = time.monotonic() - began
         score = evaluate(model, validation, len(splits.classes), device, partial(accelerator.reduce, reduction="sum"))
         _require_finite(score.loss, "validation loss", epoch, run_dir)
-        history.append({
-            "epoch": epoch + 1, "train_loss": train_loss, "validation_loss": score.loss,
-            "validation_top1_percent": score.top1_percent, "validation_top5_percent": score.top5_percent,
-            "lr": optimizer.param_groups[0]["lr"], "images_per_s": len(loader) * config.batch_size / train_s,
-            "seconds": time.monotonic() - began,
-        })  # fmt: skip
+        history.append(
+            {
+                "epoch": epoch + 1,
+                "train_loss": train_loss,
+                "validation_loss": score.loss,
+                "validation_top1_percent": score.top1_percent,
+                "validation_top5_percent": score.top5_percent,
+                "lr": optimizer.param_groups[0]["lr"],
+                "images_per_s": len(loader) * config.batch_size / train_s,
+                "seconds": time.monotonic() - began,
+            }
+        )
         say(_epoch_line(config, history))
         if accelerator.is_main_process:
             _save(run_dir, saved, optimizer, history, last=epoch + 1 == config.total_epochs)
 
     if accelerator.is_main_process:
-        facts |= {"history": history, "duration_s": sum(e["seconds"] for e in history), "peak_memory_mb": _peak_memory_mb(device)}
+        facts |= {
+            "history": history,
+            "duration_s": sum(e["seconds"] for e in history),
+            "peak_memory_mb": _peak_memory_mb(device),
+        }
         checkpoint.write_atomically(finished_file, json.dumps(facts, indent=1))
         state_file.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
@@ -140,7 +158,9 @@ def train(config: Config, run_dir: Path) -> None:
 
 def _accelerator(config: Config) -> Accelerator:
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device='cuda', but PyTorch finds no CUDA GPU: set device='auto' or 'cpu', or check nvidia-smi")
+        raise InputError(
+            "device='cuda', but PyTorch finds no CUDA GPU: set device='auto' or 'cpu', or check nvidia-smi"
+        )
     if config.device == "mps" and not torch.backends.mps.is_available():
         raise InputError("device='mps', but PyTorch finds no Apple GPU: set device='auto' or 'cpu'")
     if config.mixed_precision == "fp16" and (config.device == "cpu" or not torch.cuda.is_available()):
@@ -156,13 +176,17 @@ def _accelerator(config: Config) -> Accelerator:
 
 def _already_finished(config: Config, run_dir: Path) -> bool:
     """Whether the folder holds this very run, finished. Raises InputError where it holds another one."""
-    if (run_dir / "config.json").exists() and any((run_dir / f).exists() for f in ("state.safetensors", "training.json")):
+    if (run_dir / "config.json").exists() and any(
+        (run_dir / f).exists() for f in ("state.safetensors", "training.json")
+    ):
         there = json.loads((run_dir / "config.json").read_text())
         asked = config.to_dict()
         differ = [k for k in asked if there.get(k) != asked[k] and k not in MACHINE_SETTINGS]
         if differ:
             shown = ", ".join(f"{k} is {there.get(k)!r}, asked {asked[k]!r}" for k in differ[:3])
-            raise InputError(f"{run_dir} holds a run with other settings ({shown}): choose another folder, or delete it")
+            raise InputError(
+                f"{run_dir} holds a run with other settings ({shown}): choose another folder, or delete it"
+            )
     return (run_dir / "training.json").exists()
 
 
@@ -218,22 +242,28 @@ def _save(run_dir: Path, saved: dict[str, nn.Module], optimizer, history: list[d
 def _require_finite(value: float, what: str, epoch: int, run_dir: Path) -> None:
     if not math.isfinite(value):
         kept = f"the state after epoch {epoch} is kept in {run_dir}" if epoch else "there is no whole epoch to keep"
-        raise TrainingError(f"{what} is {value} in epoch {epoch + 1}; {kept}. Try a lower base_lr, more warmup_epochs, "
-                            "clip_grad=1, or mixed_precision='no'")  # fmt: skip
+        raise TrainingError(
+            f"{what} is {value} in epoch {epoch + 1}; {kept}. Try a lower base_lr, more warmup_epochs, "
+            "clip_grad=1, or mixed_precision='no'"
+        )
 
 
 def _step_line(config: Config, epoch: int, step: int, steps: int, loss: float, seconds: float) -> str:
     left = (config.total_epochs - epoch - step / steps) * seconds * steps / step
-    return (f"epoch {epoch + 1}/{config.total_epochs}  step {step}/{steps}  loss {loss:.3f}  "
-            f"{step * config.batch_size / seconds:,.0f} images/s  {_duration(left)} left")  # fmt: skip
+    return (
+        f"epoch {epoch + 1}/{config.total_epochs}  step {step}/{steps}  loss {loss:.3f}  "
+        f"{step * config.batch_size / seconds:,.0f} images/s  {_duration(left)} left"
+    )
 
 
 def _epoch_line(config: Config, history: list[dict]) -> str:
     now = history[-1]
     left = (config.total_epochs - len(history)) * now["seconds"]
-    return (f"epoch {now['epoch']}/{config.total_epochs}  loss {now['train_loss']:.3f}  validation loss "
-            f"{now['validation_loss']:.3f}  top-1 {now['validation_top1_percent']:.2f} %  lr {now['lr']:.1e}  "
-            f"{now['images_per_s']:,.0f} images/s  {_duration(left)} left")  # fmt: skip
+    return (
+        f"epoch {now['epoch']}/{config.total_epochs}  loss {now['train_loss']:.3f}  validation loss "
+        f"{now['validation_loss']:.3f}  top-1 {now['validation_top1_percent']:.2f} %  lr {now['lr']:.1e}  "
+        f"{now['images_per_s']:,.0f} images/s  {_duration(left)} left"
+    )
 
 
 def _duration(seconds: float) -> str:
@@ -282,7 +312,7 @@ def main(arguments: list[str] | None = None) -> int:
             config = config_from_dict(json.loads(options.config.read_text()) | settings)
         else:
             config = load_experiment(options.experiment).config(options.model, options.seed, **settings)
-        train(config, options.run_dir or Path("runs") / config.experiment / config.run_id)
+        train(config, options.run_dir or config.run_dir)
     except (InputError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,48 @@
+# Everything starts here: `make help`.
+
+EXPERIMENT ?= digits
+DATASET ?=
+JOBS ?= 0
+SYSTEM_PYTHON ?= python3
+
+# An active conda environment made from environment.yml is used as it is; otherwise .venv is made.
+ifeq ($(CONDA_DEFAULT_ENV),ffvit)
+BIN :=
+READY :=
+else
+BIN := .venv/bin/
+READY := .venv/ready
+endif
+
+.PHONY: help setup reproduce figures test lab lock
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo "  EXPERIMENT=digits, cifar10, imagenet or a .toml file of your own; DATASET=<folder> for a local copy of its images; JOBS=<runs side by side>"
+
+setup: $(READY) ## Make .venv with the pinned dependencies (the others do this when needed)
+
+.venv/ready: requirements.lock pyproject.toml
+	@$(SYSTEM_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ffvit needs Python 3.11 or newer, this is %d.%d; set SYSTEM_PYTHON=<another one>" % sys.version_info[:2])'
+	@echo "Setting up .venv: some minutes, once"
+	@$(SYSTEM_PYTHON) -m venv .venv
+	@.venv/bin/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+reproduce: $(READY) ## Train, evaluate, and make every table and figure of EXPERIMENT
+	@$(BIN)python workflow/run.py reproduce "$(EXPERIMENT)" --dataset "$(DATASET)" --jobs $(JOBS)
+
+figures: $(READY) ## Make the tables and figures of EXPERIMENT again from recorded results: no training, no GPU
+	@$(BIN)python workflow/run.py figures "$(EXPERIMENT)" --jobs $(JOBS)
+
+test: $(READY) ## Run all tests, each notebook included
+	@$(BIN)ruff check . && $(BIN)ruff format --check .
+	@$(BIN)python -m pytest -n 2 tests
+
+lab: $(READY) ## Open JupyterLab on the notebooks
+	@$(BIN)jupyter lab --notebook-dir=. notebooks/02_train.ipynb
+
+lock: $(READY) ## Pin again what pyproject.toml asks for
+	@$(BIN)uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --upgrade --no-header --output-file requirements.lock

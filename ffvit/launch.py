@@ -1,0 +1,100 @@
+"""Start training as a process of its own, the same way from a notebook, the pipeline and a test.
+
+A subprocess of `accelerate launch` and not accelerate's notebook_launcher: that one forks, ignores the precision
+asked for and runs two processes on a CPU as two unrelated copies.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from ffvit.checkpoint import write_atomically
+from ffvit.config import Config
+from ffvit.train import TrainingError
+
+
+def launch(config: Config, run_dir: Path | None = None, on_line: Callable[[str], None] = print) -> Path:
+    """Train a run in `accelerate launch` and return its folder; every line it prints goes to on_line and to log.txt.
+
+    Raises TrainingError with the last lines of the log, and the command that goes on with the run.
+    """
+    run_dir = run_dir or config.run_dir
+    request = run_dir / "request.json"  # not config.json: that one belongs to the run that is there already, if any
+    write_atomically(request, json.dumps(config.to_dict(), indent=1))
+    train = ["-m", "ffvit.train", "--config", str(request), "--run-dir", str(run_dir)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *_flags(config), *train]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if config.device == "cpu":
+        environment["ACCELERATE_USE_CPU"] = "true"
+    last_lines: deque[str] = deque(maxlen=20)
+    with _own_gpus(config, environment), open(run_dir / "log.txt", "a") as log:
+        process = subprocess.Popen(
+            [*command, "--parent", str(os.getpid())],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            for line in process.stdout:
+                log.write(line)
+                log.flush()
+                last_lines.append(line)
+                on_line(line.rstrip("\n"))
+        finally:
+            process.terminate()  # no effect on one that has ended; an interrupted cell must not leave it running
+            process.wait()
+    if process.returncode:
+        again = " ".join(["accelerate launch", *_flags(config), *train])
+        raise TrainingError(
+            f"training ended with exit code {process.returncode}; its last lines:\n{''.join(last_lines)}"
+            f"The log is {run_dir / 'log.txt'}. To go on after the last whole epoch:\n{again}"
+        )
+    return run_dir
+
+
+def _flags(config: Config) -> list[str]:
+    """Every choice explicit: accelerate must not ask the machine's own configuration."""
+    flags = [
+        "--num_machines",
+        "1",
+        "--num_processes",
+        str(config.num_processes),
+        "--mixed_precision",
+        config.mixed_precision,
+        "--dynamo_backend",
+        "no",
+    ]
+    if config.num_processes > 1:
+        # Also on CPUs: with --cpu, accelerate starts a single process whatever number is asked for. Port 0: a free one.
+        return [*flags, "--multi_gpu", "--main_process_port", "0"]
+    return [*flags, "--cpu"] if config.device == "cpu" else flags
+
+
+@contextlib.contextmanager
+def _own_gpus(config: Config, environment: dict[str, str]) -> Iterator[None]:
+    """Give the run GPUs that no other run started here has, while there are any.
+
+    Snakemake counts GPUs but assigns none, so runs started side by side would all take the first.
+    """
+    with contextlib.ExitStack() as held:
+        count = 0 if config.device == "cpu" or "CUDA_VISIBLE_DEVICES" in environment else torch.cuda.device_count()
+        free = []
+        for index in range(count):
+            lock = FileLock(Path(tempfile.gettempdir()) / f"ffvit-gpu-{index}.lock", timeout=0)
+            with contextlib.suppress(Timeout):
+                if len(free) < config.num_processes:
+                    held.enter_context(lock)
+                    free.append(str(index))
+        if len(free) == config.num_processes:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(free)
+        yield

@@ -1,0 +1,124 @@
+"""The record of a run: one small JSON that carries its result and all it takes to believe and repeat it.
+
+`python -m ffvit.record runs/digits/ff-seed0` scores the last weights on the test split, every image once, and writes
+results/digits/ff-seed0.json, last of all and atomically: a run without a record is unfinished.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from ffvit import checkpoint, data, models
+from ffvit.config import RESULTS, RUNS, Config, Experiment, InputError, config_from_dict
+from ffvit.evaluate import Evaluation, evaluate
+
+FIELDS = {
+    "run_id": str,
+    "config": dict,
+    "model": dict,
+    "dataset": dict,
+    "history": list,
+    "results": dict,
+    "duration_s": float,
+    "peak_memory_mb": int,
+    "started_at": str,
+    "hardware": dict,
+    "versions": dict,
+    "git": dict,
+}
+MAX_CONFUSION_CLASSES = 100  # a larger matrix would make the record a large file
+
+
+def open_run(run_dir: Path) -> tuple[Config, dict]:
+    """Settings and facts of a finished run. Raises InputError for one that is not finished."""
+    if not (run_dir / "training.json").is_file():
+        raise InputError(
+            f"{run_dir} holds no finished run; go on with: accelerate launch -m ffvit.train --config "
+            f"{run_dir / 'config.json'} --run-dir {run_dir}"
+        )
+    return (
+        config_from_dict(json.loads((run_dir / "config.json").read_text())),
+        json.loads((run_dir / "training.json").read_text()),
+    )
+
+
+def choose(
+    experiment: Experiment, model: str, seed: int, run_dir: str = "", checkpoint: str = "", **settings
+) -> tuple[Config, str | Path]:
+    """Settings and weights to evaluate: a finished run's last ones, or any checkpoint in an experiment's settings."""
+    config = experiment.config(model, seed, **settings)
+    if checkpoint:
+        return config, checkpoint
+    folder = Path(run_dir or config.run_dir)
+    return open_run(folder)[0], folder / "last.safetensors"
+
+
+def score(config: Config, weights: str | Path, device: str = "auto") -> tuple[Evaluation, data.Splits]:
+    """Evaluate a checkpoint (ours or the author's; a path or an address) on the test split of a run's settings."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    splits = data.load_splits(config)
+    model = checkpoint.load_weights(models.create(config, len(splits.classes)), weights)
+    return evaluate(model.to(device), data.eval_loader(splits.test, config), len(splits.classes), device), splits
+
+
+def write_record(run_dir: Path, evaluation: Evaluation, results_dir: Path = RESULTS) -> Path:
+    """Join what training left in the run's folder with its score on the test split."""
+    config, facts = open_run(run_dir)
+    results = {
+        "images": evaluation.images,
+        "loss": evaluation.loss,
+        "top1_percent": evaluation.top1_percent,
+        "top5_percent": evaluation.top5_percent,
+        "per_class_percent": evaluation.per_class_percent,
+    }
+    if len(evaluation.confusion) <= MAX_CONFUSION_CLASSES:
+        results["confusion"] = evaluation.confusion.tolist()
+    path = results_dir / config.experiment / f"{config.run_id}.json"
+    checkpoint.write_atomically(path, json.dumps(facts | {"results": results}, indent=1) + "\n")
+    return path
+
+
+def load_records(experiment: str, results_dir: Path = RESULTS) -> list[dict]:
+    """All records of an experiment, by run id. Raises InputError for a file that is no whole record."""
+    return [_read(path) for path in sorted((results_dir / experiment).glob("*.json"))]
+
+
+def origin(record: dict, runs_dir: Path = RUNS) -> str:
+    """ "trained here" where this machine still holds the very run; "recorded" where the record came with the project."""
+    run = runs_dir / record["config"]["experiment"] / record["run_id"] / "training.json"
+    here = run.is_file() and json.loads(run.read_text())["started_at"] == record["started_at"]
+    return "trained here" if here else "recorded"
+
+
+def _read(path: Path) -> dict:
+    try:
+        record = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: no valid JSON ({error}); delete it and run the pipeline again") from None
+    for name, kind in FIELDS.items():
+        if not isinstance(record.get(name), kind):
+            raise InputError(f"{path}: '{name}' must be {kind.__name__}; delete the file and run the pipeline again")
+    return record
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("usage: python -m ffvit.record RUN_DIR", file=sys.stderr)
+        return 2
+    run_dir = Path(arguments[0])
+    try:
+        config, _ = open_run(run_dir)
+        evaluation, _ = score(config, run_dir / "last.safetensors")
+        path = write_record(run_dir, evaluation)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"top-1 {evaluation.top1_percent:.2f} % of {evaluation.images:,} test images; record: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,58 @@
+"""Numbers that papers print, as data: reported.csv, checked whenever it is read. A blank stays blank."""
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from ffvit.config import InputError
+
+CSV = Path(__file__).with_name("reported.csv")
+UNITS = {"parameters": "million", "top1": "percent", "epochs": "epochs", "num_tokens": "tokens"}
+
+
+@dataclass(frozen=True)
+class Reported:
+    paper: str
+    place: str  # in the paper
+    model: str  # timm's name for it
+    metric: str
+    value: float | None  # None: the paper leaves it blank
+    unit: str
+    source: str  # "report": the FF-only report itself; "paper": another one
+    note: str
+
+
+def load_reported(path: Path = CSV) -> list[Reported]:
+    """Every row of the file. Raises InputError with the line for a wrong unit, number, or a number given twice."""
+    rows: list[Reported] = []
+    with open(path, newline="") as file:
+        for line, cells in enumerate(csv.DictReader(file), start=2):
+            where = f"{path.name}, line {line}"
+            if set(cells) != set(Reported.__dataclass_fields__) or None in cells.values():
+                raise InputError(f"{where}: needs the columns {', '.join(Reported.__dataclass_fields__)}")
+            if UNITS.get(cells["metric"]) != cells["unit"]:
+                raise InputError(f"{where}: metric '{cells['metric']}' in '{cells['unit']}'; known: {UNITS}")
+            try:
+                value = float(cells["value"]) if cells["value"] else None
+            except ValueError:
+                value = math.nan
+            if value is not None and (
+                not math.isfinite(value) or value < 0 or cells["unit"] == "percent" and value > 100
+            ):
+                raise InputError(f"{where}: '{cells['value']}' is no value in {cells['unit']}")
+            row = Reported(**cells | {"value": value})
+            if any(
+                (r.paper, r.place, r.model, r.metric) == (row.paper, row.place, row.model, row.metric) for r in rows
+            ):
+                raise InputError(f"{where}: {row.metric} of {row.model} is given twice for {row.paper}, {row.place}")
+            rows.append(row)
+    return rows
+
+
+def reported(place: str, model: str, metric: str, paper: str = "arXiv:2105.02723") -> Reported:
+    """One number, or KeyError where the papers are silent."""
+    for row in load_reported():
+        if (row.paper, row.place, row.model, row.metric) == (paper, place, model, metric):
+            return row
+    raise KeyError(f"reported.csv has no {metric} of {model} in {place} of {paper}")
