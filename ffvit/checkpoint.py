@@ -8,7 +8,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import tempfile
 import urllib.parse
 from pathlib import Path
@@ -111,15 +110,20 @@ def load_weights(model: nn.Module, path_or_url: str | Path, sha256: str | None =
     state = state.get("model", state) if isinstance(state, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise InputError(f"{path}: holds no state dict of tensors")
-    _load_strictly(model, {_our_name(k): v for k, v in state.items()}, path)
+    _load_strictly(model, _our_names(state), path)
     return model
 
 
-def _our_name(key: str) -> str:
-    if re.match(r"blocks\.\d+\.(mlp|norm)[12]\.", key) and ".mlp.fc" not in key:
+def _our_names(state: dict) -> dict:
+    """The author's names become ours; any other state dict stays as it is."""
+    if not any(".mlp1." in key for key in state):
+        return state
+    renamed = {}
+    for key, value in state.items():
         for theirs, ours in AUTHOR_NAMES:
             key = key.replace(theirs, ours)
-    return key
+        renamed[key] = value
+    return renamed
 
 
 def _load_strictly(model: nn.Module, state: dict, path: Path) -> None:

@@ -10,6 +10,7 @@ whether the run came to it in one go or after an interruption.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import math
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from filelock import FileLock, Timeout
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -47,8 +49,20 @@ class TrainingError(RuntimeError):
 
 def train(config: Config, run_dir: Path) -> None:
     """Run, or go on with, one training run. Raises InputError and TrainingError."""
-    state_file, finished_file = run_dir / "state.safetensors", run_dir / "training.json"
     accelerator = _accelerator(config)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_dir / ".lock", timeout=0)  # freed by the system when the process ends, however it ends
+    try:
+        with lock if accelerator.is_main_process else contextlib.nullcontext():
+            _train(config, run_dir, accelerator)
+    except Timeout:
+        raise InputError(
+            f"{run_dir} is being trained by another process: wait for it, or choose another folder"
+        ) from None
+
+
+def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> None:
+    state_file, finished_file = run_dir / "state.safetensors", run_dir / "training.json"
     device, rank = accelerator.device, accelerator.process_index
     say = accelerator.print
     if _already_finished(config, run_dir):
@@ -194,7 +208,6 @@ def _check_disk(run_dir: Path, parameters: int, config: Config) -> None:
     """Weights (last, best, ema) and the state (model, two moments, ema), and the state once more while it is replaced."""
     copies = 2 + 2 * 3 + (3 if config.ema_decay else 0)
     needed = 4 * parameters * copies
-    run_dir.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(run_dir).free) < needed:
         raise InputError(f"{run_dir}: checkpoints need {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free")
 
