@@ -1,0 +1,36 @@
+import os
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}  # read when the libraries are imported
+
+import datasets
+import matplotlib
+import pytest
+import torch
+
+from ffvit.config import ROOT, load_experiment
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_and_no_traces_at_home(tmp_path_factory):
+    torch.set_num_threads(1)
+    cache = tmp_path_factory.mktemp("huggingface")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+        patch.setenv("HF_DATASETS_CACHE", str(cache))  # for processes that a test starts
+        datasets.disable_progress_bars()
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared():
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs the folder ../shared (parity checkpoints and real images), which is not part of the project")
+    return folder
+
+
+@pytest.fixture
+def digits_config():
+    return load_experiment("digits").config("ff", epochs=1, warmup_epochs=0)

@@ -1,0 +1,102 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Subset, TensorDataset
+
+from ffvit.evaluate import confident_mistakes, evaluate
+
+CLASSES = 7
+
+
+def problem(count, classes=CLASSES):
+    generator = torch.Generator().manual_seed(count)
+    images = torch.randn(count, 1, 3, 4, generator=generator)
+    targets = torch.randint(classes, (count,), generator=generator)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, classes))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, generator=generator)
+    return model, TensorDataset(images, targets)
+
+
+def test_counts_equal_a_naive_loop():
+    model, dataset = problem(97)
+    found = evaluate(model, DataLoader(dataset, batch_size=10), CLASSES)
+    loss, confusion, hits5, predictions = 0.0, np.zeros((CLASSES, CLASSES), dtype=int), 0, []
+    for image, target in dataset:
+        logits = model(image[None])[0].double().tolist()
+        loss -= logits[target] - math.log(sum(math.exp(v) for v in logits))
+        ranking = sorted(range(CLASSES), key=lambda c: -logits[c])
+        hits5 += int(target) in ranking[:5]
+        confusion[target, ranking[0]] += 1
+        predictions.append(ranking[0])
+    assert found.images == 97
+    assert found.loss == pytest.approx(loss / 97, rel=1e-6)
+    assert found.top1_percent == pytest.approx(100 * np.trace(confusion) / 97, rel=1e-12)
+    assert found.top5_percent == pytest.approx(100 * hits5 / 97, rel=1e-12)
+    assert (found.confusion == confusion).all()
+    assert found.predictions.tolist() == predictions
+    assert found.per_class_percent == pytest.approx(list(100 * np.diag(confusion) / confusion.sum(axis=1)))
+
+
+@pytest.mark.parametrize("batch", [1, 5, 64])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 7, 97])
+def test_any_number_of_processes_and_any_batch_give_the_score_of_one(count, processes, batch):
+    model, dataset = problem(count)
+    alone = evaluate(model, DataLoader(dataset, batch_size=count), CLASSES)
+
+    def score(rank, add_up):
+        loader = DataLoader(Subset(dataset, range(rank, count, processes)), batch_size=batch)
+        return evaluate(model, loader, CLASSES, add_up=add_up)
+
+    parts = {}  # what each process would send to the others: its confusion, then its sums
+
+    def send(rank):
+        sent = parts.setdefault(rank, [])
+        return lambda tensor: sent.append(tensor.clone()) or torch.ones_like(tensor)
+
+    for rank in range(processes):
+        score(rank, send(rank))
+    confusion, sums = (sum(tensors) for tensors in zip(*parts.values()))
+    together = [score(r, lambda t: confusion if t.shape == confusion.shape else sums) for r in range(processes)]
+    for found in together:
+        assert found.images == count
+        assert (found.confusion == alone.confusion).all()
+        assert found.top1_percent == alone.top1_percent
+        assert found.top5_percent == alone.top5_percent
+        assert found.loss == pytest.approx(alone.loss, rel=1e-6)
+    assert sum(len(found.predictions) for found in together) == count
+
+
+def test_top5_of_three_classes_is_100_percent():
+    model, dataset = problem(20, classes=3)
+    assert evaluate(model, DataLoader(dataset, batch_size=8), 3).top5_percent == 100
+
+
+def test_a_class_without_images_has_no_accuracy():
+    model, _ = problem(5)
+    dataset = TensorDataset(torch.zeros(5, 1, 3, 4), torch.tensor([0, 0, 1, 3, 3]))
+    per_class = evaluate(model, DataLoader(dataset), CLASSES).per_class_percent
+    assert [c for c, accuracy in enumerate(per_class) if accuracy is None] == [2, 4, 5, 6]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_scored_in_evaluation_mode_and_left_as_it_was(training):
+    model, dataset = problem(9)
+    expected = evaluate(model, DataLoader(dataset), CLASSES).loss
+    noisy = nn.Sequential(model, nn.Dropout(0.9)).train(training)
+    assert evaluate(noisy, DataLoader(dataset), CLASSES).loss == expected
+    assert all(module.training == training for module in noisy.modules())
+
+
+def test_confident_mistakes_are_wrong_and_the_surest_first():
+    model, dataset = problem(97)
+    targets = dataset.tensors[1].numpy()
+    found = evaluate(model, DataLoader(dataset, batch_size=10), CLASSES)
+    every = confident_mistakes(found, targets, count=97)
+    assert sorted(every) == np.flatnonzero(found.predictions != targets).tolist()
+    assert (np.diff(found.confidences[every]) <= 0).all()
+    assert confident_mistakes(found, targets, count=5) == every[:5]

@@ -1,0 +1,297 @@
+import argparse
+import json
+import urllib.error
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.layers import Attention
+
+import ffvit  # noqa: F401  registers the models
+from ffvit import models
+from ffvit.checkpoint import AUTHOR_NAMES, load_weights
+from ffvit.config import InputError
+from ffvit.models import PatchFeatureMixer, count_macs, count_parameters
+
+PARAMETERS = {
+    "ff_tiny_patch16_224": 7_676_332,
+    "ff_base_patch16_224": 61_943_020,
+    "ff_large_patch32_224": 206_363_576,
+    "attention_only_tiny_patch16_224": 4_039_360,
+    "ff_attention_tiny_patch16_224": 5_998_276,
+}
+BASELINES = {
+    "deit_tiny_patch16_224": 5_717_416,
+    "deit_base_patch16_224": 86_567_656,
+    "vit_large_patch32_224": 306_535_400,
+}
+REGISTERED = [n for n in timm.list_models() if timm.model_entrypoint(n).__module__ == models.__name__]
+CELLS = [(patches, features) for patches in ("ff", "attention") for features in ("ff", "attention")]
+SMALL = dict(img_size=16, patch_size=4, in_chans=1, num_classes=5, embed_dim=12, depth=2, num_heads=2)
+
+
+def on_meta(name):
+    with torch.device("meta"):
+        return timm.create_model(name, num_classes=1000)
+
+
+def test_every_registered_model_has_a_pinned_parameter_count():
+    assert set(REGISTERED) == set(PARAMETERS)
+
+
+@pytest.mark.parametrize("name, parameters", (PARAMETERS | BASELINES).items())
+def test_parameter_count_is_exactly(name, parameters):
+    assert count_parameters(on_meta(name)) == parameters
+
+
+@pytest.mark.parametrize("name, millions", [("ff_tiny", 7.7), ("ff_base", 62), ("ff_large", 206)])
+def test_ff_models_have_the_millions_of_parameters_of_table_1(name, millions):
+    (full_name,) = [n for n in PARAMETERS if n.startswith(name)]
+    digits = 1 if millions < 10 else 0
+    assert round(PARAMETERS[full_name] / 1e6, digits) == millions
+
+
+def test_the_fourth_cell_counts_what_its_formula_says():
+    n, d, patch, classes = 14 * 14 + 1, 192, 16, 1000
+    embedding = 3 * patch * patch * d + d + d + n * d  # convolution, class token, positions of patches and class
+    attention_over_features = 2 * n + (3 * n * n + 3 * n) + (n * n + n)  # norm, qkv, projection
+    ff_over_patches = 2 * n + (4 * n * n + 4 * n) + (4 * n * n + n)
+    head = 2 * d + d * classes + classes
+    formula = embedding + 12 * (attention_over_features + ff_over_patches) + head
+    assert count_parameters(on_meta("ff_attention_tiny_patch16_224")) == formula
+
+
+@pytest.mark.parametrize(
+    "name, patches, features, d, depth, patch",
+    [
+        ("deit_tiny_patch16_224", "attention", "ff", 192, 12, 16),
+        ("ff_tiny_patch16_224", "ff", "ff", 192, 12, 16),
+        ("attention_only_tiny_patch16_224", "attention", "attention", 192, 12, 16),
+        ("ff_attention_tiny_patch16_224", "ff", "attention", 192, 12, 16),
+        ("ff_base_patch16_224", "ff", "ff", 768, 12, 16),
+        ("ff_large_patch32_224", "ff", "ff", 1024, 24, 32),
+    ],
+)
+def test_multiply_adds_equal_their_closed_form(name, patches, features, d, depth, patch):
+    grid = 224 // patch
+    n = grid * grid + 1
+    patch_embed = grid * grid * d * 3 * patch * patch
+    mixing = {
+        ("features", "ff"): n * (d * 4 * d + 4 * d * d),
+        ("patches", "ff"): d * (n * 4 * n + 4 * n * n),
+        ("patches", "attention"): n * d * 3 * d + 2 * n * n * d + n * d * d,  # qkv, both products, projection
+        ("features", "attention"): d * n * 3 * n + 2 * d * d * n + d * n * n,
+    }
+    head = d * 1000
+    formula = patch_embed + depth * (mixing["patches", patches] + mixing["features", features]) + head
+    model = on_meta(name)
+    assert models.cell(model) == {"patches": patches, "features": features}
+    assert count_macs(model, (3, 224, 224)) == formula
+
+
+@pytest.mark.parametrize("patches, features", CELLS)
+def test_multiply_adds_are_the_same_with_and_without_memory(patches, features):
+    with torch.device("meta"):
+        without = PatchFeatureMixer(patches=patches, features=features, **SMALL)
+    model = PatchFeatureMixer(patches=patches, features=features, **SMALL).train()
+    assert count_macs(model, (1, 16, 16)) == count_macs(without, (1, 16, 16))
+    assert model.training
+
+
+@pytest.mark.parametrize("name", ["ff_p16_dim32_depth2", "ff_p32_dim48_depth3"])
+def test_logits_equal_those_of_the_authors_model(shared, name):
+    config = json.loads((shared / "parity" / "configs.json").read_text())[name]
+    shape = {k: config[k] for k in ("patch_size", "embed_dim", "depth", "mlp_ratio", "num_classes")}
+    model = PatchFeatureMixer(position_grid=config["pos_embed_grid"][0], **shape).eval()
+    load_weights(model, shared / "parity" / f"{name}.pth")
+    x = torch.linspace(-2, 2, 2 * 3 * 224 * 224).reshape(2, 3, 224, 224).sin() * 1.5
+    expected = load_file(shared / "parity" / f"{name}.logits.safetensors")["logits"]
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=0)
+    assert count_parameters(model) == config["parameters"]
+    assert model.num_tokens == config["num_tokens"]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("patches, features", CELLS)
+def test_gradients_reach_every_parameter(patches, features, checkpointing):
+    torch.manual_seed(0)
+    model = PatchFeatureMixer(patches=patches, features=features, **SMALL)
+    model.set_grad_checkpointing(checkpointing)
+    model(torch.randn(3, 1, 16, 16)).square().sum().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_the_vit_cell_computes_what_timms_vit_computes():
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_tiny_patch16_224", **SMALL).eval()
+    for parameter in vit.parameters():  # biases and norms too, so that a swapped one shows
+        torch.nn.init.normal_(parameter, std=0.2)
+    theirs = vit.state_dict()
+    positions = theirs.pop("pos_embed")
+    names = {".norm1.": ".mix_patches.norm.", ".attn.": ".mix_patches.mix.", ".norm2.": ".mix_features.norm."}
+    names |= {".mlp.": ".mix_features.mix."}
+    ours = {}
+    for key, value in theirs.items():
+        for their_name, our_name in names.items():
+            key = key.replace(their_name, our_name)
+        ours[key] = value
+    ours["pos_encoding.cls_pos_embed"] = positions[:, :1]
+    ours["pos_encoding.pos_embed"] = positions[:, 1:].transpose(1, 2).reshape(1, 12, 4, 4)
+    cell = PatchFeatureMixer(patches="attention", features="ff", patches_first=True, **SMALL).eval()
+    cell.load_state_dict(ours)
+    x = torch.randn(2, 1, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(cell(x), vit(x))
+
+
+def test_the_order_of_the_branches_changes_the_output():
+    torch.manual_seed(0)
+    first, second = (PatchFeatureMixer(patches_first=order, **SMALL).eval() for order in (False, True))
+    second.load_state_dict(first.state_dict())
+    x = torch.randn(2, 1, 16, 16)
+    with torch.inference_mode():
+        assert not torch.allclose(first(x), second(x))
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_features_come_first_except_in_the_attention_only_model(name):
+    patches_first = name == "attention_only_tiny_patch16_224"
+    for block in timm.create_model(name, **SMALL).blocks:
+        assert (block.branches[0] is block.mix_patches) == patches_first
+
+
+@pytest.mark.parametrize("patches, features", CELLS)
+def test_the_norm_of_a_transposed_branch_has_a_weight_for_every_token(patches, features):
+    model = PatchFeatureMixer(patches=patches, features=features, **SMALL)
+    n, d = 4 * 4 + 1, 12
+    for block in model.blocks:
+        assert block.mix_patches.norm.weight.shape == ((n,) if patches == "ff" else (d,))
+        assert block.mix_features.norm.weight.shape == ((d,) if features == "ff" else (n,))
+
+
+def test_ff_vit_rejects_another_resolution():
+    model = timm.create_model("ff_tiny_patch16_224", embed_dim=6, depth=1)
+    with pytest.raises(InputError, match=r"expected 197 tokens.*got 257 .*256x256"):
+        model(torch.zeros(1, 3, 256, 256))
+
+
+def test_images_need_not_be_square():
+    model = PatchFeatureMixer(**SMALL | {"img_size": (8, 16)})
+    assert model.num_tokens == 2 * 4 + 1
+    assert model(torch.zeros(1, 1, 8, 16)).shape == (1, 5)
+
+
+def test_an_image_that_does_not_divide_into_patches_is_refused():
+    with pytest.raises(InputError, match="img_size 225 is not divisible by patch_size 16"):
+        PatchFeatureMixer(img_size=225, patch_size=16)
+
+
+@pytest.mark.parametrize("axis", ["patches", "features"])
+def test_an_unknown_way_of_mixing_is_refused(axis):
+    with pytest.raises(InputError, match=f"{axis}='conv'"):
+        PatchFeatureMixer(**SMALL, **{axis: "conv"})
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_timms_keywords_take_effect(name):
+    model = timm.create_model(name, **SMALL, mlp_ratio=2.5, drop_rate=0.3, drop_path_rate=0.2)
+    assert model.num_tokens == 4 * 4 + 1
+    assert model.patch_embed.proj.weight.shape == (12, 1, 4, 4)
+    assert model.head.weight.shape == (5, 12)
+    assert [block.drop_path.drop_prob for block in model.blocks] == pytest.approx([0, 0.2])
+    assert model(torch.zeros(2, 1, 16, 16)).shape == (2, 5)
+    rates = {n: m.p for n, m in model.named_modules() if isinstance(m, torch.nn.Dropout)}
+    assert {n for n, p in rates.items() if p != 0.3} == {n for n in rates if n.endswith("attn_drop")}
+    # Branches whose layer knows neither heads nor a ratio leave them unread: N = 197 is prime, so one head.
+    for block in model.blocks:
+        for branch in block.branches:
+            if isinstance(branch.mix, Attention):
+                assert branch.mix.num_heads == (1 if branch.transposed else 2)
+            else:
+                assert branch.mix.fc1.out_features == int(2.5 * branch.mix.fc1.in_features)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_dropout_is_off_in_evaluation_and_on_in_training(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name, **SMALL, drop_rate=0.5, drop_path_rate=0.5)
+    x = torch.randn(4, 1, 16, 16)
+    assert not torch.equal(model(x), model(x))
+    model.eval()
+    assert torch.equal(model(x), model(x))
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_reset_classifier_changes_the_number_of_classes(name):
+    model = timm.create_model(name, **SMALL)
+    x = torch.zeros(2, 1, 16, 16)
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3)
+    assert model.get_classifier() is model.head
+    model.reset_classifier(0)
+    assert model(x).shape == (2, 12)
+    with pytest.raises(InputError, match="class token"):
+        model.reset_classifier(3, global_pool="avg")
+
+
+@pytest.mark.parametrize("name", [n for n in PARAMETERS if n not in ("ff_tiny_patch16_224", "ff_base_patch16_224")])
+def test_pretrained_weights_that_were_never_published_are_refused(name):
+    with pytest.raises(InputError, match=f"no weights of {name} were published"):
+        timm.create_model(name, pretrained=True)
+
+
+@pytest.mark.parametrize("error", [urllib.error.URLError("no network"), ConnectionResetError("reset")])
+def test_a_failed_download_says_what_to_fetch_and_where_to_put_it(monkeypatch, tmp_path, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(InputError) as raised:
+        timm.create_model("ff_tiny_patch16_224", pretrained=True)
+    assert "lukemelas/do-you-even-need-attention/releases/download/v0.0.1/linear-tiny-checkpoint.pth" in str(
+        raised.value
+    )
+    assert str(tmp_path / "hub" / "checkpoints" / "linear-tiny-checkpoint.pth") in str(raised.value)
+
+
+def test_an_author_checkpoint_put_in_place_by_hand_is_loaded(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    trained = timm.create_model("ff_tiny_patch16_224")
+    state = {}
+    for key, value in trained.state_dict().items():
+        for theirs, ours in AUTHOR_NAMES:
+            key = key.replace(ours, theirs)
+        state[key] = value
+    path = tmp_path / "hub" / "checkpoints" / "linear-tiny-checkpoint.pth"
+    path.parent.mkdir(parents=True)
+    torch.save({"model": state, "epoch": 299, "args": argparse.Namespace(drop=0.1)}, path)
+    loaded = timm.create_model("ff_tiny_patch16_224", pretrained=True).state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in trained.state_dict().items())
+
+
+def test_an_unknown_model_is_refused_with_a_close_name(digits_config):
+    with pytest.raises(InputError, match="did you mean 'ff_tiny_patch16_224'"):
+        models.create(replace(digits_config, model="ff_tinny_patch16_224"), 10)
+
+
+@pytest.mark.parametrize("name", ["ff_tiny_patch16_224", "vit_tiny_patch16_224"])
+def test_create_refuses_an_image_that_the_models_own_patches_do_not_divide(digits_config, name):
+    with pytest.raises(InputError, match="img_size 40 is not divisible by.*16"):
+        models.create(replace(digits_config, model=name, img_size=40, patch_size=None), 10)
+
+
+@pytest.mark.parametrize("name", ["attention_only_tiny_patch16_224", "vit_tiny_patch16_224"])
+def test_create_refuses_a_width_that_the_heads_do_not_divide(digits_config, name):
+    with pytest.raises(InputError, match="num_heads"):
+        models.create(replace(digits_config, model=name, embed_dim=66, num_heads=4), 10)
+
+
+def test_create_refuses_a_setting_that_the_model_does_not_take(digits_config):
+    with pytest.raises(InputError, match="resnet18.*does not take"):
+        models.create(replace(digits_config, model="resnet18"), 10)

@@ -1,0 +1,91 @@
+import pytest
+
+from ffvit.config import InputError
+from ffvit.reported import CSV, load_reported, reported
+
+TABLE1 = {  # model: (parameters in millions, ImageNet top-1 in percent); None: blank in the report
+    "vit_tiny_patch16_224": (None, None),
+    "deit_tiny_patch16_224": (5.7, 72.2),
+    "ff_tiny_patch16_224": (7.7, 61.4),
+    "vit_base_patch16_224": (86, 77.9),
+    "deit_base_patch16_224": (86, 79.9),
+    "ff_base_patch16_224": (62, 74.9),
+    "vit_large_patch32_224": (306, 71.2),
+    "deit_large_patch32_224": (None, None),
+    "ff_large_patch32_224": (206, 71.4),
+}
+HEADER = "paper,place,model,metric,value,unit,source,note\n"
+
+
+def test_every_row_loads():
+    assert len(load_reported()) == len(CSV.read_text().splitlines()) - 1
+
+
+def test_table_1_is_what_the_report_prints():
+    rows = [r for r in load_reported() if r.place == "Table 1"]
+    assert len(rows) == 2 * len(TABLE1)
+    assert {m: tuple(reported("Table 1", m, what).value for what in ("parameters", "top1")) for m in TABLE1} == TABLE1
+    assert {r.source for r in rows} == {"report"}
+
+
+@pytest.mark.parametrize("model", [m for m, values in TABLE1.items() if values == (None, None)])
+def test_a_blank_of_the_report_stays_blank(model):
+    assert reported("Table 1", model, "top1").value is None
+    assert reported("Table 1", model, "parameters").value is None
+
+
+def test_the_attention_only_experiment_is_what_section_3_4_prints():
+    values = {r.metric: r.value for r in load_reported() if r.place == "Section 3.4"}
+    assert values == {"parameters": 4.0, "top1": 28.2, "epochs": 100}
+
+
+def test_the_earlier_abstract_gives_base_with_three_decimals():
+    assert reported("Abstract (earlier version)", "ff_base_patch16_224", "top1").value == 74.896
+
+
+@pytest.mark.parametrize(
+    "place, model, metric, words",
+    [
+        ("Table 1", "deit_base_patch16_224", "top1", ["79.9", "81.8", "DeiT-small"]),
+        ("Table 1", "ff_tiny_patch16_224", "top1", ["dropout 0.1"]),
+        ("Figure 2", "ff_base_patch16_224", "num_tokens", ["16^2+1", "14^2+1"]),
+        ("Table 1", "ff_large_patch32_224", "parameters", ["7x7", "14x14"]),
+        ("Section 3.4", "attention_only_tiny_patch16_224", "parameters", ["our reading", "4,039,360", "3,945,640"]),
+        ("Section 3.4", "attention_only_tiny_patch16_224", "top1", ["100 epochs"]),
+    ],
+)
+def test_an_oddity_of_the_report_stands_beside_its_number(place, model, metric, words):
+    note = reported(place, model, metric).note
+    assert [word for word in words if word not in note] == []
+
+
+def test_deit_bases_published_figure_is_kept_as_another_papers():
+    row = reported("Table 5", "deit_base_patch16_224", "top1", paper="arXiv:2012.12877")
+    assert (row.value, row.source) == (81.8, "paper")
+
+
+def test_a_number_the_papers_do_not_give_is_a_key_error():
+    with pytest.raises(KeyError, match="ff_attention_tiny_patch16_224"):
+        reported("Table 1", "ff_attention_tiny_patch16_224", "top1")
+
+
+@pytest.mark.parametrize(
+    "rows, trouble",
+    [
+        (["p,T,m,top1,61.4,million,report,"], r"line 2: metric 'top1' in 'million'"),
+        (["p,T,m,speed,61.4,percent,report,"], r"line 2: metric 'speed'"),
+        (["p,T,m,top1,61.4,percent,report,", "p,T,n,top1,6l.4,percent,report,"], r"line 3: '6l.4' is no value"),
+        (["p,T,m,top1,100.1,percent,report,"], r"line 2: '100.1' is no value in percent"),
+        (["p,T,m,top1,nan,percent,report,"], r"line 2: 'nan'"),
+        (["p,T,m,parameters,-1,million,report,"], r"line 2: '-1'"),
+        (["p,T,m,top1,61.4,percent,report,", "p,T,m,top1,61.5,percent,report,"], r"line 3: top1 of m is given twice"),
+        (["p,T,m,top1,61.4,percent,report"], r"line 2: needs the columns"),
+        (["p,T,m,top1,61.4,percent,report,,"], r"line 2: needs the columns"),
+        (["", "p,T,m,top1,101,percent,report,"], r"line 3: '101'"),
+    ],
+)
+def test_a_wrong_row_is_refused_by_its_line(tmp_path, rows, trouble):
+    path = tmp_path / "reported.csv"
+    path.write_text(HEADER + "\n".join(rows) + "\n")
+    with pytest.raises(InputError, match=trouble):
+        load_reported(path)
