@@ -3,7 +3,12 @@
 Importing the package registers its models with timm: `timm.create_model("ff_tiny_patch16_224")`.
 """
 
-from ffvit import models  # registers the models with timm
-from ffvit.checkpoint import load_weights
+import warnings
+
+# Progress is printed as plain lines, which a log can hold; tqdm need not ask for widgets.
+warnings.filterwarnings("ignore", message="IProgress not found")
+
+from ffvit import models  # noqa: E402  registers the models with timm
+from ffvit.checkpoint import load_weights  # noqa: E402
 
 __all__ = ["load_weights", "models"]

@@ -22,12 +22,12 @@ from ffvit.config import Config
 from ffvit.train import TrainingError
 
 
-def launch(config: Config, run_dir: Path | None = None, on_line: Callable[[str], None] = print) -> Path:
-    """Train a run in `accelerate launch` and return its folder; every line it prints goes to on_line and to log.txt.
+def launch(config: Config, run_dir: Path | None = None, on_line: Callable[[str], None] = print) -> None:
+    """Train a run in `accelerate launch`; every line it prints goes to on_line and to log.txt in its folder.
 
     Raises TrainingError with the last lines of the log, and the command that goes on with the run.
     """
-    run_dir = run_dir or config.run_dir
+    run_dir = Path(os.path.relpath(run_dir or config.run_dir))  # no home folder in outputs
     request = run_dir / "request.json"  # not config.json: that one belongs to the run that is there already, if any
     write_atomically(request, json.dumps(config.to_dict(), indent=1))
     train = ["-m", "ffvit.train", "--config", str(request), "--run-dir", str(run_dir)]
@@ -59,7 +59,6 @@ def launch(config: Config, run_dir: Path | None = None, on_line: Callable[[str],
             f"training ended with exit code {process.returncode}; its last lines:\n{''.join(last_lines)}"
             f"The log is {run_dir / 'log.txt'}. To go on after the last whole epoch:\n{again}"
         )
-    return run_dir
 
 
 def _flags(config: Config) -> list[str]:

@@ -5,6 +5,7 @@ results/digits/ff-seed0.json, last of all and atomically: a run without a record
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def choose(
     config = experiment.config(model, seed, **settings)
     if checkpoint:
         return config, checkpoint
-    folder = Path(run_dir or config.run_dir)
+    folder = Path(os.path.relpath(run_dir or config.run_dir))
     return open_run(folder)[0], folder / "last.safetensors"
 
 
@@ -108,7 +109,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print("usage: python -m ffvit.record RUN_DIR", file=sys.stderr)
         return 2
-    run_dir = Path(arguments[0])
+    run_dir = Path(os.path.relpath(arguments[0]))
     try:
         config, _ = open_run(run_dir)
         evaluation, _ = score(config, run_dir / "last.safetensors")
@@ -116,7 +117,9 @@ def main(arguments: list[str]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"top-1 {evaluation.top1_percent:.2f} % of {evaluation.images:,} test images; record: {path}")
+    print(
+        f"top-1 {evaluation.top1_percent:.2f} % of {evaluation.images:,} test images; record: {os.path.relpath(path)}"
+    )
     return 0
 
 

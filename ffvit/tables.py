@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import timm
 import torch
+from pandas.io.formats.style import Styler
 
 from ffvit import checkpoint, models
 from ffvit.config import Experiment
@@ -203,6 +204,14 @@ def grid_table(experiment: Experiment, found: dict[str, Measured]) -> pd.DataFra
             }
         )
     return pd.DataFrame(rows)
+
+
+def display(table: pd.DataFrame) -> Styler:
+    """A table as a notebook shows it: text to the left, no index."""
+    numbers = {c: "{:,}" for c in table.select_dtypes("int64")} | {c: "{:g}" for c in table.select_dtypes("float64")}
+    left = {"text-align": "left", "vertical-align": "top"}
+    styled = table.style.hide().format(numbers, na_rep=BLANK).set_properties(**left)
+    return styled.set_table_styles([{"selector": "th", "props": list(left.items())}])
 
 
 def save(table: pd.DataFrame, stem: Path, formats: tuple[str, ...], caption: str, source: str) -> None:

@@ -325,7 +325,7 @@ def main(arguments: list[str] | None = None) -> int:
             config = config_from_dict(json.loads(options.config.read_text()) | settings)
         else:
             config = load_experiment(options.experiment).config(options.model, options.seed, **settings)
-        train(config, options.run_dir or config.run_dir)
+        train(config, Path(os.path.relpath(options.run_dir or config.run_dir)))
     except (InputError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,89 @@
+"""What a notebook shows of one run: its images, its curves, its mistakes."""
+
+import textwrap
+from collections.abc import Callable, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from ffvit.config import Config
+from ffvit.data import Splits
+from ffvit.evaluate import Evaluation, confident_mistakes
+from ffvit.figures import COLORS
+
+
+def samples(splits: Splits, config: Config, transform: Callable, count: int = 8) -> Figure:
+    """Training images as they are stored (top) and as the model sees them in one epoch (bottom)."""
+    count = min(count, len(splits.train))
+    figure, axes = plt.subplots(2, count, figsize=(1.2 * count, 2.7), squeeze=False, layout="constrained")
+    for top, bottom, row in zip(*axes, splits.train.select(range(count))):
+        _show(top, np.asarray(row["image"]), splits.classes[row["label"]])
+        seen = transform(row["image"].convert("L" if config.in_chans == 1 else "RGB")).permute(1, 2, 0).numpy()
+        _show(bottom, np.clip(seen * config.std + config.mean, 0, 1))
+    return figure
+
+
+def curves(history: Sequence[dict]) -> Figure:
+    """Loss and accuracy of one run by epoch."""
+    frame = pd.DataFrame(history)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    left.plot(frame.epoch, frame.train_loss, color=COLORS[0], label="training (augmented, smoothed labels)")
+    left.plot(frame.epoch, frame.validation_loss, color=COLORS[1], ls="--", label="validation")
+    left.set(title="Loss", xlabel="epoch")
+    left.legend(frameon=False)
+    right.plot(frame.epoch, frame.validation_top1_percent, color=COLORS[1], ls="--")
+    right.set(title="Validation top-1 (%)", xlabel="epoch")
+    left.grid(True)
+    right.grid(True)
+    return figure
+
+
+def confusion(evaluation: Evaluation, classes: list[str], most: int = 20) -> Figure:
+    """Counts of predicted class by true class; of many classes, those with the most mistakes."""
+    mistakes = evaluation.confusion.sum(axis=1) - np.diag(evaluation.confusion)
+    shown = np.arange(len(classes)) if len(classes) <= most else np.sort(np.argsort(-mistakes, kind="stable")[:most])
+    counts = evaluation.confusion[np.ix_(shown, shown)]
+    names = [classes[i] for i in shown]
+    side = 2.0 + 0.35 * len(shown)
+    figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
+    sns.heatmap(
+        counts,
+        ax=axes,
+        annot=True,
+        fmt="d",
+        cmap="Blues",
+        cbar=False,
+        square=True,
+        linewidths=0.5,
+        xticklabels=names,
+        yticklabels=names,
+        mask=counts == 0,
+    )
+    axes.set(title="Predicted class by true class", xlabel="predicted", ylabel="true")
+    return figure
+
+
+def mistakes(evaluation: Evaluation, splits: Splits, count: int = 8) -> Figure:
+    """The wrong answers the model was surest of, as pictures."""
+    indices = confident_mistakes(evaluation, np.asarray(splits.test["label"][:]), count)
+    figure, axes = plt.subplots(
+        1, max(len(indices), 1), figsize=(1.5 * max(len(indices), 2), 2.0), squeeze=False, layout="constrained"
+    )
+    if not indices:
+        axes[0, 0].set_axis_off()
+        axes[0, 0].text(0.5, 0.5, "no mistakes", ha="center")
+    for panel, index in zip(axes[0], indices):
+        row = splits.test[index]
+        name = textwrap.shorten(splits.classes[evaluation.predictions[index]].split(",")[0], 18, placeholder="…")
+        true = textwrap.shorten(splits.classes[row["label"]].split(",")[0], 18, placeholder="…")
+        _show(panel, np.asarray(row["image"]), f"said {name} ({100 * evaluation.confidences[index]:.0f} %)\nis {true}")
+    return figure
+
+
+def _show(axes, image: np.ndarray, title: str = "") -> None:
+    axes.imshow(image.squeeze(), cmap="gray")
+    axes.set_title(title, fontsize=8, fontweight="normal", loc="center")
+    axes.set_axis_off()

@@ -1,0 +1,293 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from ffvit.config import (
+    EXPERIMENTS,
+    RECIPES,
+    Config,
+    Experiment,
+    InputError,
+    config_from_dict,
+    load_experiment,
+    parse_setting,
+)
+
+NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.toml"))
+
+
+def test_the_three_experiments_are_there():
+    assert set(NAMES) >= {"digits", "cifar10", "imagenet"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_loads_and_gives_every_run_a_folder_of_its_own(name):
+    experiment = load_experiment(name)
+    run_ids = [config.run_id for config in experiment.configs()]
+    assert len(run_ids) == len(experiment.models) * len(experiment.seeds) == len(set(run_ids)) > 0
+    assert {config.run_dir.parent.name for config in experiment.configs()} == {name}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_holds_the_cells_of_the_grid_and_the_ff_model(name):
+    timm_names = {entry["model"] for entry in load_experiment(name).models.values()}
+    assert timm_names >= {
+        "ff_tiny_patch16_224",
+        "attention_only_tiny_patch16_224",
+        "ff_attention_tiny_patch16_224",
+    }
+
+
+def test_an_unknown_setting_is_refused_with_a_close_one():
+    with pytest.raises(InputError, match="'epoch' is no setting of a run; did you mean 'epochs'"):
+        load_experiment("digits").config("ff", epoch=3)
+
+
+def test_an_unknown_recipe_is_refused_with_a_close_one():
+    with pytest.raises(InputError, match="recipe 'diet' is unknown; did you mean 'deit'"):
+        load_experiment("digits").config("ff", recipe="diet")
+
+
+def test_an_unknown_experiment_is_refused_with_a_close_one():
+    with pytest.raises(InputError, match="experiment 'digit' is unknown; did you mean 'digits'"):
+        load_experiment("digit")
+
+
+def test_a_name_like_no_other_is_answered_with_all_that_are_known():
+    with pytest.raises(InputError, match="cifar10, digits, imagenet"):
+        load_experiment("zzz")
+
+
+MINE = """
+title = "Mine"
+scope = "digits"
+about = "A smaller model."
+seeds = [0, 1]
+[models.ff]
+label = "FF only"
+model = "ff_tiny_patch16_224"
+depth = 4
+[settings]
+recipe = "small_images"
+dataset = "digits"
+img_size = 8
+patch_size = 2
+in_chans = 1
+mean = [0.3]
+std = [0.4]
+"""
+
+
+@pytest.mark.parametrize(
+    "old, new, trouble",
+    [
+        ("[models.ff]", "[models.ff", "not valid TOML"),
+        ("scope =", "scop =", r"exactly.*look at \['scop', 'scope'\]"),
+        ("depth = 4", 'depth = "4"', "depth must be int or NoneType, got '4'"),
+        ("depth = 4", "dept = 4", "'dept' is no setting of a run; did you mean 'depth'"),
+        ('label = "FF only"', "", "label"),
+        ("seeds = [0, 1]", "seeds = 3", "seeds"),
+        ("seeds = [0, 1]", "seeds = [0, 0]", "seeds"),
+    ],
+)
+def test_a_mistake_in_an_experiment_file_is_reported_when_it_is_read(tmp_path, old, new, trouble):
+    path = tmp_path / "mine.toml"
+    path.write_text(MINE.replace(old, new))
+    with pytest.raises(InputError, match=trouble):
+        load_experiment(path)
+
+
+def test_an_experiment_of_ones_own_is_named_after_its_file(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(MINE)
+    assert [config.run_dir.parts[-2:] for config in load_experiment(path).configs()] == [
+        ("mine", "ff-seed0"),
+        ("mine", "ff-seed1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("epochs", "3"),
+        ("epochs", 3.0),
+        ("epochs", True),
+        ("depth", "4"),
+        ("base_lr", "1e-3"),
+        ("base_lr", True),
+        ("in_memory", 1),
+        ("in_memory", "true"),
+        ("device", None),
+        ("dataset", 3),
+        ("recipe", 3),
+        ("mean", 0.5),
+        ("mean", ["0.5"]),
+        ("crop_scale", [0.3]),
+        ("crop_scale", [0.3, 0.5, 1.0]),
+    ],
+)
+def test_an_ill_typed_value_is_refused_by_name(name, value):
+    with pytest.raises(InputError, match=name):
+        load_experiment("digits").config("ff", **{name: value})
+
+
+def test_an_int_is_accepted_for_a_float_and_a_list_for_a_tuple():
+    config = load_experiment("digits").config("ff", base_lr=1, mlp_ratio=2, crop_scale=[1, 1])
+    assert (config.base_lr, config.mlp_ratio, config.crop_scale) == (1.0, 2.0, (1.0, 1.0))
+    assert {type(v) for v in (config.base_lr, config.mlp_ratio, *config.crop_scale)} == {float}
+
+
+def test_caller_beats_model_beats_experiment_beats_recipe_beats_default():
+    experiment = Experiment(
+        name="x",
+        title="",
+        scope="",
+        about="",
+        seeds=[0],
+        models={"m": dict(label="m", model="ff_tiny_patch16_224", depth=3, epochs=30)},
+        settings=dict(recipe="small_images", dataset="digits", depth=2, epochs=20, embed_dim=12, hflip=0.25),
+    )
+    config = experiment.config("m", epochs=40)
+    assert config.epochs == 40
+    assert config.depth == 3
+    assert (config.embed_dim, config.hflip) == (12, 0.25)
+    assert config.base_lr == RECIPES["small_images"]["base_lr"]
+    assert config.interpolation == "bicubic"
+
+
+def test_the_callers_seed_beats_one_in_the_file():
+    digits = load_experiment("digits")
+    seeded = replace(digits, settings=digits.settings | {"seed": 5})
+    assert seeded.config("ff", 1).seed == 1
+
+
+def test_any_timm_model_gets_the_experiments_settings():
+    experiment = load_experiment("digits")
+    config = experiment.config("mixer_s16_224")
+    assert (config.model, config.run_id) == ("mixer_s16_224", "mixer_s16_224-seed0")
+    assert config.epochs == experiment.config("ff").epochs
+
+
+@pytest.mark.parametrize(
+    "settings, trouble",
+    [
+        (dict(batch_size=64, num_processes=3), "batch_size 64.*num_processes 3"),
+        (dict(mixup=0.8, batch_size=6, num_processes=2), "even, got 3"),
+        (dict(cutmix=1.0, batch_size=7), "even, got 7"),
+        (dict(img_size=10, patch_size=4), "img_size 10 is not divisible by patch_size 4: use 8"),
+        (dict(img_size=2, patch_size=4), "use 4"),
+        (dict(patch_size=0), "patch_size"),
+        (dict(patch_size=-2), "patch_size"),
+        (dict(embed_dim=0), "embed_dim"),
+        (dict(num_heads=0), "num_heads"),
+        (dict(epochs=0), "epochs must be at least 1"),
+        (dict(epochs=2, warmup_epochs=2), r"warmup_epochs \(2\) must be fewer than epochs \(2\)"),
+        (dict(seed=-1), "seed must not be negative"),
+        (dict(base_lr=float("nan")), "base_lr"),
+        (dict(base_lr=float("inf")), "base_lr"),
+        (dict(drop_rate=1.0), r"drop_rate must be in \[0, 1\)"),
+        (dict(hflip=1.5), "hflip"),
+        (dict(random_erasing=-0.1), "random_erasing"),
+        (dict(crop_pct=0.0), "crop_pct"),
+        (dict(device="gpu"), "device must be one of"),
+        (dict(in_chans=3), "mean and std must have in_chans = 3"),
+        (dict(std=[0.0]), "std must be positive"),
+        (dict(validation_fraction=0.0), "give validation_split"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, trouble):
+    with pytest.raises(InputError, match=trouble):
+        load_experiment("digits").config("ff", **settings)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("epochs=3", ("epochs", 3)),
+        ("base_lr=1e-3", ("base_lr", 0.001)),
+        ("in_memory=true", ("in_memory", True)),
+        ("dataset=uoft-cs/cifar10", ("dataset", "uoft-cs/cifar10")),
+        ("dataset=/data/a=b", ("dataset", "/data/a=b")),
+        ('name="3"', ("name", "3")),
+        ("mean=[0.5, 0.5]", ("mean", [0.5, 0.5])),
+        ("auto_augment=", ("auto_augment", "")),
+    ],
+)
+def test_a_setting_from_the_shell_is_read_as(text, expected):
+    assert parse_setting(text) == expected
+
+
+def test_a_setting_from_the_shell_needs_an_equals_sign():
+    with pytest.raises(InputError, match="name=value"):
+        parse_setting("epochs")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_survives_json(name):
+    for config in load_experiment(name).configs():
+        assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_config_of_another_version_is_refused(digits_config):
+    with pytest.raises(InputError, match="momentum"):
+        config_from_dict(digits_config.to_dict() | {"momentum": 0.9})
+    without_model = {k: v for k, v in digits_config.to_dict().items() if k != "model"}
+    with pytest.raises(InputError, match="model"):
+        config_from_dict(without_model)
+
+
+def test_the_deit_recipe_is_the_published_one():
+    config = Config(experiment="x", name="m", label="m", model="m", dataset="x", recipe="deit", **RECIPES["deit"])
+    published = {
+        "optimizer": "adamw",
+        "weight_decay": 0.05,
+        "base_lr": 5e-4,
+        "batch_size": 128 * 8,
+        "schedule_per": "epoch",
+        "epochs": 300,
+        "min_lr": 1e-5,
+        "cooldown_epochs": 10,
+        "warmup_epochs": 5,
+        "warmup_lr": 1e-6,
+        "clip_grad": 0.0,
+        "drop_path_rate": 0.1,
+        "drop_rate": 0.0,
+        "ema_decay": 0.99996,
+        "label_smoothing": 0.1,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "img_size": 224,
+        "crop_scale": (0.08, 1.0),
+        "crop_ratio": (3 / 4, 4 / 3),
+        "hflip": 0.5,
+        "auto_augment": "rand-m9-mstd0.5-inc1",
+        "interpolation": "bicubic",
+        "random_erasing": 0.25,
+        "repeated_augmentation": 3,
+        "crop_pct": 224 / 256,
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "seed": 0,
+    }
+    assert {name: getattr(config, name) for name in published} == published
+
+
+def test_imagenet_is_trained_with_the_deit_recipe_and_dropout_for_tiny_only():
+    experiment = load_experiment("imagenet")
+    ff_base = experiment.config("ff_base")
+    assert {name: getattr(ff_base, name) for name in RECIPES["deit"]} == RECIPES["deit"]
+    assert {n: experiment.config(n).drop_rate for n in ("ff_tiny", "ff_base", "ff_large")} == {
+        "ff_tiny": 0.1,
+        "ff_base": 0.0,
+        "ff_large": 0.0,
+    }
+
+
+def test_the_attention_only_run_of_imagenet_ends_at_100_epochs():
+    assert load_experiment("imagenet").config("attention_only").total_epochs == 100
+
+
+@pytest.mark.parametrize("batch_size, lr", [(1024, 1e-3), (512, 5e-4), (64, 6.25e-5)])
+def test_the_learning_rate_is_linear_in_the_global_batch(batch_size, lr):
+    assert load_experiment("imagenet").config("ff_base", batch_size=batch_size).lr == pytest.approx(lr, rel=1e-12)
