@@ -158,10 +158,15 @@ def test_splits_that_number_their_classes_differently_are_refused(tmp_path):
         load_splits(colour(folder))
 
 
-def test_an_empty_split_is_refused(tmp_path):
-    folder = save(tmp_path / "data", split(20), split(0))
-    with pytest.raises(InputError, match="split 'test' is empty"):
-        load_splits(colour(folder))
+@pytest.mark.parametrize("layout", ["parquet", "save_to_disk"])
+def test_an_empty_split_is_refused(tmp_path, layout):
+    if layout == "parquet":
+        split(20).to_parquet(tmp_path / "train.parquet")
+        split(0).to_parquet(tmp_path / "test.parquet")
+    else:
+        save(tmp_path, split(20), split(0))
+    with pytest.raises(InputError, match="empty"):
+        load_splits(colour(tmp_path))
 
 
 def test_a_missing_folder_is_refused_without_asking_the_hub(tmp_path):
