@@ -6,6 +6,7 @@ Ours are safetensors. The author's are DeiT training checkpoints, pickles whose 
 
 import argparse
 import hashlib
+import http.client
 import json
 import os
 import tempfile
@@ -57,11 +58,16 @@ def save_training_state(path: Path, models: dict[str, nn.Module], optimizer, pro
     tensors = {
         f"{name}/{k}": v.detach().cpu().contiguous() for name, m in models.items() for k, v in m.state_dict().items()
     }
-    state = optimizer.state_dict()
+    state, scalars = optimizer.state_dict(), {}
     for index, values in state["state"].items():
-        tensors |= {f"optimizer/{index}/{k}": v.detach().cpu().contiguous() for k, v in values.items()}
-    metadata = {"progress": json.dumps(progress), "param_groups": json.dumps(state["param_groups"])}
-    write_atomically(path, save(tensors, metadata=metadata))
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer/{index}/{name}"] = value.detach().cpu().contiguous()
+            else:
+                scalars.setdefault(index, {})[name] = value
+    groups = [{k: v.item() if isinstance(v, torch.Tensor) else v for k, v in g.items()} for g in state["param_groups"]]
+    texts = {"progress": progress, "param_groups": groups, "optimizer_scalars": scalars}
+    write_atomically(path, save(tensors, metadata={name: json.dumps(value) for name, value in texts.items()}))
 
 
 def load_training_state(path: Path, models: dict[str, nn.Module], optimizer) -> dict:
@@ -69,7 +75,7 @@ def load_training_state(path: Path, models: dict[str, nn.Module], optimizer) -> 
     try:
         tensors = load_file(path)
         with safe_open(path, "pt") as file:
-            metadata = file.metadata()
+            texts = {name: json.loads(text) for name, text in file.metadata().items()}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a whole training state ({error}); delete it to start the run again") from None
 
@@ -78,12 +84,12 @@ def load_training_state(path: Path, models: dict[str, nn.Module], optimizer) -> 
 
     for name, model in models.items():
         _load_strictly(model, under(f"{name}/"), path)
-    optimizer_state: dict = {}
+    state: dict = {int(index): values for index, values in texts["optimizer_scalars"].items()}
     for key, value in under("optimizer/").items():
         index, name = key.split("/")
-        optimizer_state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": optimizer_state, "param_groups": json.loads(metadata["param_groups"])})
-    return json.loads(metadata["progress"])
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": texts["param_groups"]})
+    return texts["progress"]
 
 
 def load_weights(model: nn.Module, path_or_url: str | Path, sha256: str | None = None) -> nn.Module:
@@ -106,7 +112,9 @@ def load_weights(model: nn.Module, path_or_url: str | Path, sha256: str | None =
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds for a file that is not what it should be
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: cannot be read safely as a checkpoint: {reason}") from None
+        raise InputError(
+            f"{path}: cannot be read safely as a checkpoint ({reason}); delete it if it was downloaded"
+        ) from None
     state = state.get("model", state) if isinstance(state, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise InputError(f"{path}: holds no state dict of tensors")
@@ -147,6 +155,6 @@ def _download(url: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(url, str(target), progress=False)
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise InputError(f"could not download {url} ({error}). Fetch it elsewhere and put it at {target}") from None
     return target

@@ -6,9 +6,11 @@ of `Config`. All are checked here, before any work is done.
 """
 
 import difflib
+import math
+import re
 import tomllib
 import typing
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +50,7 @@ class Config:
     experiment: str
     name: str  # of the model within the experiment; run id: <name>-seed<seed>
     label: str  # of the model in tables and legends
-    model: str  # any name that timm.create_model knows
+    model: str  # a name that timm.create_model knows, of a model with a fixed img_size
     seed: int = 0
     recipe: str = ""
 
@@ -157,15 +159,15 @@ class Experiment:
         Raises InputError for an unknown setting or recipe and for a value of the wrong type or range.
         """
         entry = self.models.get(model, {"label": model, "model": model})
-        given = {**self.settings, **entry, **overrides}
+        given = {**self.settings, **entry, **overrides, "seed": seed}
         recipe = given.get("recipe", "")
         if recipe and recipe not in RECIPES:
-            raise InputError(f"recipe '{recipe}' is unknown{suggest(recipe, RECIPES)}")
+            raise InputError(f"recipe '{recipe}' is unknown{suggest(str(recipe), RECIPES)}")
         known = {f.name for f in fields(Config)} - {"experiment", "name"}
         for key in given:
             if key not in known:
                 raise InputError(f"'{key}' is no setting of a run{suggest(key, known)}")
-        return Config(experiment=self.name, name=model, **{"seed": seed, **RECIPES.get(recipe, {}), **given})
+        return config_from_dict({"experiment": self.name, "name": model, **RECIPES.get(recipe, {}), **given})
 
     def configs(self) -> list[Config]:
         return [self.config(model, seed) for model in self.models for seed in self.seeds]
@@ -181,11 +183,19 @@ def load_experiment(name: str | Path) -> Experiment:
         raise InputError(f"experiment '{name}' is unknown{suggest(str(name), have)}, or give the path of a .toml file")
     try:
         content = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid TOML: {error}") from None
     needed = {f.name for f in fields(Experiment)} - {"name"}
     if wrong := needed.symmetric_difference(content):
         raise InputError(f"{path}: must have exactly {sorted(needed)}; look at {sorted(wrong)}")
+    seeds = content["seeds"]
+    if (
+        not isinstance(seeds, list)
+        or not all(type(s) is int for s in seeds)
+        or not seeds
+        or len(set(seeds)) < len(seeds)
+    ):
+        raise InputError(f"{path}: seeds must be a list of different whole numbers, got {seeds!r}")
     experiment = Experiment(name=path.stem, **content)
     experiment.configs()  # a mistake in the file is reported now, not in the middle of a sweep
     return experiment
@@ -193,9 +203,11 @@ def load_experiment(name: str | Path) -> Experiment:
 
 def config_from_dict(values: dict) -> Config:
     """The inverse of Config.to_dict, for a config.json of a run."""
-    known = {f.name for f in fields(Config)}
-    if unknown := set(values) - known:
+    needed = {f.name for f in fields(Config) if f.default is MISSING}
+    if unknown := set(values) - {f.name for f in fields(Config)}:
         raise InputError(f"{sorted(unknown)}: no settings of a run; was this config written by another version?")
+    if missing := needed - set(values):
+        raise InputError(f"a run needs the settings {sorted(missing)} too")
     return Config(**values)
 
 
@@ -222,8 +234,9 @@ def _typed(name: str, value, hint):
         if kind is type(None) and value is None:
             return None
         if typing.get_origin(kind) is tuple and isinstance(value, (list, tuple)):
-            item = typing.get_args(kind)[0]
-            return tuple(_typed(name, v, item) for v in value)
+            items = typing.get_args(kind)
+            if items[-1] is Ellipsis or len(items) == len(value):
+                return tuple(_typed(name, v, items[0]) for v in value)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
@@ -237,8 +250,22 @@ def _check(c: Config) -> None:
         if not condition:
             raise InputError(message)
 
-    for name in ("img_size", "epochs", "batch_size", "num_processes"):
-        need(getattr(c, name) >= 1, f"{name} must be at least 1, got {getattr(c, name)}")
+    need(re.fullmatch(r"[\w.-]*\w", c.name), f"'{c.name}' names a folder: use letters, digits, '_', '-' and '.'")
+    need(c.dataset, "dataset is empty: give 'digits', a hub id, or a local folder")
+    need(math.isfinite(c.base_lr), f"base_lr must be a number, got {c.base_lr}")
+    for name in ("img_size", "epochs", "batch_size", "num_processes", "patch_size", "embed_dim", "depth", "num_heads"):
+        value = getattr(c, name)
+        need(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+    for name in ("mlp_ratio", "crop_pct"):
+        value = getattr(c, name)
+        need(value is None or value > 0, f"{name} must be positive, got {value}")
+    for name in ("hflip", "random_erasing"):
+        need(0 <= getattr(c, name) <= 1, f"{name} is a probability, got {getattr(c, name)}")
+    need(0 < c.crop_scale[0] <= c.crop_scale[1] <= 1, f"crop_scale must be shares of the area, got {c.crop_scale}")
+    need(0 < c.crop_ratio[0] <= c.crop_ratio[1], f"crop_ratio must be (smallest, largest), got {c.crop_ratio}")
+    need(
+        not (c.auto_augment and c.in_chans == 1), "auto_augment needs colour images: set auto_augment='' or in_chans=3"
+    )
     for name in (
         "seed",
         "num_workers",
@@ -253,6 +280,7 @@ def _check(c: Config) -> None:
         "clip_grad",
         "mixup",
         "cutmix",
+        "repeated_augmentation",
     ):
         need(getattr(c, name) >= 0, f"{name} must not be negative, got {getattr(c, name)}")
     for name in ("drop_rate", "drop_path_rate", "validation_fraction", "label_smoothing", "ema_decay"):

@@ -1,6 +1,7 @@
 """Images, one way for all: a name, a hub id or a local folder becomes Hugging Face splits, then timm's transforms."""
 
 import hashlib
+import io
 import json
 import math
 from dataclasses import dataclass
@@ -65,12 +66,9 @@ def load_splits(config: Config) -> Splits:
     others = {k: _two_columns(_split(source, v, config.dataset), config) for k, v in names.items() if v}
     classes = _class_names(train, config)
     for name, split in {"train": train, **others}.items():
-        _check_labels(split, len(classes), f"{config.dataset}, {name} split")
+        _check_labels(split, classes, f"{config.dataset}, {name} split")
     if "validation" not in others:
-        held_out = train.train_test_split(
-            config.validation_fraction, seed=SPLIT_SEED, stratify_by_column=_stratify_by(train, config, len(classes))
-        )
-        train, others["validation"] = held_out["train"], held_out["test"]
+        train, others["validation"] = _hold_out(train, config, len(classes))
     train = _subset(train, config.max_train_images)
     validation, test = (_subset(others[name], config.max_eval_images) for name in ("validation", "test"))
     return Splits(train, validation, test, classes, _fingerprint(train, validation, test, classes))
@@ -79,8 +77,8 @@ def load_splits(config: Config) -> Splits:
 def train_loader(splits: Splits, config: Config, rank: int = 0) -> tuple[DataLoader, DistributedSampler]:
     """Shuffled, augmented batches of this process, whole ones only, and the sampler, whose set_epoch starts each epoch.
 
-    The order depends on seed and epoch alone; process r takes the rows r, r + num_processes, ..., so that a global
-    batch holds the same images whatever the number of processes.
+    The order depends on seed and epoch alone (with repeated augmentation on the epoch, DeiT's rule); process r takes
+    the rows r, r + num_processes, ..., so a global batch holds the same images whatever the number of processes.
     """
     if len(splits.train) < config.batch_size:
         raise InputError(
@@ -152,9 +150,11 @@ def _open(dataset: str) -> datasets.DatasetDict:
             raise InputError(f"dataset '{dataset}': there is no such folder")
         else:
             source = datasets.load_dataset(dataset)
+    except InputError:
+        raise
+    except IndexError:  # what load_from_disk makes of a split without rows
+        raise InputError(f"dataset '{dataset}': a split is empty") from None
     except (FileNotFoundError, ConnectionError, ValueError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(
             f"dataset '{dataset}' cannot be opened: {str(error).splitlines()[0]}. Give 'digits', a hub id "
             "(with network, and `hf auth login` for gated sets such as ILSVRC/imagenet-1k), or a local folder"
@@ -171,7 +171,11 @@ def _digits() -> datasets.DatasetDict:
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(d) for d in range(10)])}
     )
-    images = [Image.fromarray(np.round(image / 16 * 255).astype(np.uint8)) for image in digits.images]
+    images = []
+    for pixels in digits.images:
+        encoded = io.BytesIO()  # as BMP: png bytes, and with them the fingerprint, differ between versions of zlib
+        Image.fromarray(np.round(pixels / 16 * 255).astype(np.uint8)).save(encoded, "BMP")
+        images.append({"bytes": encoded.getvalue(), "path": None})
     whole = datasets.Dataset.from_dict({"image": images, "label": digits.target.tolist()}, features)
     return whole.train_test_split(0.2, seed=SPLIT_SEED, stratify_by_column="label")
 
@@ -205,10 +209,11 @@ def _two_columns(split: datasets.Dataset, config: Config) -> datasets.Dataset:
     )
     if not isinstance(split.features[image], datasets.Image):
         raise InputError(f"dataset '{config.dataset}': column '{image}' holds no images")
-    if getattr(split.features[label], "dtype", None) == "string":
+    kind = split.features[label]
+    if not isinstance(kind, datasets.ClassLabel) and "int" not in getattr(kind, "dtype", ""):
         raise InputError(
-            f"dataset '{config.dataset}': column '{label}' holds text; save it as a ClassLabel "
-            f"(dataset.class_encode_column('{label}'))"
+            f"dataset '{config.dataset}': column '{label}' holds {getattr(kind, 'dtype', kind)}, not class numbers; "
+            f"save it as a ClassLabel (dataset.class_encode_column('{label}'))"
         )
     return split.select_columns([image, label]).rename_columns(
         {k: v for k, v in {image: "image", label: "label"}.items() if k != v}
@@ -226,7 +231,13 @@ def _class_names(train: datasets.Dataset, config: Config) -> list[str]:
     return [str(c) for c in range(int(_labels(train).max()) + 1)]
 
 
-def _check_labels(split: datasets.Dataset, num_classes: int, where: str) -> None:
+def _check_labels(split: datasets.Dataset, classes: list[str], where: str) -> None:
+    label, num_classes = split.features["label"], len(classes)
+    if isinstance(label, datasets.ClassLabel) and list(label.names) != classes:
+        raise InputError(
+            f"{where}: its classes {label.names[:5]} are not those of the training images, {classes[:5]}: "
+            "the same classes in the same order are needed"
+        )
     labels = _labels(split)
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(wrong):
@@ -236,12 +247,17 @@ def _check_labels(split: datasets.Dataset, num_classes: int, where: str) -> None
         )
 
 
-def _stratify_by(train: datasets.Dataset, config: Config, num_classes: int) -> str | None:
-    """Keep the classes' shares in the held-out part where every class has enough images for it."""
+def _hold_out(train: datasets.Dataset, config: Config, num_classes: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Train and validation images; each class keeps its share in both where there are enough images for it."""
     counts = np.bincount(_labels(train), minlength=num_classes)
     held_out = math.ceil(len(train) * config.validation_fraction)
-    enough = counts[counts > 0].min() >= 2 and held_out >= (counts > 0).sum()
-    return "label" if enough and isinstance(train.features["label"], datasets.ClassLabel) else None
+    enough = counts[counts > 0].min() >= 2 and min(held_out, len(train) - held_out) >= (counts > 0).sum()
+    stratify = "label" if enough and isinstance(train.features["label"], datasets.ClassLabel) else None
+    try:
+        parts = train.train_test_split(config.validation_fraction, seed=SPLIT_SEED, stratify_by_column=stratify)
+    except ValueError as error:
+        raise InputError(f"validation_fraction {config.validation_fraction} of {len(train)} images: {error}") from None
+    return parts["train"], parts["test"]
 
 
 def _subset(split: datasets.Dataset, size: int) -> datasets.Dataset:

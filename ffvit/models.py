@@ -280,8 +280,8 @@ def create(config: Config, num_classes: int) -> nn.Module:
         model = timm.create_model(
             config.model, num_classes=num_classes, **regular, **{k: v for k, v in shape.items() if v is not None}
         )
-    except TypeError as error:
-        raise InputError(f"model '{config.model}' does not take one of the settings given: {error}") from None
+    except (TypeError, AssertionError) as error:
+        raise InputError(f"model '{config.model}' cannot have the shape that the settings give it: {error}") from None
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1,))[0]
     if config.img_size % patch:
         raise InputError(f"img_size {config.img_size} is not divisible by the patch size {patch} of {config.model}")

@@ -41,11 +41,12 @@ def curves(history: Sequence[dict]) -> Figure:
     return figure
 
 
-def confusion(evaluation: Evaluation, classes: list[str], most: int = 20) -> Figure:
-    """Counts of predicted class by true class; of many classes, those with the most mistakes."""
-    mistakes = evaluation.confusion.sum(axis=1) - np.diag(evaluation.confusion)
+def confusion(evaluations: Sequence[Evaluation], classes: list[str], most: int = 20) -> Figure:
+    """Counts of predicted class by true class, added up over runs; of many classes, those with the most mistakes."""
+    total = sum(e.confusion for e in evaluations)
+    mistakes = total.sum(axis=1) - np.diag(total)
     shown = np.arange(len(classes)) if len(classes) <= most else np.sort(np.argsort(-mistakes, kind="stable")[:most])
-    counts = evaluation.confusion[np.ix_(shown, shown)]
+    counts = total[np.ix_(shown, shown)]
     names = [classes[i] for i in shown]
     side = 2.0 + 0.35 * len(shown)
     figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
@@ -62,7 +63,11 @@ def confusion(evaluation: Evaluation, classes: list[str], most: int = 20) -> Fig
         yticklabels=names,
         mask=counts == 0,
     )
-    axes.set(title="Predicted class by true class", xlabel="predicted", ylabel="true")
+    axes.set(
+        title=f"Images by true and predicted class, {len(evaluations)} run{'s' * (len(evaluations) > 1)}",
+        xlabel="predicted",
+        ylabel="true",
+    )
     return figure
 
 

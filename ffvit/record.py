@@ -46,23 +46,22 @@ def open_run(run_dir: Path) -> tuple[Config, dict]:
 
 
 def choose(
-    experiment: Experiment, model: str, seed: int, run_dir: str = "", checkpoint: str = "", **settings
-) -> tuple[Config, str | Path]:
-    """Settings and weights to evaluate: a finished run's last ones, or any checkpoint in an experiment's settings."""
-    config = experiment.config(model, seed, **settings)
+    experiment: Experiment, model: str, seeds: list[int], run_dir: str = "", checkpoint: str = "", **settings
+) -> list[tuple[Config, Path | str]]:
+    """Settings and weights to evaluate: the last weights of the seeds' runs, of one run's folder, or any checkpoint."""
     if checkpoint:
-        return config, checkpoint
-    folder = Path(os.path.relpath(run_dir or config.run_dir))
-    return open_run(folder)[0], folder / "last.safetensors"
+        return [(experiment.config(model, **settings), checkpoint)]
+    folders = [Path(run_dir)] if run_dir else [experiment.config(model, seed).run_dir for seed in seeds]
+    folders = [Path(os.path.relpath(folder)) for folder in folders]  # no home folder in outputs
+    return [(open_run(folder)[0], folder / "last.safetensors") for folder in folders]
 
 
-def score(config: Config, weights: str | Path, device: str = "auto") -> tuple[Evaluation, data.Splits]:
+def score(config: Config, weights: str | Path, splits: data.Splits, device: str = "auto") -> Evaluation:
     """Evaluate a checkpoint (ours or the author's; a path or an address) on the test split of a run's settings."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    splits = data.load_splits(config)
     model = checkpoint.load_weights(models.create(config, len(splits.classes)), weights)
-    return evaluate(model.to(device), data.eval_loader(splits.test, config), len(splits.classes), device), splits
+    return evaluate(model.to(device), data.eval_loader(splits.test, config), len(splits.classes), device)
 
 
 def write_record(run_dir: Path, evaluation: Evaluation, results_dir: Path = RESULTS) -> Path:
@@ -112,7 +111,7 @@ def main(arguments: list[str]) -> int:
     run_dir = Path(os.path.relpath(arguments[0]))
     try:
         config, _ = open_run(run_dir)
-        evaluation, _ = score(config, run_dir / "last.safetensors")
+        evaluation = score(config, run_dir / "last.safetensors", data.load_splits(config))
         path = write_record(run_dir, evaluation)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

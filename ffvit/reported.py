@@ -27,8 +27,9 @@ def load_reported(path: Path = CSV) -> list[Reported]:
     """Every row of the file. Raises InputError with the line for a wrong unit, number, or a number given twice."""
     rows: list[Reported] = []
     with open(path, newline="") as file:
-        for line, cells in enumerate(csv.DictReader(file), start=2):
-            where = f"{path.name}, line {line}"
+        reader = csv.DictReader(file)
+        for cells in reader:
+            where = f"{path.name}, line {reader.line_num}"
             if set(cells) != set(Reported.__dataclass_fields__) or None in cells.values():
                 raise InputError(f"{where}: needs the columns {', '.join(Reported.__dataclass_fields__)}")
             if UNITS.get(cells["metric"]) != cells["unit"]:

@@ -30,13 +30,13 @@ from accelerate.utils import set_seed
 from filelock import FileLock, Timeout
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from ffvit import checkpoint, data, models, provenance
-from ffvit.config import Config, InputError, config_from_dict, load_experiment, parse_setting
+from ffvit.config import Config, InputError, config_from_dict, load_experiment, parse_setting, suggest
 from ffvit.evaluate import evaluate
 
 LOG_EVERY_S = 10
@@ -77,6 +77,10 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> None:
         checkpoint.write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=1))
     facts = _facts(config, splits, model, device)
 
+    if config.optimizer not in list_optimizers():
+        raise InputError(
+            f"optimizer '{config.optimizer}' is unknown to timm{suggest(config.optimizer, list_optimizers())}"
+        )
     loader, sampler = data.train_loader(splits, config, rank)
     validation = data.eval_loader(splits.validation, config, rank)
     optimizer = create_optimizer_v2(model, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay)

@@ -293,5 +293,5 @@ def test_create_refuses_a_width_that_the_heads_do_not_divide(digits_config, name
 
 
 def test_create_refuses_a_setting_that_the_model_does_not_take(digits_config):
-    with pytest.raises(InputError, match="resnet18.*does not take"):
+    with pytest.raises(InputError, match="resnet18.*cannot have the shape"):
         models.create(replace(digits_config, model="resnet18"), 10)
