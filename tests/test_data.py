@@ -265,3 +265,13 @@ def test_real_imagenet_files_load_at_full_size(shared):
     assert len(splits.classes) == 1000
     assert next(iter(train_loader(splits, settings)[0]))[0].shape == (2, 3, 224, 224)
     assert [len(x) for x, _ in eval_loader(splits.test, settings)] == [2, 1]
+
+
+def test_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    splits = load_splits(load_experiment("digits").config("ff"))
+    pixels = np.concatenate([np.stack(getattr(splits, name)["image"][:]) for name in splits.sizes])
+    assert sorted(p.tobytes() for p in pixels) == sorted(
+        np.round(image / 16 * 255).astype(np.uint8).tobytes() for image in load_digits().images
+    )
