@@ -34,7 +34,7 @@ RECIPES = {
     ),
     # For images of a few pixels on a laptop: minutes, not days. No flips, since a mirrored digit is another sign.
     "small_images": dict(
-        epochs=15, batch_size=64, base_lr=0.032, weight_decay=0.05, optimizer="adamw",
+        epochs=18, batch_size=64, base_lr=0.032, weight_decay=0.05, optimizer="adamw",
         warmup_epochs=2, warmup_lr=1e-6, min_lr=1e-5, schedule_per="update",
         label_smoothing=0.1, crop_scale=(0.85, 1.0), hflip=0.0, crop_pct=1.0, in_memory=True,
     ),

@@ -63,19 +63,14 @@ def launch(config: Config, run_dir: Path | None = None, on_line: Callable[[str],
 
 def _flags(config: Config) -> list[str]:
     """Every choice explicit: accelerate must not ask the machine's own configuration."""
-    flags = [
-        "--num_machines",
-        "1",
-        "--num_processes",
-        str(config.num_processes),
-        "--mixed_precision",
-        config.mixed_precision,
-        "--dynamo_backend",
-        "no",
-    ]
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // config.num_processes))
+    flags = (
+        f"--num_machines=1 --num_processes={config.num_processes} --num_cpu_threads_per_process={threads} "
+        f"--mixed_precision={config.mixed_precision} --dynamo_backend=no"
+    ).split()
     if config.num_processes > 1:
         # Also on CPUs: with --cpu, accelerate starts a single process whatever number is asked for. Port 0: a free one.
-        return [*flags, "--multi_gpu", "--main_process_port", "0"]
+        return [*flags, "--multi_gpu", "--main_process_port=0"]
     return [*flags, "--cpu"] if config.device == "cpu" else flags
 
 

@@ -1,6 +1,6 @@
 import os
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}  # read when the libraries are imported
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported
 
 import datasets
 import matplotlib

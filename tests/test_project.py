@@ -25,6 +25,7 @@ ORDER = [
     "reported",
     "tables",
     "figures",
+    "pictures",
     "notebook",
 ]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

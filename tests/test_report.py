@@ -1,0 +1,145 @@
+"""Records, tables and figures: reported and measured are never taken for one another, and all say where they come from."""
+
+import json
+
+import pytest
+import timm
+from PIL import Image
+
+from ffvit import figures, models, record, tables
+from ffvit.config import InputError, load_experiment
+from ffvit.reported import load_reported
+
+MACHINE = {"device": "cpu", "gpu": None, "processes": 1, "cpu": "A Processor", "cpu_cores": 2}
+
+
+def make_record(name, seed, top1, experiment="digits", **more):
+    config = load_experiment(experiment).config(name, seed)
+    epoch = {"epoch": 1, "train_loss": 2.0, "validation_loss": 1.5, "validation_top1_percent": top1}
+    return {
+        "run_id": config.run_id,
+        "config": config.to_dict(),
+        "model": {"name": config.model, "parameters": 1234, "macs": 5678, "patches": "ff", "features": "ff"} | more,
+        "dataset": {"fingerprint": "0" * 16, "images": {}, "classes": 10},
+        "history": [epoch, epoch | {"epoch": 2}],
+        "results": {"images": 360, "top1_percent": top1},
+        "duration_s": 1.0,
+        "peak_memory_mb": 1,
+        "started_at": "2026-01-01T00:00:00+00:00",
+        "hardware": MACHINE,
+        "versions": {},
+        "git": {"commit": "abcdef0123456789", "dirty": False},
+    }
+
+
+DIGITS = [make_record("ff", 0, 97.0), make_record("ff", 1, 99.0)]
+
+
+def test_measured_is_mean_and_sample_deviation_over_seeds():
+    found = tables.measured(load_experiment("digits"), DIGITS)
+    assert list(found) == ["ff"]
+    assert str(found["ff"]) == "98.00 ± 1.41 (n=2)"  # sqrt(((97 - 98)² + (99 - 98)²) / (2 - 1)) = 1.414
+    assert tables.measured(load_experiment("digits"), DIGITS[:1])["ff"].sd is None
+
+
+def test_table1_repeats_the_report_and_keeps_blanks_blank():
+    table = tables.table1(load_experiment("digits"), {})
+    printed = {r.model: r.value for r in load_reported() if r.place == "Table 1" and r.metric == "top1"}
+    for (_, _, name), cell in zip(tables.TABLE1, table["ImageNet top-1 reported (%)"]):
+        assert cell == ("–" if printed[name] is None else f"{printed[name]:.1f}")
+
+
+def test_a_number_of_digits_never_stands_in_an_imagenet_column():
+    experiment = load_experiment("digits")
+    table = tables.table1(experiment, tables.measured(experiment, DIGITS))
+    for column in table.columns:
+        holds = table[column].astype(str).str.contains("98.00").any()
+        assert holds == (column == "digits top-1 measured (%)")
+    assert set(table["ImageNet top-1 measured (%)"]) == {"not run", ""}
+
+
+def test_an_imagenet_run_stands_beside_its_reported_number():
+    experiment = load_experiment("imagenet")
+    found = tables.measured(experiment, [make_record("ff_tiny", 0, 60.5, "imagenet")])
+    row = tables.table1(experiment, found).iloc[2]
+    assert row["ImageNet top-1 reported (%)"] == "61.4" and row["ImageNet top-1 measured (%)"] == "60.50 (n=1)"
+
+
+def test_grid_leaves_the_fourth_cell_open_and_says_what_was_not_run():
+    experiment = load_experiment("digits")
+    table = tables.grid_table(experiment, tables.measured(experiment, DIGITS))
+    fourth = table.iloc[3]
+    assert (fourth["Patches mixed by"], fourth["Features mixed by"]) == ("feed-forward", "attention")
+    assert fourth["ImageNet top-1 reported (%)"] == "never run" and fourth["digits top-1 measured (%)"] == "not run"
+
+
+def test_models_table_counts_what_the_report_rounds():
+    for row in tables.models_table().itertuples():
+        if row.parameters_reported_millions == row.parameters_reported_millions:  # not blank
+            assert row.parameters / 1e6 == pytest.approx(row.parameters_reported_millions, abs=0.6)
+
+
+@pytest.mark.parametrize("form", ["csv", "md", "tex"])
+def test_tables_carry_runs_commit_and_machine(form, tmp_path):
+    experiment = load_experiment("digits")
+    found = tables.measured(experiment, DIGITS)
+    tables.save(tables.table1(experiment, found), tmp_path / "t", (form,), "Table", tables.sources(found))
+    text = (tmp_path / f"t.{form}").read_text()
+    assert all(word in text for word in ("ff-seed0, ff-seed1", "abcdef0123", "A Processor", "recorded, 2 runs"))
+
+
+def test_figures_carry_their_sources_and_are_the_same_file_again(tmp_path):
+    experiment = load_experiment("digits")
+    found = tables.measured(experiment, DIGITS)
+    for name in ("one", "two"):
+        for kind, figure in {
+            "curves": figures.training_curves(experiment, DIGITS, found),
+            "grid": figures.grid(experiment, found),
+        }.items():
+            figures.save(figure, tmp_path / name / f"{kind}.png", source=tables.sources(found))
+        figures.save(
+            figures.source_code(models.Block), tmp_path / name / "code.svg", source="Source of ffvit.models.Block"
+        )
+    for file in ("curves.png", "grid.png", "code.svg"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    assert "ff-seed1" in Image.open(tmp_path / "one/grid.png").info["Description"]
+    assert "Source of ffvit.models.Block" in (tmp_path / "one/code.svg").read_text()
+
+
+def test_figure1_shows_the_layers_the_model_has():
+    def layers(name):
+        texts = [t.get_text() for t in figures.architecture(timm.create_model(name)).axes[0].texts]
+        return [t for t in texts if "(Features)" in t or "(Patches)" in t or t == "Transpose"]
+
+    assert layers("ff_tiny_patch16_224") == [
+        "Feed-Forward Layer (Features)", "Transpose", "Feed-Forward Layer (Patches)", "Transpose"
+    ]  # fmt: skip
+    assert layers("attention_only_tiny_patch16_224") == [
+        "Attention (Patches)", "Transpose", "Attention (Features)", "Transpose"
+    ]  # fmt: skip
+
+
+def test_record_that_is_cut_off_or_incomplete_is_refused(tmp_path):
+    (tmp_path / "digits").mkdir()
+    file = tmp_path / "digits/ff-seed0.json"
+    file.write_text(json.dumps(DIGITS[0])[:-20])
+    with pytest.raises(InputError, match="ff-seed0.json: no valid JSON"):
+        record.load_records("digits", tmp_path)
+    file.write_text(json.dumps({k: v for k, v in DIGITS[0].items() if k != "git"}))
+    with pytest.raises(InputError, match="'git' must be dict"):
+        record.load_records("digits", tmp_path)
+
+
+def test_unfinished_run_gets_no_record_but_the_command_that_goes_on(tmp_path, capsys):
+    assert record.main([str(tmp_path)]) == 2
+    assert "holds no finished run; go on with: accelerate launch -m ffvit.train" in capsys.readouterr().err
+
+
+def test_a_run_of_this_machine_is_told_from_a_recorded_one(tmp_path):
+    assert record.origin(DIGITS[0], tmp_path) == "recorded"
+    run = tmp_path / "digits/ff-seed0"
+    run.mkdir(parents=True)
+    (run / "training.json").write_text(json.dumps({"started_at": DIGITS[0]["started_at"]}))
+    assert record.origin(DIGITS[0], tmp_path) == "trained here"
+    (run / "training.json").write_text(json.dumps({"started_at": "2026-01-02T00:00:00+00:00"}))
+    assert record.origin(DIGITS[0], tmp_path) == "recorded"
