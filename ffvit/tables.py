@@ -54,7 +54,6 @@ class Measured:
     macs: int
     top1_percent: list[float]  # one value a seed
     run_ids: list[str]
-    epochs: int
     origin: str
     commits: list[str]
     hardware: list[str]
@@ -89,7 +88,6 @@ def measured(experiment: Experiment, records: list[dict]) -> dict[str, Measured]
                 macs=mine[0]["model"]["macs"],
                 top1_percent=[r["results"]["top1_percent"] for r in mine],
                 run_ids=[r["run_id"] for r in mine],
-                epochs=mine[0]["config"]["epochs"] + mine[0]["config"]["cooldown_epochs"],
                 origin=" and ".join(sorted({origin(r) for r in mine})),
                 commits=sorted({_commit(r) for r in mine}),
                 hardware=sorted({_machine(r) for r in mine}),

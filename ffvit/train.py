@@ -92,11 +92,13 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> None:
     raw_model = model
     model, optimizer = accelerator.prepare(model, optimizer)
     saved = {"model": raw_model} | ({"ema": ema.module} if ema else {})
-    progress = {"history": []}
+    history: list[dict] = []
     if state_file.exists():
         progress = checkpoint.load_training_state(state_file, saved, optimizer)
-        say(f"going on after epoch {len(progress['history'])} of {config.total_epochs}, from {state_file}")
-    history = progress["history"]
+        history = progress["history"]
+        if accelerator.scaler:
+            accelerator.scaler.load_state_dict(progress["scaler"])
+        say(f"going on after epoch {len(history)} of {config.total_epochs}, from {state_file}")
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched="cosine",
@@ -143,7 +145,10 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> None:
         train_loss = accelerator.reduce(loss_sum, "mean").item() / len(loader)
         _require_finite(train_loss, "training loss", epoch, run_dir)
         train_s = time.monotonic() - began
-        score = evaluate(model, validation, len(splits.classes), device, partial(accelerator.reduce, reduction="sum"))
+        # The raw model: DDP's forward would wait for ranks that have no batch left.
+        score = evaluate(
+            raw_model, validation, len(splits.classes), device, partial(accelerator.reduce, reduction="sum")
+        )
         _require_finite(score.loss, "validation loss", epoch, run_dir)
         history.append(
             {
@@ -159,7 +164,8 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> None:
         )
         say(_epoch_line(config, history))
         if accelerator.is_main_process:
-            _save(run_dir, saved, optimizer, history, last=epoch + 1 == config.total_epochs)
+            progress = {"history": history, "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None}
+            _save(run_dir, saved, optimizer, progress, last=epoch + 1 == config.total_epochs)
 
     if accelerator.is_main_process:
         facts |= {
@@ -244,16 +250,17 @@ def _loss(config: Config, num_classes: int) -> tuple[Mixup | None, nn.Module]:
     return None, LabelSmoothingCrossEntropy(config.label_smoothing)
 
 
-def _save(run_dir: Path, saved: dict[str, nn.Module], optimizer, history: list[dict], last: bool) -> None:
-    best = max(history, key=lambda e: e["validation_top1_percent"])
-    if best is history[-1]:
+def _save(run_dir: Path, saved: dict[str, nn.Module], optimizer, progress: dict, last: bool) -> None:
+    history = progress["history"]
+    if history[-1] is max(history, key=lambda e: e["validation_top1_percent"]):
         checkpoint.save_weights(run_dir / "best.safetensors", saved["model"])
     checkpoint.write_atomically(run_dir / "history.json", json.dumps(history, indent=1))
-    if not last:
-        return checkpoint.save_training_state(run_dir / "state.safetensors", saved, optimizer, {"history": history})
-    checkpoint.save_weights(run_dir / "last.safetensors", saved["model"])
-    if "ema" in saved:
-        checkpoint.save_weights(run_dir / "ema.safetensors", saved["ema"])
+    if last:
+        checkpoint.save_weights(run_dir / "last.safetensors", saved["model"])
+        if "ema" in saved:
+            checkpoint.save_weights(run_dir / "ema.safetensors", saved["ema"])
+    else:
+        checkpoint.save_training_state(run_dir / "state.safetensors", saved, optimizer, progress)
 
 
 def _require_finite(value: float, what: str, epoch: int, run_dir: Path) -> None:
