@@ -20,6 +20,7 @@ from torch import nn
 
 from ffvit.config import InputError
 
+AUTHOR_WEIGHTS = "https://github.com/lukemelas/do-you-even-need-attention/releases/download/v0.0.1/"
 # The author's parameter names, and ours (ffvit.models.Block): 1 is over features, 2 over patches.
 AUTHOR_NAMES = (
     (".mlp1.", ".mix_features.mix."),
@@ -150,7 +151,10 @@ def _load_strictly(model: nn.Module, state: dict, path: Path) -> None:
 
 
 def _download(url: str) -> Path:
-    target = Path(torch.hub.get_dir()) / "checkpoints" / Path(urllib.parse.urlparse(url).path).name
+    name = Path(urllib.parse.urlparse(url).path).name
+    if not url.startswith(AUTHOR_WEIGHTS):  # files of one name from two addresses are two files
+        name = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
+    target = Path(torch.hub.get_dir()) / "checkpoints" / name
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -16,7 +16,7 @@ from timm.data import create_transform
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 
-from ffvit.config import Config, InputError
+from ffvit.config import ROOT, Config, InputError
 
 SPLIT_SEED = 0  # of held-out parts and subsets: the same images in every run, whatever its seed
 
@@ -62,6 +62,7 @@ def load_splits(config: Config) -> Splits:
 
     Raises InputError for a dataset, split or column that is not there, a label outside the classes, an empty split.
     """
+    datasets.disable_caching()  # or the splits' indices are written into the user's own folder
     source = _open(config.dataset)
     train = _two_columns(_split(source, config.train_split, config.dataset), config)
     names = {"test": config.test_split, "validation": config.validation_split}
@@ -82,16 +83,17 @@ def train_loader(splits: Splits, config: Config, rank: int = 0) -> tuple[DataLoa
     The order depends on seed and epoch alone (with repeated augmentation on the epoch, DeiT's rule); process r takes
     the rows r, r + num_processes, ..., so a global batch holds the same images whatever the number of processes.
     """
-    if len(splits.train) < config.batch_size:
-        raise InputError(
-            f"{len(splits.train)} training images do not fill one batch of {config.batch_size}: lower batch_size"
-        )
     images = Images(splits.train, train_transform(config), config.in_chans, config.in_memory)
     if config.repeated_augmentation:
         sampler = RepeatAugSampler(images, config.num_processes, rank, num_repeats=config.repeated_augmentation)
     else:
         sampler = DistributedSampler(images, config.num_processes, rank, seed=config.seed, drop_last=True)
-    return _loader(images, config, sampler=sampler, drop_last=True), sampler
+    loader = _loader(images, config, sampler=sampler, drop_last=True)
+    if not len(loader):
+        raise InputError(
+            f"{len(images)} training images do not fill one batch of {config.batch_size}: lower batch_size"
+        )
+    return loader, sampler
 
 
 def eval_loader(split: datasets.Dataset, config: Config, rank: int = 0) -> DataLoader:
@@ -142,6 +144,8 @@ def _open(dataset: str) -> datasets.DatasetDict:
     if dataset == "digits":
         return _digits()
     folder = Path(dataset).expanduser()
+    if not folder.is_dir() and (ROOT / folder).is_dir():
+        folder = ROOT / folder  # an experiment file's path means the same in a notebook, which runs in notebooks/
     try:
         if folder.is_dir():
             if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
@@ -156,7 +160,7 @@ def _open(dataset: str) -> datasets.DatasetDict:
         raise
     except IndexError:  # what load_from_disk makes of a split without rows
         raise InputError(f"dataset '{dataset}': a split is empty") from None
-    except (FileNotFoundError, ConnectionError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
             f"dataset '{dataset}' cannot be opened: {str(error).splitlines()[0]}. Give 'digits', a hub id "
             "(with network, and `hf auth login` for gated sets such as ILSVRC/imagenet-1k), or a local folder"
@@ -262,7 +266,9 @@ def _hold_out(train: datasets.Dataset, config: Config, num_classes: int) -> tupl
 
 
 def _subset(split: datasets.Dataset, size: int) -> datasets.Dataset:
-    return split.shuffle(seed=SPLIT_SEED).select(range(size)) if 0 < size < len(split) else split
+    if not 0 < size < len(split):
+        return split
+    return split.shuffle(seed=SPLIT_SEED).select(range(size))
 
 
 def _fingerprint(train, validation, test, classes: list[str]) -> str:

@@ -19,7 +19,7 @@ from pygments.styles import get_style_by_name
 from ffvit import checkpoint, models
 from ffvit.config import Experiment
 from ffvit.reported import reported
-from ffvit.tables import GRID, WORDS, Measured
+from ffvit.tables import GRID, WORDS, Measured, in_cell
 
 COLORS = sns.color_palette("colorblind")
 DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
@@ -162,7 +162,7 @@ def source_code(*objects) -> Figure:
 def training_curves(experiment: Experiment, records: list[dict], found: dict[str, Measured]) -> Figure:
     """Loss and accuracy by epoch, a line per model (mean over seeds), a band from the lowest to the highest seed."""
     rows = [
-        {"label": r["config"]["label"], "seed": r["config"]["seed"], **epoch}
+        {"name": r["config"]["name"], "seed": r["config"]["seed"], **epoch}
         for r in records
         if r["config"]["name"] in found
         for epoch in r["history"]
@@ -177,7 +177,7 @@ def training_curves(experiment: Experiment, records: list[dict], found: dict[str
         panel.set(title=title, xlabel="epoch")
         panel.grid(True)
         for i, m in enumerate(found.values()):
-            frame = pd.DataFrame(r for r in rows if r["label"] == m.label)
+            frame = pd.DataFrame(r for r in rows if r["name"] == m.name)
             sns.lineplot(
                 frame,
                 x="epoch",
@@ -200,13 +200,12 @@ def training_curves(experiment: Experiment, records: list[dict], found: dict[str
 
 def grid(experiment: Experiment, found: dict[str, Measured]) -> Figure:
     """The 2x2 grid twice: the report's ImageNet numbers, and what this experiment measured, on one scale."""
-    by_cell = {(m.patches, m.features): m for m in found.values()}
     order = ("ff", "attention")
     left, right, left_text, right_text = (np.full((2, 2), kind) for kind in (np.nan, np.nan, object(), object()))
     for patches, features, name, place in GRID:
         cell = order.index(patches), order.index(features)
         printed = reported(place, name, "top1").value if place else None
-        mine = by_cell.get((patches, features))
+        mine = in_cell(experiment, found, patches, features, name)
         title = {
             "deit_tiny_patch16_224": "DeiT",
             "ff_tiny_patch16_224": "FF only",
@@ -222,7 +221,7 @@ def grid(experiment: Experiment, found: dict[str, Measured]) -> Figure:
         (
             right,
             right_text,
-            f"{experiment.scope}, small, {' and '.join(sorted({m.origin for m in found.values()})) or 'not run'}",
+            f"{experiment.scope}, {' and '.join(sorted({m.origin for m in found.values()})) or 'not run'}",
         ),
     )
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.9), layout="constrained")

@@ -5,8 +5,10 @@ asked for and runs two processes on a CPU as two unrelated copies.
 """
 
 import contextlib
+import getpass
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -43,6 +45,7 @@ def launch(config: Config, run_dir: Path | None = None, on_line: Callable[[str],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
         try:
             for line in process.stdout:
@@ -51,10 +54,14 @@ def launch(config: Config, run_dir: Path | None = None, on_line: Callable[[str],
                 last_lines.append(line)
                 on_line(line.rstrip("\n"))
         finally:
-            process.terminate()  # no effect on one that has ended; an interrupted cell must not leave it running
+            # An interrupted cell must not leave training behind; the launcher passes no signal on, its group gets it.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
             process.wait()
     if process.returncode:
-        again = " ".join(["accelerate launch", *_flags(config), *train])
+        again = " ".join([os.path.relpath(sys.executable), *command[1:]])
+        if "ACCELERATE_USE_CPU" in environment:
+            again = f"ACCELERATE_USE_CPU=true {again}"
         raise TrainingError(
             f"training ended with exit code {process.returncode}; its last lines:\n{''.join(last_lines)}"
             f"The log is {run_dir / 'log.txt'}. To go on after the last whole epoch:\n{again}"
@@ -81,14 +88,15 @@ def _own_gpus(config: Config, environment: dict[str, str]) -> Iterator[None]:
     Snakemake counts GPUs but assigns none, so runs started side by side would all take the first.
     """
     with contextlib.ExitStack() as held:
-        count = 0 if config.device == "cpu" or "CUDA_VISIBLE_DEVICES" in environment else torch.cuda.device_count()
-        free = []
-        for index in range(count):
-            lock = FileLock(Path(tempfile.gettempdir()) / f"ffvit-gpu-{index}.lock", timeout=0)
+        visible = environment.get("CUDA_VISIBLE_DEVICES")  # a scheduler's choice
+        known = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+        free: list[str] = []
+        for name in known if config.device != "cpu" else []:
+            file = f"ffvit-{getpass.getuser()}-gpu-{name.replace('/', '-')}.lock"
             with contextlib.suppress(Timeout):
                 if len(free) < config.num_processes:
-                    held.enter_context(lock)
-                    free.append(str(index))
+                    held.enter_context(FileLock(Path(tempfile.gettempdir()) / file, timeout=0))
+                    free.append(name)
         if len(free) == config.num_processes:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(free)
         yield

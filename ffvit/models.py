@@ -15,14 +15,13 @@ import torch
 from timm.layers import Attention, DropPath, Mlp, PatchEmbed, to_2tuple, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
+from timm.optim import list_optimizers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from ffvit.checkpoint import load_weights
+from ffvit.checkpoint import AUTHOR_WEIGHTS, load_weights
 from ffvit.config import Config, InputError, suggest
-
-AUTHOR_WEIGHTS = "https://github.com/lukemelas/do-you-even-need-attention/releases/download/v0.0.1/"
 
 
 class Branch(nn.Module):
@@ -226,8 +225,14 @@ def _create(name: str, pretrained: bool, published: str = "", **kwargs) -> Patch
         raise InputError(
             f"no weights of {name} were published; only ff_tiny_patch16_224 and ff_base_patch16_224 have any"
         )
+    if not pretrained:
+        return build_model_with_cfg(PatchFeatureMixer, name, pretrained=False, **kwargs)
+    num_classes = kwargs.pop("num_classes", 1000)
     model = build_model_with_cfg(PatchFeatureMixer, name, pretrained=False, **kwargs)
-    return load_weights(model, AUTHOR_WEIGHTS + published) if pretrained else model
+    load_weights(model, AUTHOR_WEIGHTS + published)
+    if num_classes != 1000:
+        model.reset_classifier(num_classes)
+    return model
 
 
 @register_model
@@ -286,6 +291,16 @@ def create(config: Config, num_classes: int) -> nn.Module:
     if config.img_size % patch:
         raise InputError(f"img_size {config.img_size} is not divisible by the patch size {patch} of {config.model}")
     return model
+
+
+def check(config: Config) -> None:
+    """Raise InputError for a model or optimiser that cannot be made, before any image is read or weight allotted."""
+    if config.optimizer not in list_optimizers():
+        raise InputError(
+            f"optimizer '{config.optimizer}' is unknown to timm{suggest(config.optimizer, list_optimizers())}"
+        )
+    with torch.device("meta"):
+        create(config, num_classes=2)
 
 
 def cell(model: nn.Module) -> dict[str, str | None]:

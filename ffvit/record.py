@@ -7,12 +7,13 @@ results/digits/ff-seed0.json, last of all and atomically: a run without a record
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ffvit import checkpoint, data, models
-from ffvit.config import RESULTS, RUNS, Config, Experiment, InputError, config_from_dict
+from ffvit.config import RESULTS, RUNS, Config, Experiment, InputError, config_from_dict, load_experiment
 from ffvit.evaluate import Evaluation, evaluate
 
 FIELDS = {
@@ -36,7 +37,7 @@ def open_run(run_dir: Path) -> tuple[Config, dict]:
     """Settings and facts of a finished run. Raises InputError for one that is not finished."""
     if not (run_dir / "training.json").is_file():
         raise InputError(
-            f"{run_dir} holds no finished run; go on with: accelerate launch -m ffvit.train --config "
+            f"{run_dir} holds no finished run; go on with: accelerate launch --num_processes 1 -m ffvit.train --config "
             f"{run_dir / 'config.json'} --run-dir {run_dir}"
         )
     return (
@@ -51,6 +52,8 @@ def choose(
     """Settings and weights to evaluate: the last weights of the seeds' runs, of one run's folder, or any checkpoint."""
     if checkpoint:
         return [(experiment.config(model, **settings), checkpoint)]
+    if settings:
+        raise InputError(f"{', '.join(sorted(settings))}: for a checkpoint only; a run is scored on its own images")
     folders = [Path(run_dir)] if run_dir else [experiment.config(model, seed).run_dir for seed in seeds]
     folders = [Path(os.path.relpath(folder)) for folder in folders]  # no home folder in outputs
     return [(open_run(folder)[0], folder / "last.safetensors") for folder in folders]
@@ -61,12 +64,23 @@ def score(config: Config, weights: str | Path, splits: data.Splits, device: str 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = checkpoint.load_weights(models.create(config, len(splits.classes)), weights)
-    return evaluate(model.to(device), data.eval_loader(splits.test, config), len(splits.classes), device)
+    # One process scores what several trained: all images, in batches of the same size.
+    alone = replace(config, num_processes=1, batch_size=config.batch_size // config.num_processes)
+    return evaluate(model.to(device), data.eval_loader(splits.test, alone), len(splits.classes), device)
 
 
-def write_record(run_dir: Path, evaluation: Evaluation, results_dir: Path = RESULTS) -> Path:
-    """Join what training left in the run's folder with its score on the test split."""
+def write_record(run_dir: Path, evaluation: Evaluation, results_dir: Path | None = None) -> Path:
+    """Join what training left in the run's folder with its score on the test split, and return the file.
+
+    results_dir: None writes to results/ where the run has its experiment's own settings; another one, such as a trial
+    with fewer epochs, must not stand among them, and its record stays in its folder.
+    Raises InputError where the images scored are not those the run was made for.
+    """
     config, facts = open_run(run_dir)
+    if evaluation.images != facts["dataset"]["images"]["test"]:
+        raise InputError(
+            f"{run_dir}: {evaluation.images} images scored, its test split has {facts['dataset']['images']['test']}"
+        )
     results = {
         "images": evaluation.images,
         "loss": evaluation.loss,
@@ -76,7 +90,10 @@ def write_record(run_dir: Path, evaluation: Evaluation, results_dir: Path = RESU
     }
     if len(evaluation.confusion) <= MAX_CONFUSION_CLASSES:
         results["confusion"] = evaluation.confusion.tolist()
-    path = results_dir / config.experiment / f"{config.run_id}.json"
+    if results_dir is None and not _has_settings_of_its_experiment(config):
+        path = run_dir / "record.json"
+    else:
+        path = (results_dir or RESULTS) / config.experiment / f"{config.run_id}.json"
     checkpoint.write_atomically(path, json.dumps(facts | {"results": results}, indent=1) + "\n")
     return path
 
@@ -91,6 +108,20 @@ def origin(record: dict, runs_dir: Path = RUNS) -> str:
     run = runs_dir / record["config"]["experiment"] / record["run_id"] / "training.json"
     here = run.is_file() and json.loads(run.read_text())["started_at"] == record["started_at"]
     return "trained here" if here else "recorded"
+
+
+def deciding(config: dict) -> dict:
+    """The settings that decide a result: all but the machine's, the seed, the names, and where the images lie."""
+    left_out = {"device", "num_workers", "num_processes", "seed", "label", "dataset"}
+    return {name: value for name, value in config.items() if name not in left_out}
+
+
+def _has_settings_of_its_experiment(config: Config) -> bool:
+    try:
+        own = load_experiment(config.experiment).config(config.name, config.seed)
+    except InputError:
+        return False
+    return deciding(own.to_dict()) == deciding(config.to_dict())
 
 
 def _read(path: Path) -> dict:

@@ -13,8 +13,8 @@ import torch
 from pandas.io.formats.style import Styler
 
 from ffvit import checkpoint, models
-from ffvit.config import Experiment
-from ffvit.record import origin
+from ffvit.config import Experiment, InputError
+from ffvit.record import deciding, origin
 from ffvit.reported import load_reported, reported
 
 BLANK, NOT_RUN = "–", "not run"
@@ -77,6 +77,12 @@ def measured(experiment: Experiment, records: list[dict]) -> dict[str, Measured]
     found = {}
     for name, entry in experiment.models.items():
         mine = [r for r in records if r["config"]["name"] == name]
+        for r in mine[1:]:
+            if deciding(r["config"]) != deciding(mine[0]["config"]):
+                raise InputError(
+                    f"{r['run_id']} and {mine[0]['run_id']} of {experiment.name} have different settings and make no "
+                    "mean: run the pipeline again, or remove one from results/"
+                )
         if mine:
             found[name] = Measured(
                 name=name,
@@ -181,14 +187,24 @@ def table1(experiment: Experiment, found: dict[str, Measured]) -> pd.DataFrame:
     return table.fillna("")
 
 
+def in_cell(
+    experiment: Experiment, found: dict[str, Measured], patches: str, features: str, name: str
+) -> Measured | None:
+    """What was measured for a cell of the grid; of ImageNet's several sizes, the tiny model `name`."""
+    fits = [m for m in found.values() if (m.patches, m.features) == (patches, features)]
+    if experiment.scope == "ImageNet":
+        fits = [m for m in fits if m.model == name]
+    return fits[0] if fits else None
+
+
 def grid_table(experiment: Experiment, found: dict[str, Measured]) -> pd.DataFrame:
     """The 2x2 grid: the report's ImageNet numbers at tiny size, and this experiment's in their own column."""
     ours = f"{experiment.scope} top-1 measured (%)"
-    by_cell = {(m.patches, m.features): m for m in found.values()}
     rows = []
     for patches, features, name, place in GRID:
         printed = reported(place, name, "top1") if place else None
-        mine = by_cell.get((patches, features))
+        mine = in_cell(experiment, found, patches, features, name)
+        reading = reported(place, name, "parameters").note if place == "Section 3.4" else ""
         rows.append(
             {
                 "Patches mixed by": WORDS[patches],
@@ -198,7 +214,9 @@ def grid_table(experiment: Experiment, found: dict[str, Measured]) -> pd.DataFra
                 "ImageNet top-1 reported (%)": f"{printed.value:.1f}" if printed else "never run",
                 ours: str(mine) if mine else NOT_RUN,
                 f"Params exact ({experiment.scope})": f"{mine.parameters:,}" if mine else "",
-                "Note": printed.note if printed else "The report leaves this cell open",
+                "Note": "; ".join(filter(None, [printed.note, reading]))
+                if printed
+                else "The report leaves this cell open",
             }
         )
     return pd.DataFrame(rows)

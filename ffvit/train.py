@@ -30,13 +30,13 @@ from accelerate.utils import set_seed
 from filelock import FileLock, Timeout
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from ffvit import checkpoint, data, models, provenance
-from ffvit.config import Config, InputError, config_from_dict, load_experiment, parse_setting, suggest
+from ffvit.config import Config, InputError, config_from_dict, load_experiment, parse_setting
 from ffvit.evaluate import evaluate
 
 LOG_EVERY_S = 10
@@ -68,6 +68,7 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> None:
     if _already_finished(config, run_dir):
         return say(f"{run_dir} is finished; delete it to train again")
 
+    models.check(config)
     set_seed(config.seed)
     splits = data.load_splits(config)
     model = models.create(config, len(splits.classes))
@@ -77,10 +78,6 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> None:
         checkpoint.write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=1))
     facts = _facts(config, splits, model, device)
 
-    if config.optimizer not in list_optimizers():
-        raise InputError(
-            f"optimizer '{config.optimizer}' is unknown to timm{suggest(config.optimizer, list_optimizers())}"
-        )
     loader, sampler = data.train_loader(splits, config, rank)
     validation = data.eval_loader(splits.validation, config, rank)
     optimizer = create_optimizer_v2(model, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
@@ -96,6 +93,7 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> None:
     if state_file.exists():
         progress = checkpoint.load_training_state(state_file, saved, optimizer)
         history = progress["history"]
+        facts = progress["facts"] | {"resumed": [*progress["facts"].get("resumed", []), _circumstances(config, device)]}
         if accelerator.scaler:
             accelerator.scaler.load_state_dict(progress["scaler"])
         say(f"going on after epoch {len(history)} of {config.total_epochs}, from {state_file}")
@@ -164,7 +162,11 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> None:
         )
         say(_epoch_line(config, history))
         if accelerator.is_main_process:
-            progress = {"history": history, "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None}
+            progress = {
+                "history": history,
+                "facts": facts,
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+            }
             _save(run_dir, saved, optimizer, progress, last=epoch + 1 == config.total_epochs)
 
     if accelerator.is_main_process:
@@ -236,6 +238,13 @@ def _facts(config: Config, splits: data.Splits, model: nn.Module, device: torch.
             **models.cell(model),
         },
         "dataset": {"fingerprint": splits.fingerprint, "images": splits.sizes, "classes": len(splits.classes)},
+        **_circumstances(config, device),
+    }
+
+
+def _circumstances(config: Config, device: torch.device) -> dict:
+    """When, where and with which code the run starts, or goes on."""
+    return {
         "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "hardware": provenance.hardware(device, config.num_processes),
         "versions": provenance.versions(),
@@ -332,6 +341,10 @@ def main(arguments: list[str] | None = None) -> int:
         _end_with(options.parent)
     try:
         settings = dict(parse_setting(s) for s in options.settings)
+        if fixed := {"experiment", "model", "seed"} & set(settings):
+            raise InputError(
+                f"give {', '.join('--' + name for name in sorted(fixed))}, not name=value, for the choice of a run"
+            )
         if options.config:
             config = config_from_dict(json.loads(options.config.read_text()) | settings)
         else:

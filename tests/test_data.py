@@ -275,3 +275,10 @@ def test_digits_are_those_of_scikit_learn():
     assert sorted(p.tobytes() for p in pixels) == sorted(
         np.round(image / 16 * 255).astype(np.uint8).tobytes() for image in load_digits().images
     )
+
+
+def test_the_folder_of_a_dataset_is_only_read(tmp_path):
+    folder = save(tmp_path / "data", split(20))
+    before = sorted(folder.rglob("*"))
+    load_splits(colour(folder, max_train_images=4, max_eval_images=2))
+    assert sorted(folder.rglob("*")) == before

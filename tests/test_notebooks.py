@@ -67,9 +67,10 @@ def test_notebook_makes_its_figures_and_tables(name, trained, tmp_path):
     assert all((tmp_path / "digits" / file).stat().st_size > 500 for file in made)
 
 
-def test_notebooks_work_without_any_record(tmp_path):
-    run("04_table1", tmp_path, results_dir=str(tmp_path), figures_dir=str(tmp_path))
-    assert "not run" in (tmp_path / "digits/table1.md").read_text()
+@pytest.mark.parametrize("name", ["04_table1", "05_attention_only", "06_training_curves"])
+def test_notebook_works_without_any_record(name, tmp_path):
+    run(name, tmp_path, results_dir=str(tmp_path), figures_dir=str(tmp_path))
+    assert all("not run" in table.read_text() for table in (tmp_path / "digits").glob("*.md"))
 
 
 def test_misspelt_parameter_stops_the_notebook_before_any_work(tmp_path):

@@ -1,5 +1,6 @@
 """Training: it learns, stops and goes on exactly, and bad input costs nothing."""
 
+import dataclasses
 import json
 import re
 import signal
@@ -13,6 +14,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from ffvit import checkpoint, train
+from ffvit import launch as launch_module
 from ffvit.config import InputError, load_experiment
 from ffvit.launch import launch
 from ffvit.train import TrainingError
@@ -134,7 +136,9 @@ def test_two_processes_see_the_losses_of_one(tmp_path):
 def test_failed_training_tells_its_error_and_how_to_go_on(tmp_path):
     with pytest.raises(TrainingError, match="error: .*no such folder") as failure:
         launch(digits(dataset="./nowhere"), tmp_path, on_line=lambda line: None)
-    assert re.search(r"accelerate launch .* -m ffvit.train --config \S+request.json --run-dir", str(failure.value))
+    assert re.search(
+        r"accelerate.commands.launch .* -m ffvit.train --config \S+request.json --run-dir", str(failure.value)
+    )
     assert "no such folder" in (tmp_path / "log.txt").read_text()
 
 
@@ -177,3 +181,55 @@ def test_killed_run_goes_on_when_started_again(tmp_path):
 def test_run_in_progress_is_not_trained_by_a_second_process(tmp_path):
     with FileLock(tmp_path / ".lock"), pytest.raises(InputError, match="being trained by another process"):
         train.train(digits(), tmp_path)
+
+
+def test_runs_started_side_by_side_take_different_gpus(monkeypatch):
+    monkeypatch.setattr(launch_module.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    first, second, third = {}, {}, {}
+    gpu, cpu = digits(device="auto"), digits(device="cpu")
+    own = launch_module._own_gpus
+    with own(gpu, first), own(gpu, second), own(gpu, third), own(cpu, {}):
+        assert {first["CUDA_VISIBLE_DEVICES"], second["CUDA_VISIBLE_DEVICES"]} == {"0", "1"}
+        assert third == {}  # none is left: it shares, as accelerate would choose
+
+
+def test_runs_keep_to_the_gpus_a_scheduler_gave(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    first, second = {"CUDA_VISIBLE_DEVICES": "5,7"}, {"CUDA_VISIBLE_DEVICES": "5,7"}
+    with launch_module._own_gpus(digits(device="auto"), first), launch_module._own_gpus(digits(device="auto"), second):
+        assert [first["CUDA_VISIBLE_DEVICES"], second["CUDA_VISIBLE_DEVICES"]] == ["5", "7"]
+
+
+def test_interrupted_cell_leaves_no_training_behind(tmp_path):
+    def interrupt(line):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        launch(digits(epochs=10000), tmp_path, on_line=interrupt)
+    with FileLock(tmp_path / ".lock", timeout=10):  # nobody trains it any more
+        assert not (tmp_path / "training.json").exists()
+
+
+def test_resumed_run_keeps_where_it_began(tmp_path, monkeypatch):
+    save = checkpoint.save_training_state
+    monkeypatch.setattr(
+        checkpoint, "save_training_state", lambda *a: (save(*a), (_ for _ in ()).throw(KeyboardInterrupt))[0]
+    )
+    with pytest.raises(KeyboardInterrupt):
+        train.train(digits(max_train_images=64), tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(train.provenance, "git_state", lambda: {"commit": "later", "dirty": True})
+    train.train(digits(max_train_images=64), tmp_path)
+    facts = json.loads((tmp_path / "training.json").read_text())
+    assert facts["git"]["commit"] != "later" and [r["git"]["commit"] for r in facts["resumed"]] == ["later"]
+
+
+def test_unknown_model_or_optimizer_is_told_before_images_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(train.data, "load_splits", None)
+    for settings, message in (
+        ({"model": "ff_tinny_patch16_224"}, "unknown to timm"),
+        ({"optimizer": "adamww"}, "unknown to timm"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train.train(dataclasses.replace(digits(), **settings), tmp_path)

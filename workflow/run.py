@@ -4,6 +4,7 @@ import argparse
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -22,6 +23,16 @@ def gpu_count() -> int:
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
+def call(command: list[str], environment: dict[str, str]) -> int:
+    """Run it to its end; on Ctrl-C, which it receives too, wait until it has stopped its jobs."""
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        return 130
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=("reproduce", "figures"))
@@ -38,43 +49,44 @@ def main() -> int:
         known = ", ".join(sorted(p.stem for p in (ROOT / "experiments").glob("*.toml")))
         print(f"error: there is no experiment '{options.experiment}'; known: {known}", file=sys.stderr)
         return 2
+    try:
+        content = tomllib.loads((ROOT / file).read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        print(f"error: {file}: not valid TOML: {error}", file=sys.stderr)
+        return 2
+    if missing := {"title", "scope", "about", "seeds", "models", "settings"} - set(content):
+        print(f"error: {file}: {', '.join(sorted(missing))} missing", file=sys.stderr)
+        return 2
     gpus = gpu_count()
     jobs = options.jobs or gpus or 2
     threads = max(1, (os.cpu_count() or 1) // jobs)
     (ROOT / "runs").mkdir(exist_ok=True)
+    settings = {
+        "experiment": file,
+        "gpus": gpus,
+        "threads": threads,
+        "train": "yes" if options.task == "reproduce" else "no",
+    }
+    command = [sys.executable, "-m", "snakemake", "--nolock", "--directory", str(ROOT)]
+    command += ["--cores", str(jobs * threads), "--resources", f"gpu={gpus}"]
+    command += ["--forceall"] if options.task == "figures" else []
+    command += [*options.snakemake, "--config", *(f"{name}={value}" for name, value in settings.items())]
+    environment = {
+        **os.environ,
+        "FFVIT_DATASET": options.dataset,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
     # The system frees this lock when the process dies, however it dies; Snakemake's own would outlive a kill.
     lock = FileLock(ROOT / "runs" / ".pipeline.lock", timeout=0)
     try:
         with lock:
-            return subprocess.call(
-                [
-                    sys.executable,
-                    "-m",
-                    "snakemake",
-                    "--nolock",
-                    "--directory",
-                    str(ROOT),
-                    "--cores",
-                    str(jobs * threads),
-                    "--resources",
-                    f"gpu={gpus}",
-                    *(["--forceall"] if options.task == "figures" else []),
-                    *options.snakemake,
-                    "--config",
-                    f"experiment={file}",
-                    f"gpus={gpus}",
-                    f"threads={threads}",
-                    f"dataset={options.dataset}",
-                    f"train={'yes' if options.task == 'reproduce' else 'no'}",
-                ],
-                cwd=ROOT,
-                env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
-            )
+            code = call(command, environment)
     except Timeout:
-        print(
-            "error: the pipeline is already running in this folder; wait for it, or use another clone", file=sys.stderr
-        )
+        print("error: the pipeline already runs in this folder; wait for it, or use another clone", file=sys.stderr)
         return 2
+    if code == 0:
+        print(f"Tables and figures are in figures/{file.stem}/, the records in results/{file.stem}/.")
+    return code
 
 
 if __name__ == "__main__":
