@@ -21,6 +21,7 @@ from torch import nn
 from ffvit.config import InputError
 
 AUTHOR_WEIGHTS = "https://github.com/lukemelas/do-you-even-need-attention/releases/download/v0.0.1/"
+AUTHOR_SHA256: dict[str, str] = {}  # by file name; the author gives none: pin them once the files have been fetched
 # The author's parameter names, and ours (ffvit.models.Block): 1 is over features, 2 over patches.
 AUTHOR_NAMES = (
     (".mlp1.", ".mix_features.mix."),

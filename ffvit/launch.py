@@ -53,11 +53,13 @@ def launch(config: Config, run_dir: Path | None = None, on_line: Callable[[str],
                 log.flush()
                 last_lines.append(line)
                 on_line(line.rstrip("\n"))
-        finally:
+            process.wait()
+        except BaseException:
             # An interrupted cell must not leave training behind; the launcher passes no signal on, its group gets it.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
             process.wait()
+            raise
     if process.returncode:
         again = " ".join([os.path.relpath(sys.executable), *command[1:]])
         if "ACCELERATE_USE_CPU" in environment:

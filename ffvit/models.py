@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from ffvit.checkpoint import AUTHOR_WEIGHTS, load_weights
+from ffvit.checkpoint import AUTHOR_SHA256, AUTHOR_WEIGHTS, load_weights
 from ffvit.config import Config, InputError, suggest
 
 
@@ -229,7 +229,7 @@ def _create(name: str, pretrained: bool, published: str = "", **kwargs) -> Patch
         return build_model_with_cfg(PatchFeatureMixer, name, pretrained=False, **kwargs)
     num_classes = kwargs.pop("num_classes", 1000)
     model = build_model_with_cfg(PatchFeatureMixer, name, pretrained=False, **kwargs)
-    load_weights(model, AUTHOR_WEIGHTS + published)
+    load_weights(model, AUTHOR_WEIGHTS + published, AUTHOR_SHA256.get(published))
     if num_classes != 1000:
         model.reset_classifier(num_classes)
     return model

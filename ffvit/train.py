@@ -40,7 +40,7 @@ from ffvit.config import Config, InputError, config_from_dict, load_experiment, 
 from ffvit.evaluate import evaluate
 
 LOG_EVERY_S = 10
-MACHINE_SETTINGS = {"device", "num_workers"}  # may differ when a run goes on: they change no result
+FREE_SETTINGS = {"device", "num_workers", "label"}  # may differ when a run goes on: they change no result
 
 
 class TrainingError(RuntimeError):
@@ -207,7 +207,7 @@ def _already_finished(config: Config, run_dir: Path) -> bool:
     ):
         there = json.loads((run_dir / "config.json").read_text())
         asked = config.to_dict()
-        differ = [k for k in asked if there.get(k) != asked[k] and k not in MACHINE_SETTINGS]
+        differ = [k for k in asked if there.get(k) != asked[k] and k not in FREE_SETTINGS]
         if differ:
             shown = ", ".join(f"{k} is {there.get(k)!r}, asked {asked[k]!r}" for k in differ[:3])
             raise InputError(
