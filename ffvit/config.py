@@ -13,33 +13,14 @@ import typing
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
+from ffvit.recipes import RECIPES
+
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS, RUNS, RESULTS, FIGURES = (ROOT / name for name in ("experiments", "runs", "results", "figures"))
 
 
 class InputError(ValueError):
     """Something a person gave us is wrong. The message names what, where, and the cure."""
-
-
-# fmt: off
-RECIPES = {
-    # DeiT's training setup, which the report uses unchanged (arXiv:2012.12877, Table 9, and the defaults of the
-    # deit repository's main.py). 8 GPUs x 128 images.
-    "deit": dict(
-        epochs=300, batch_size=1024, base_lr=5e-4, weight_decay=0.05, optimizer="adamw",
-        warmup_epochs=5, warmup_lr=1e-6, min_lr=1e-5, cooldown_epochs=10, schedule_per="epoch",
-        drop_path_rate=0.1, label_smoothing=0.1, mixup=0.8, cutmix=1.0,
-        crop_scale=(0.08, 1.0), hflip=0.5, auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25,
-        repeated_augmentation=3, ema_decay=0.99996, crop_pct=0.875, mixed_precision="bf16", num_workers=8,
-    ),
-    # For images of a few pixels on a laptop: minutes, not days. No flips, since a mirrored digit is another sign.
-    "small_images": dict(
-        epochs=18, batch_size=64, base_lr=0.032, weight_decay=0.05, optimizer="adamw",
-        warmup_epochs=2, warmup_lr=1e-6, min_lr=1e-5, schedule_per="update",
-        label_smoothing=0.1, crop_scale=(0.85, 1.0), hflip=0.0, crop_pct=1.0, in_memory=True,
-    ),
-}
-# fmt: on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +59,9 @@ class Config:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     in_memory: bool = False  # decode once and keep: for small images
+    streaming: bool = False  # read the training images from parquet files as they are needed, on disk or on the hub
+    shuffle_buffer: int = 4096  # streaming: images that are mixed with one another
+    bad_images: str = "refuse"  # or "skip": what to do with a file that is no whole image; skipped ones are recorded
 
     # Augmentation and regularisation
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -102,7 +86,7 @@ class Config:
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
     cooldown_epochs: int = 0  # at min_lr, after `epochs`
-    schedule_per: str = "epoch"  # or "update"
+    schedule_per: str = "epoch"  # as DeiT steps it, see ffvit.recipes.deit; or "update"
     clip_grad: float = 0.0  # global norm; 0: none
     ema_decay: float = 0.0  # of an averaged copy of the weights, saved beside the raw ones; 0: none
 
@@ -111,6 +95,16 @@ class Config:
     num_processes: int = 1
     mixed_precision: str = "no"  # "bf16", "fp16"
     num_workers: int = 0  # processes that decode images, per training process
+    accumulation_steps: int = (
+        1  # parts of a process's share of a batch, one after the other; 0: as few as memory allows
+    )
+    grad_checkpointing: bool = (
+        False  # compute activations twice instead of keeping them: less memory, a third more time
+    )
+    compile: bool = False  # torch.compile
+    parallel: str = "ddp"  # of several processes; "fsdp" also splits weights and optimiser among them
+    checkpoint_every: int = 0  # updates between checkpoints within an epoch; there is one after every epoch anyway
+    tracker: str = ""  # "tensorboard", or another tracker that accelerate knows and that is installed
 
     def __post_init__(self):
         for f in fields(self):
@@ -167,7 +161,9 @@ class Experiment:
         for key in given:
             if key not in known:
                 raise InputError(f"'{key}' is no setting of a run{suggest(key, known)}")
-        return config_from_dict({"experiment": self.name, "name": model, **RECIPES.get(recipe, {}), **given})
+        return config_from_dict(
+            {"experiment": self.name, "name": model, **(RECIPES[recipe]() if recipe else {}), **given}
+        )
 
     def configs(self) -> list[Config]:
         return [self.config(model, seed) for model in self.models for seed in self.seeds]
@@ -253,7 +249,17 @@ def _check(c: Config) -> None:
     need(re.fullmatch(r"[\w.-]*\w", c.name), f"'{c.name}' names a folder: use letters, digits, '_', '-' and '.'")
     need(c.dataset, "dataset is empty: give 'digits', a hub id, or a local folder")
     need(math.isfinite(c.base_lr), f"base_lr must be a number, got {c.base_lr}")
-    for name in ("img_size", "epochs", "batch_size", "num_processes", "patch_size", "embed_dim", "depth", "num_heads"):
+    for name in (
+        "img_size",
+        "epochs",
+        "batch_size",
+        "num_processes",
+        "patch_size",
+        "embed_dim",
+        "depth",
+        "num_heads",
+        "shuffle_buffer",
+    ):
         value = getattr(c, name)
         need(value is None or value >= 1, f"{name} must be at least 1, got {value}")
     for name in ("mlp_ratio", "crop_pct"):
@@ -281,6 +287,8 @@ def _check(c: Config) -> None:
         "mixup",
         "cutmix",
         "repeated_augmentation",
+        "accumulation_steps",
+        "checkpoint_every",
     ):
         need(getattr(c, name) >= 0, f"{name} must not be negative, got {getattr(c, name)}")
     for name in ("drop_rate", "drop_path_rate", "validation_fraction", "label_smoothing", "ema_decay"):
@@ -291,6 +299,8 @@ def _check(c: Config) -> None:
         "mixed_precision": ("no", "bf16", "fp16"),
         "device": ("auto", "cuda", "cpu", "mps"),
         "interpolation": ("bicubic", "bilinear", "nearest"),
+        "bad_images": ("refuse", "skip"),
+        "parallel": ("ddp", "fsdp"),
     }.items():
         need(getattr(c, name) in choices, f"{name} must be one of {choices}, got {getattr(c, name)!r}")
     need(len(c.mean) == len(c.std) == c.in_chans, f"mean and std must have in_chans = {c.in_chans} values each")
@@ -299,15 +309,22 @@ def _check(c: Config) -> None:
         c.warmup_epochs < c.epochs or c.warmup_epochs == 0,
         f"warmup_epochs ({c.warmup_epochs}) must be fewer than epochs ({c.epochs}); set warmup_epochs=0",
     )
+    parts = c.num_processes * (c.accumulation_steps or 1)
     need(
-        c.batch_size % c.num_processes == 0,
-        f"batch_size {c.batch_size} is for all processes and must divide by num_processes {c.num_processes}",
+        c.batch_size % parts == 0,
+        f"batch_size {c.batch_size} is for all processes and must divide by num_processes {c.num_processes}"
+        + (f" x accumulation_steps {c.accumulation_steps}" if c.accumulation_steps > 1 else ""),
     )
     if c.mixup or c.cutmix:
         need(
-            c.batch_size // c.num_processes % 2 == 0,
-            f"mixup pairs images: the batch of a process must be even, got {c.batch_size // c.num_processes}",
+            c.batch_size // parts % 2 == 0,
+            f"mixup pairs images: what a process takes at a time must be even, got {c.batch_size // parts}",
         )
+    if c.streaming:
+        need(c.validation_split, "streaming holds nothing out of the training images: give validation_split")
+        need(not c.in_memory, "streaming=true and in_memory=true exclude each other")
+        need(not c.repeated_augmentation, "streaming repeats no image within a batch: set repeated_augmentation=0")
+        need(not c.max_train_images, "streaming reads all training images: set max_train_images=0")
     if not c.validation_split:
         need(c.validation_fraction > 0, "give validation_split, or a validation_fraction of the training images")
     if c.patch_size:

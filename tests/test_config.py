@@ -5,7 +5,6 @@ import pytest
 
 from ffvit.config import (
     EXPERIMENTS,
-    RECIPES,
     Config,
     Experiment,
     InputError,
@@ -13,6 +12,7 @@ from ffvit.config import (
     load_experiment,
     parse_setting,
 )
+from ffvit.recipes import RECIPES
 
 NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.toml"))
 
@@ -152,7 +152,7 @@ def test_caller_beats_model_beats_experiment_beats_recipe_beats_default():
     assert config.epochs == 40
     assert config.depth == 3
     assert (config.embed_dim, config.hflip) == (12, 0.25)
-    assert config.base_lr == RECIPES["small_images"]["base_lr"]
+    assert config.base_lr == RECIPES["small_images"]()["base_lr"]
     assert config.interpolation == "bicubic"
 
 
@@ -238,7 +238,7 @@ def test_a_config_of_another_version_is_refused(digits_config):
 
 
 def test_the_deit_recipe_is_the_published_one():
-    config = Config(experiment="x", name="m", label="m", model="m", dataset="x", recipe="deit", **RECIPES["deit"])
+    config = Config(experiment="x", name="m", label="m", model="m", dataset="x", recipe="deit", **RECIPES["deit"]())
     published = {
         "optimizer": "adamw",
         "weight_decay": 0.05,
@@ -276,7 +276,7 @@ def test_the_deit_recipe_is_the_published_one():
 def test_imagenet_is_trained_with_the_deit_recipe_and_dropout_for_tiny_only():
     experiment = load_experiment("imagenet")
     ff_base = experiment.config("ff_base")
-    assert {name: getattr(ff_base, name) for name in RECIPES["deit"]} == RECIPES["deit"]
+    assert {name: getattr(ff_base, name) for name in RECIPES["deit"]()} == RECIPES["deit"]()
     assert {n: experiment.config(n).drop_rate for n in ("ff_tiny", "ff_base", "ff_large")} == {
         "ff_tiny": 0.1,
         "ff_base": 0.0,

@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # A file may import those before it, never those after it.
 ORDER = [
+    "recipes",
     "config",
     "provenance",
     "data",
