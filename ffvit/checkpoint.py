@@ -1,25 +1,36 @@
-"""Files that hold a model: written so that a kill leaves the old one or the new one, read so that nothing executes.
+"""Files that hold a model or a run: written so that a kill leaves the old ones or the new ones, read so that nothing
+executes.
 
-Ours are safetensors. The author's are DeiT training checkpoints, pickles whose only foreign type is an
+A checkpoint of a run is a folder, `<checkpoints>/<update, 8 digits>/`: model.safetensors, ema.safetensors where there is
+one, optimizer.safetensors, progress.json, and manifest.json with the size and sha256 of the others. It exists whole or
+not at all; `find_state` passes over one that was damaged later.
+
+Weights of ours are safetensors. The author's are DeiT training checkpoints, pickles whose only foreign type is an
 `argparse.Namespace`; they are read with `weights_only=True` and that one type allowed.
 """
 
 import argparse
+import contextlib
 import hashlib
 import http.client
 import json
 import os
+import re
+import shutil
 import tempfile
 import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from ffvit.config import InputError
 
+KEEP = 2  # checkpoints of a run: the last, and one to fall back to
+MANIFEST = "manifest.json"
 AUTHOR_WEIGHTS = "https://github.com/lukemelas/do-you-even-need-attention/releases/download/v0.0.1/"
 AUTHOR_SHA256: dict[str, str] = {}  # by file name; the author gives none: pin them once the files have been fetched
 # The author's parameter names, and ours (ffvit.models.Block): 1 is over features, 2 over patches.
@@ -33,65 +44,94 @@ AUTHOR_NAMES = (
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file so that every reader, at any time, also after a power cut, sees it whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with _replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        _sync(temporary)
 
 
-def save_weights(path: Path, model: nn.Module) -> None:
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    write_atomically(path, save(tensors, metadata={"format": "pt"}))
+def save_weights(path: Path, model_or_state: nn.Module | dict[str, Tensor]) -> str:
+    """Write weights as write_atomically does; returns the file's sha256."""
+    state = model_or_state.state_dict() if isinstance(model_or_state, nn.Module) else model_or_state
+    with _replacing(path) as temporary:
+        _write_tensors(temporary, state)
+        return _seal(temporary)["sha256"]
 
 
-def save_training_state(path: Path, models: dict[str, nn.Module], optimizer, progress: dict) -> None:
-    """Everything a run needs to go on, in one file, so that it is never half old and half new.
+def save_state(
+    folder: Path, update: int, models: dict[str, dict[str, Tensor]], optimizer: dict, progress: dict
+) -> Path:
+    """Write all that a run needs to go on after an update as folder/<update>, and remove what it outdates.
 
-    models: e.g. {"model": ..., "ema": ...}. progress: what JSON can hold (epoch, history).
+    models: state dicts by name, e.g. {"model": ..., "ema": ...}. optimizer: its state_dict(). progress: what JSON holds.
+    Contiguous tensors on the CPU are not copied; those of one file at a time are copied from a GPU. The disk holds
+    KEEP + 1 checkpoints for a moment. Raises OSError, a full disk for one, and leaves the earlier checkpoints.
     """
-    tensors = {
-        f"{name}/{k}": v.detach().cpu().contiguous() for name, m in models.items() for k, v in m.state_dict().items()
-    }
-    state, scalars = optimizer.state_dict(), {}
-    for index, values in state["state"].items():
-        for name, value in values.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"optimizer/{index}/{name}"] = value.detach().cpu().contiguous()
-            else:
-                scalars.setdefault(index, {})[name] = value
-    groups = [{k: v.item() if isinstance(v, torch.Tensor) else v for k, v in g.items()} for g in state["param_groups"]]
-    texts = {"progress": progress, "param_groups": groups, "optimizer_scalars": scalars}
-    write_atomically(path, save(tensors, metadata={name: json.dumps(value) for name, value in texts.items()}))
-
-
-def load_training_state(path: Path, models: dict[str, nn.Module], optimizer) -> dict:
-    """Put a saved state back in place; returns its progress. Raises InputError for a file that does not fit."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)  # what a kill left behind takes the room that this one needs
+    path, temporary = folder / f"{update:08d}", folder / f".{update:08d}.new"
+    temporary.mkdir()
     try:
-        tensors = load_file(path)
-        with safe_open(path, "pt") as file:
-            texts = {name: json.loads(text) for name, text in file.metadata().items()}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a whole training state ({error}); delete it to start the run again") from None
+        for name, state in models.items():
+            _write_tensors(temporary / f"{name}.safetensors", state)
+        tensors: dict[str, Tensor] = {}
+        structure = _without_tensors(optimizer, "optimizer", tensors)
+        _write_tensors(temporary / "optimizer.safetensors", tensors, structure=json.dumps(structure))
+        (temporary / "progress.json").write_text(json.dumps(progress))
+        manifest = {file.name: _seal(file) for file in sorted(temporary.iterdir())}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, separators=(",", ":")))
+        _sync(temporary / MANIFEST)
+        _sync(temporary)
+        if path.exists():
+            path.rename(_hidden(path))
+        temporary.rename(path)
+        _sync(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    # Newer ones are damaged, or the run would have gone on from them: they must not push out the good ones.
+    kept = [other for other in _checkpoints(folder) if int(other.name) <= update][:KEEP]
+    for other in set(_checkpoints(folder)) - set(kept):
+        other.rename(_hidden(other))
+    _sweep(folder)
+    return path
 
-    def under(prefix: str) -> dict:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-    for name, model in models.items():
-        _load_strictly(model, under(f"{name}/"), path)
-    state: dict = {int(index): values for index, values in texts["optimizer_scalars"].items()}
-    for key, value in under("optimizer/").items():
-        index, name = key.split("/")
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": texts["param_groups"]})
-    return texts["progress"]
+def find_state(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose every file is as its manifest says, and a line for each newer one that is damaged.
+
+    (None, []) where there is no checkpoint. Raises InputError where there are some and none is whole.
+    """
+    damaged = []
+    for path in _checkpoints(folder):
+        if not (damage := _damage(path)):
+            return path, damaged
+        damaged.append(f"{path}: {damage}")
+    if damaged:
+        raise InputError(
+            f"no checkpoint in {folder} is whole ({'; '.join(damaged)}): put a good copy back, or delete the folder to "
+            "start the run again"
+        )
+    return None, []
+
+
+def load_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict, dict]:
+    """What save_state was given: the models' state dicts by name, the optimizer's, and the progress; tensors on the CPU.
+
+    Raises InputError, with the file's name, for a file that is missing, damaged or something else; nothing executes.
+    """
+    cure = f"delete {path} to go on from an older checkpoint"
+    models = {}
+    for file in sorted(path.glob("*.safetensors")):
+        if file.stem != "optimizer":
+            with _reading(file, cure):
+                models[file.stem] = load_file(file, backend="pread")  # mapped tensors would need the file to stay
+    with _reading(path / "optimizer.safetensors", cure) as file, safe_open(file, "pt", backend="pread") as content:
+        optimizer = _with_tensors(json.loads((content.metadata() or {})["structure"]), content.get_tensors())
+        if not isinstance(optimizer, dict) or not {"state", "param_groups"} <= optimizer.keys():
+            raise ValueError("no state of an optimizer")
+    with _reading(path / "progress.json", cure) as file:
+        progress = _read_json(file)
+    return models, optimizer, progress
 
 
 def load_weights(model: nn.Module, path_or_url: str | Path, sha256: str | None = None) -> nn.Module:
@@ -104,24 +144,174 @@ def load_weights(model: nn.Module, path_or_url: str | Path, sha256: str | None =
     path = _download(str(path_or_url)) if "://" in str(path_or_url) else Path(path_or_url)
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}")
-    if sha256 and (found := hashlib.sha256(path.read_bytes()).hexdigest()) != sha256:
+    if sha256 and (found := _sha256(path)) != sha256:
         raise InputError(f"{path}: sha256 is {found}, expected {sha256}; delete the file and fetch it again")
-    try:
+    with _reading(path, "delete it if it was downloaded"):
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
             with torch.serialization.safe_globals([argparse.Namespace]):
                 state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds for a file that is not what it should be
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{path}: cannot be read safely as a checkpoint ({reason}); delete it if it was downloaded"
-        ) from None
     state = state.get("model", state) if isinstance(state, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and _is_plain(v) for k, v in state.items()):
         raise InputError(f"{path}: holds no state dict of tensors")
-    _load_strictly(model, _our_names(state), path)
+    load_strictly(model, _our_names(state), path)
     return model
+
+
+def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Put a state dict in place, or raise InputError, naming its file, and leave the model as it is.
+
+    Keys and shapes must be the model's; a float tensor may have another precision, but not become an integer.
+    """
+    own = model.state_dict()
+    problems = [f"{key} is missing" for key in own if key not in state]
+    problems += [f"{key} is foreign" for key in state if key not in own]
+    for key in (key for key in own if key in state):
+        theirs, ours = state[key], own[key]
+        if theirs.shape != ours.shape:
+            problems.append(f"{key} is {tuple(theirs.shape)}, the model's {tuple(ours.shape)}")
+        elif (theirs.is_floating_point(), theirs.is_complex()) != (ours.is_floating_point(), ours.is_complex()):
+            problems.append(f"{key} is {theirs.dtype}, the model's {ours.dtype}")
+    if problems:
+        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+        raise InputError(f"{path}: the weights of another model: {shown}")
+    model.load_state_dict(state)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file to fill, beside the one whose place it then takes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _reading(file: Path, cure: str) -> Iterator[Path]:
+    """Turn what reading a file raises into an InputError that names the file."""
+    try:
+        yield file
+    except Exception as error:  # torch and safetensors raise many kinds for a file that is not what it should be
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(f"{file}: cannot be read safely as a checkpoint ({reason}); {cure}") from None
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor], **texts: str) -> None:
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(plain, path, metadata={"format": "pt", **texts})
+    except SafetensorError as error:  # it wraps the system's
+        raise OSError(f"{path} could not be written ({error})") from None
+
+
+def _without_tensors(value, name: str, tensors: dict[str, Tensor]):
+    """The value as JSON can hold it: keys keep their type, tuples are marked, tensors move to `tensors` by name."""
+    match value:
+        case Tensor():
+            # Parameter groups may share one learning rate; safetensors takes no shared memory.
+            tensors[name] = value.clone() if value.dim() == 0 else value
+            return {"tensor": name}
+        case dict():
+            return {"dict": [[key, _without_tensors(v, f"{name}/{key}", tensors)] for key, v in value.items()]}
+        case list() | tuple():
+            items = [_without_tensors(v, f"{name}/{i}", tensors) for i, v in enumerate(value)]
+            return {"tuple": items} if isinstance(value, tuple) else items
+    return value
+
+
+def _with_tensors(value, tensors: dict[str, Tensor]):
+    """The inverse of _without_tensors."""
+    match value:
+        case {"tensor": name}:
+            return tensors[name]
+        case {"dict": items}:
+            return {key: _with_tensors(v, tensors) for key, v in items}
+        case {"tuple": items}:
+            return tuple(_with_tensors(v, tensors) for v in items)
+        case list():
+            return [_with_tensors(v, tensors) for v in value]
+    return value
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Newest first."""
+    found = [path for path in folder.glob("*") if re.fullmatch(r"\d{8,}", path.name)]
+    return sorted(found, key=lambda path: int(path.name), reverse=True)
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a checkpoint; empty where its files are those of its manifest, and nothing else is there."""
+    file = path / MANIFEST
+    try:
+        manifest = _read_json(file)
+        there = {file.name for file in path.iterdir()} - {MANIFEST}
+        if odd := sorted(manifest.keys() ^ there):
+            return f"{odd[0]}: {'in the manifest only' if odd[0] in manifest else 'not in the manifest'}"
+        for name, promised in manifest.items():
+            if not isinstance(promised, dict) or promised.keys() != {"sha256", "bytes"}:
+                return f"{MANIFEST}: no sha256 and bytes of {name}"
+            file = path / name
+            if file.is_symlink() or not file.is_file():
+                return f"{name}: not a regular file"
+            if file.stat().st_size != promised["bytes"]:
+                return f"{name}: {file.stat().st_size} bytes, manifest says {promised['bytes']}"
+            if (found := _sha256(file)) != promised["sha256"]:
+                return f"{name}: sha256 is {found}, manifest says {promised['sha256']}"
+    except Exception as error:  # it may hold anything, and a disk may fail
+        return f"{file.name}: {type(error).__name__}: {error}"
+    return ""
+
+
+def _read_json(path: Path) -> dict:
+    content = json.loads(path.read_bytes())
+    if not isinstance(content, dict):
+        raise ValueError("no JSON object")
+    return content
+
+
+def _seal(path: Path) -> dict:
+    """Bring a file to the disk; its entry in the manifest."""
+    path.chmod(0o644)
+    _sync(path)
+    return {"sha256": _sha256(path), "bytes": path.stat().st_size}
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hidden(path: Path) -> Path:
+    """Where a checkpoint goes to be removed: for a reader it is whole until then, and gone from then on."""
+    return path.with_name(f".{path.name}.old")
+
+
+def _sweep(folder: Path) -> None:
+    for hidden in folder.glob(".[0-9]*"):
+        shutil.rmtree(hidden)
+
+
+def _is_plain(value) -> bool:
+    """Whether it is a tensor with numbers in it: a pickle may also hold sparse ones, and ones without memory."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
 
 
 def _our_names(state: dict) -> dict:
@@ -136,24 +326,17 @@ def _our_names(state: dict) -> dict:
     return renamed
 
 
-def _load_strictly(model: nn.Module, state: dict, path: Path) -> None:
-    own = model.state_dict()
-    problems = [f"{key} is missing" for key in own if key not in state]
-    problems += [f"{key} is foreign" for key in state if key not in own]
-    problems += [
-        f"{key} is {tuple(state[key].shape)}, the model's {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        raise InputError(f"{path}: the weights of another model: {shown}")
-    model.load_state_dict(state)
-
-
 def _download(url: str) -> Path:
-    name = Path(urllib.parse.urlparse(url).path).name
-    if not url.startswith(AUTHOR_WEIGHTS):  # files of one name from two addresses are two files
+    try:
+        address = urllib.parse.urlparse(url)
+    except ValueError as error:
+        raise InputError(f"{url}: no address ({error})") from None
+    if address.scheme not in ("http", "https"):
+        raise InputError(
+            f"{url}: only http and https addresses are downloaded; give a file on this machine by its path"
+        )
+    name = re.sub(r"[^\w.-]", "_", Path(address.path).name)[-100:]
+    if not url.startswith(AUTHOR_WEIGHTS) or name.startswith("."):  # files of one name from two addresses are two files
         name = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
     target = Path(torch.hub.get_dir()) / "checkpoints" / name
     if not target.is_file():

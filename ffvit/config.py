@@ -320,6 +320,12 @@ def _check(c: Config) -> None:
             c.batch_size // parts % 2 == 0,
             f"mixup pairs images: what a process takes at a time must be even, got {c.batch_size // parts}",
         )
+    if c.parallel == "fsdp":
+        need(
+            c.num_processes > 1, "parallel='fsdp' splits a model among processes: set num_processes, or parallel='ddp'"
+        )
+        need(c.mixed_precision != "fp16", "parallel='fsdp' works with mixed_precision 'bf16' or 'no'")
+        need(not c.compile, "parallel='fsdp' and compile=true do not go together here")
     if c.streaming:
         need(c.validation_split, "streaming holds nothing out of the training images: give validation_split")
         need(not c.in_memory, "streaming=true and in_memory=true exclude each other")

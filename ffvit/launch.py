@@ -1,17 +1,20 @@
-"""Start training as a process of its own, the same way from a notebook, the pipeline and a test.
+"""Start training in processes of its own, the same way from a notebook, the pipeline and the shell:
+`python -m ffvit.launch --experiment imagenet --model ff_base num_processes=8`, with the options of ffvit.train.
 
-A subprocess of `accelerate launch` and not accelerate's notebook_launcher: that one forks, ignores the precision
-asked for and runs two processes on a CPU as two unrelated copies.
+Not by accelerate's notebook_launcher: that one forks, ignores the precision asked for and runs two processes on a CPU
+as two unrelated copies. Exit codes are those of ffvit.train, whatever number of processes.
 """
 
 import contextlib
 import getpass
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,27 +23,31 @@ import torch
 from filelock import FileLock, Timeout
 
 from ffvit.checkpoint import write_atomically
-from ffvit.config import Config
-from ffvit.train import TrainingError
+from ffvit.config import Config, InputError
+from ffvit.lifetime import SIGNALS, STOPPED, end_with
+from ffvit.train import STOPPED_BY, Stopped, TrainingError, parse
 
 
-def launch(config: Config, run_dir: Path | None = None, on_line: Callable[[str], None] = print) -> None:
-    """Train a run in `accelerate launch`; every line it prints goes to on_line and to log.txt in its folder.
+def launch(
+    config: Config, run_dir: Path | None = None, on_line: Callable[[str], None] = print, dry_run: bool = False
+) -> None:
+    """Train a run in processes of its own; every line they print goes to on_line and to log.txt in its folder.
 
-    Raises TrainingError with the last lines of the log, and the command that goes on with the run.
+    Raises Stopped where a signal ended the run in order, TrainingError where anything else did, with the last lines of
+    the log and the command that goes on.
     """
     run_dir = Path(os.path.relpath(run_dir or config.run_dir))  # no home folder in outputs
     request = run_dir / "request.json"  # not config.json: that one belongs to the run that is there already, if any
     write_atomically(request, json.dumps(config.to_dict(), indent=1))
     train = ["-m", "ffvit.train", "--config", str(request), "--run-dir", str(run_dir)]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *_flags(config), *train]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    if config.device == "cpu":
-        environment["ACCELERATE_USE_CPU"] = "true"
+    again = shlex.join([os.path.relpath(sys.executable), "-m", "ffvit.launch", *train[2:]])
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"} | _environment(config)
     last_lines: deque[str] = deque(maxlen=20)
+    told: list[str] = []  # by the run itself, of its end; its launcher buries that under its own traceback
     with _own_gpus(config, environment), open(run_dir / "log.txt", "a") as log:
+        log.write(f"to go on with this run after an interruption: {again}\n")
         process = subprocess.Popen(
-            [*command, "--parent", str(os.getpid())],
+            [sys.executable, *_launcher(config), *train, "--parent", str(os.getpid()), *["--dry-run"] * dry_run],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -48,39 +55,72 @@ def launch(config: Config, run_dir: Path | None = None, on_line: Callable[[str],
             start_new_session=True,
         )
         try:
-            for line in process.stdout:
-                log.write(line)
-                log.flush()
-                last_lines.append(line)
-                on_line(line.rstrip("\n"))
-            process.wait()
+            with _passing_signals_on(process.pid):
+                for line in process.stdout:
+                    log.write(line)
+                    log.flush()
+                    last_lines.append(line)
+                    if line.startswith((STOPPED_BY, "error")):
+                        told.append(line)
+                    on_line(line.rstrip("\n"))
+                process.wait()
         except BaseException:
             # An interrupted cell must not leave training behind; the launcher passes no signal on, its group gets it.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
+            _signal_group(process.pid, signal.SIGTERM)
             process.wait()
             raise
+        finally:
+            _signal_group(process.pid, signal.SIGKILL)  # whoever is left when the launcher is gone
+    text = "".join(told or last_lines)
+    if any(line.startswith(STOPPED_BY) for line in told):
+        raise Stopped(f"{text}To go on:\n{again}")
     if process.returncode:
-        again = " ".join([os.path.relpath(sys.executable), *command[1:]])
-        if "ACCELERATE_USE_CPU" in environment:
-            again = f"ACCELERATE_USE_CPU=true {again}"
         raise TrainingError(
-            f"training ended with exit code {process.returncode}; its last lines:\n{''.join(last_lines)}"
-            f"The log is {run_dir / 'log.txt'}. To go on after the last whole epoch:\n{again}"
+            f"training ended with exit code {process.returncode}:\n{text}"
+            f"The log is {run_dir / 'log.txt'}. To go on from the last whole checkpoint:\n{again}"
         )
 
 
-def _flags(config: Config) -> list[str]:
-    """Every choice explicit: accelerate must not ask the machine's own configuration."""
+def _launcher(config: Config) -> list[str]:
+    """How Python starts the run. Every choice is explicit: accelerate must not ask the machine's own configuration."""
+    if config.num_processes == 1:
+        return []  # accelerate's launcher would only start this one process, after a second or two
+    # On CPUs too it is --multi_gpu: with --cpu, accelerate starts a single process whatever number is asked for.
+    # Port 0: a free one.
+    return [
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_machines=1",
+        f"--num_processes={config.num_processes}",
+        f"--mixed_precision={config.mixed_precision}",
+        "--dynamo_backend=no",
+        "--main_process_port=0",
+    ]
+
+
+def _environment(config: Config) -> dict[str, str]:
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // config.num_processes))
-    flags = (
-        f"--num_machines=1 --num_processes={config.num_processes} --num_cpu_threads_per_process={threads} "
-        f"--mixed_precision={config.mixed_precision} --dynamo_backend=no"
-    ).split()
-    if config.num_processes > 1:
-        # Also on CPUs: with --cpu, accelerate starts a single process whatever number is asked for. Port 0: a free one.
-        return [*flags, "--multi_gpu", "--main_process_port=0"]
-    return [*flags, "--cpu"] if config.device == "cpu" else flags
+    return {"OMP_NUM_THREADS": threads} | ({"ACCELERATE_USE_CPU": "true"} if config.device == "cpu" else {})
+
+
+def _signal_group(leader: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, number)
+
+
+@contextlib.contextmanager
+def _passing_signals_on(leader: int) -> Iterator[None]:
+    """What asks this process to stop asks the run. In a notebook, whose kernel answers signals itself, nothing changes."""
+    if threading.current_thread() is not threading.main_thread() or "ipykernel" in sys.modules:
+        yield
+        return
+    before = {n: signal.signal(n, lambda *_: _signal_group(leader, signal.SIGTERM)) for n in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -102,3 +142,24 @@ def _own_gpus(config: Config, environment: dict[str, str]) -> Iterator[None]:
         if len(free) == config.num_processes:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(free)
         yield
+
+
+def main(arguments: list[str] | None = None) -> int:
+    try:
+        config, run_dir, options = parse(arguments, "ffvit.launch")
+        if options.parent:
+            end_with(options.parent)
+        launch(config, run_dir, dry_run=options.dry_run)
+    except Stopped:
+        return STOPPED
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingError as error:  # what happened is on the screen already
+        print("\n".join(str(error).splitlines()[-2:]), file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,18 +10,18 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from ffvit.config import Config
-from ffvit.data import Splits
+from ffvit.data import Splits, decode, encoded, first_images
 from ffvit.evaluate import Evaluation, confident_mistakes
 from ffvit.figures import COLORS
 
 
 def samples(splits: Splits, config: Config, transform: Callable, count: int = 8) -> Figure:
     """Training images as they are stored (top) and as the model sees them in one epoch (bottom)."""
-    count = min(count, len(splits.train))
-    figure, axes = plt.subplots(2, count, figsize=(1.2 * count, 2.7), squeeze=False, layout="constrained")
-    for top, bottom, row in zip(*axes, splits.train.select(range(count))):
-        _show(top, np.asarray(row["image"]), splits.classes[row["label"]])
-        seen = transform(row["image"].convert("L" if config.in_chans == 1 else "RGB")).permute(1, 2, 0).numpy()
+    shown = first_images(splits.train, config, count)
+    figure, axes = plt.subplots(2, len(shown), figsize=(1.2 * len(shown), 2.7), squeeze=False, layout="constrained")
+    for top, bottom, (image, label) in zip(*axes, shown):
+        _show(top, np.asarray(image), splits.classes[label])
+        seen = transform(image).permute(1, 2, 0).numpy()
         _show(bottom, np.clip(seen * config.std + config.mean, 0, 1))
     return figure
 
@@ -80,11 +80,16 @@ def mistakes(evaluation: Evaluation, splits: Splits, count: int = 8) -> Figure:
     if not indices:
         axes[0, 0].set_axis_off()
         axes[0, 0].text(0.5, 0.5, "no mistakes", ha="center")
+    test = encoded(splits.test)
     for panel, index in zip(axes[0], indices):
-        row = splits.test[index]
+        row = test[index]
         name = textwrap.shorten(splits.classes[evaluation.predictions[index]].split(",")[0], 18, placeholder="…")
         true = textwrap.shorten(splits.classes[row["label"]].split(",")[0], 18, placeholder="…")
-        _show(panel, np.asarray(row["image"]), f"said {name} ({100 * evaluation.confidences[index]:.0f} %)\nis {true}")
+        _show(
+            panel,
+            np.asarray(decode(row["image"], "RGB")),
+            f"said {name} ({100 * evaluation.confidences[index]:.0f} %)\nis {true}",
+        )
     return figure
 
 

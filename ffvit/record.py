@@ -77,10 +77,9 @@ def write_record(run_dir: Path, evaluation: Evaluation, results_dir: Path | None
     Raises InputError where the images scored are not those the run was made for.
     """
     config, facts = open_run(run_dir)
-    if evaluation.images != facts["dataset"]["images"]["test"]:
-        raise InputError(
-            f"{run_dir}: {evaluation.images} images scored, its test split has {facts['dataset']['images']['test']}"
-        )
+    images = evaluation.images + len(evaluation.bad_images)
+    if images != facts["dataset"]["images"]["test"]:
+        raise InputError(f"{run_dir}: {images} images scored, its test split has {facts['dataset']['images']['test']}")
     results = {
         "images": evaluation.images,
         "loss": evaluation.loss,
@@ -88,6 +87,8 @@ def write_record(run_dir: Path, evaluation: Evaluation, results_dir: Path | None
         "top5_percent": evaluation.top5_percent,
         "per_class_percent": evaluation.per_class_percent,
     }
+    if evaluation.bad_images:
+        results["bad_images"] = [image._asdict() for image in evaluation.bad_images]
     if len(evaluation.confusion) <= MAX_CONFUSION_CLASSES:
         results["confusion"] = evaluation.confusion.tolist()
     if results_dir is None and not _has_settings_of_its_experiment(config):

@@ -1,12 +1,16 @@
-"""Train one model: `accelerate launch -m ffvit.train --experiment digits --model ff`, on a laptop or many GPUs.
+"""Train one model: `python -m ffvit.train --experiment digits --model ff` on a laptop, `python -m ffvit.launch ...` or
+`accelerate launch -m ffvit.train ...` on many GPUs.
 
-The run's folder receives config.json at the start; history.json, the weights (last, best, ema) and the training
-state after every epoch, each written atomically; and training.json last of all: where it is missing, the run is not
-finished, and the same command goes on after the last whole epoch. `python -m ffvit.record <folder>` then scores the
-test split and writes the record.
+The run's folder receives config.json at the start; history.json and the best weights after every epoch; checkpoints/,
+one at least every epoch; and training.json last of all: where it is missing, the run is not finished, and the same
+command goes on from the newest whole checkpoint. `python -m ffvit.record <folder>` then scores the test split and
+writes the record.
 
-Random numbers are drawn anew from (seed, epoch, process) at the start of every epoch, so an epoch is the same
-whether the run came to it in one go or after an interruption.
+Nothing random is stored. Random numbers are drawn anew for every part of every update from (seed, update, part,
+process), and the images from (seed, epoch, position), so an update is the same whether the run came to it in one go or
+after an interruption.
+
+Exit codes: 0 finished, 2 an error that is named, 75 stopped by SIGTERM or SIGUSR1 with a checkpoint written.
 """
 
 import argparse
@@ -15,174 +19,421 @@ import datetime
 import json
 import math
 import os
-import resource
 import shutil
+import signal
 import sys
-import threading
 import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import gather_object, set_seed
 from filelock import FileLock, Timeout
 from timm.data import Mixup
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
-from ffvit import checkpoint, data, models, provenance
+from ffvit import checkpoint, data, memory, models, optim, parallel, progress, provenance
 from ffvit.config import Config, InputError, config_from_dict, load_experiment, parse_setting
 from ffvit.evaluate import evaluate
+from ffvit.lifetime import STOPPED, Stop, end_with
 
-LOG_EVERY_S = 10
-FREE_SETTINGS = {"device", "num_workers", "label"}  # may differ when a run goes on: they change no result
+STOPPED_BY = "stopped by"  # how the line begins that says so
+SETTLE, MEASURE = 3, 7  # updates before an estimate: memory is allotted and kernels chosen; timed
+WORTH_AN_ESTIMATE_S = 600
+# May differ when a run goes on: beyond rounding, and which process draws which random number, they change no result.
+FREE_SETTINGS = {
+    "device",
+    "num_workers",
+    "num_processes",
+    "accumulation_steps",
+    "grad_checkpointing",
+    "compile",
+    "parallel",
+    "checkpoint_every",
+    "tracker",
+    "label",
+}
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on. The message says what happened, what is kept, and what to try."""
 
 
-def train(config: Config, run_dir: Path) -> None:
-    """Run, or go on with, one training run. Raises InputError and TrainingError."""
-    accelerator = _accelerator(config)
+class Stopped(TrainingError):
+    """A signal asked the run to end. Its checkpoint is written; the same command goes on."""
+
+
+@dataclass
+class Run:
+    """The parts of a run, and where it stands."""
+
+    config: Config
+    run_dir: Path
+    accelerator: Accelerator
+    num_classes: int
+    batches: data.TrainBatches
+    validation: torch.utils.data.DataLoader
+    accumulation_steps: int
+    raw_model: nn.Module
+    model: nn.Module  # the raw one, as the processes share it
+    cpu_group: torch.distributed.ProcessGroup | None  # of several processes
+    ema: ModelEmaV3 | None
+    optimizer: torch.optim.Optimizer
+    scheduler: Scheduler
+    mix: Mixup | None
+    criterion: nn.Module
+    facts: dict
+    loss_sum: Tensor  # of this process, over the parts of the epoch's updates
+    history: list[dict] = field(default_factory=list)  # of whole, scored epochs
+    done: int = 0  # updates of the epoch under way
+    seconds: float = 0.0  # the epoch has taken so far, before an interruption
+    bad_images: dict[str, list] = field(default_factory=lambda: {"train": [], "validation": []})
+    weights_sha256: dict[str, str] = field(default_factory=dict)
+    first_epoch_here: int = 0  # of this process
+
+    @property
+    def epoch(self) -> int:
+        """Index of the epoch under way, from 0."""
+        return len(self.history)
+
+    @property
+    def update(self) -> int:
+        return self.epoch * len(self.batches) + self.done
+
+
+def train(config: Config, run_dir: Path, dry_run: bool = False) -> None:
+    """Run, or go on with, one training run. Raises InputError, TrainingError, and Stopped after a signal.
+
+    dry_run: make a few updates, say what the whole run will cost, and leave no trace.
+    """
+    accelerator = _accelerator(config, run_dir)
+    if dry_run:
+        return _dry_run(config, run_dir, accelerator)
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run_dir / ".lock", timeout=0)  # freed by the system when the process ends, however it ends
     try:
-        with lock if accelerator.is_main_process else contextlib.nullcontext():
-            _train(config, run_dir, accelerator)
+        with lock if accelerator.is_main_process else contextlib.nullcontext(), Stop() as stop:
+            _train(config, run_dir, accelerator, stop)
     except Timeout:
         raise InputError(
             f"{run_dir} is being trained by another process: wait for it, or choose another folder"
         ) from None
+    except MemoryError as error:
+        raise TrainingError(str(error)) from None
+    except RuntimeError as error:
+        if not memory.is_exhausted(error):
+            raise
+        raise TrainingError(memory.advice(config)) from None
 
 
-def _train(config: Config, run_dir: Path, accelerator: Accelerator) -> None:
-    state_file, finished_file = run_dir / "state.safetensors", run_dir / "training.json"
-    device, rank = accelerator.device, accelerator.process_index
+def _train(config: Config, run_dir: Path, accelerator: Accelerator, stop: Stop) -> None:
     say = accelerator.print
     if _already_finished(config, run_dir):
         return say(f"{run_dir} is finished; delete it to train again")
+    with stop.at_once(lambda name: _stopped(name, "before the first update")):
+        run = _set_up(config, run_dir, accelerator)
+        _go_on_from_checkpoint(run)
+    if config.tracker:
+        accelerator.init_trackers(config.experiment, config={k: str(v) for k, v in config.to_dict().items()})
+    facts = run.facts["model"]
+    say(
+        f"{config.label} ({config.model}): {facts['parameters']:,} parameters, {len(run.batches):,} updates of "
+        f"{config.batch_size} images per epoch, {config.total_epochs} epochs, {config.num_processes} x "
+        f"{accelerator.device.type}"
+        + (f", {run.accumulation_steps} parts an update" if run.accumulation_steps > 1 else "")
+    )
+    while run.epoch < config.total_epochs:
+        meter = _train_epoch(run, stop)
+        # The checkpoint is of this moment, so scoring can be left at any other.
+        with stop.at_once(lambda name: _stopped(name, f"after update {run.update}")):
+            _score_epoch(run, meter)
+    _finish(run)
 
+
+def _set_up(config: Config, run_dir: Path, accelerator: Accelerator, keep: bool = True) -> Run:
+    """Every part of a run at its start. keep: whether anything will be written."""
+    device = accelerator.device
     models.check(config)
     set_seed(config.seed)
     splits = data.load_splits(config)
-    model = models.create(config, len(splits.classes))
-    parameters = models.count_parameters(model)
-    _check_disk(run_dir, parameters, config)
-    if accelerator.is_main_process:
-        checkpoint.write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=1))
-    facts = _facts(config, splits, model, device)
-
-    loader, sampler = data.train_loader(splits, config, rank)
-    validation = data.eval_loader(splits.validation, config, rank)
-    optimizer = create_optimizer_v2(model, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
-    # Scheduler and loaders stay outside prepare(): accelerate would step the one once per process and shard the others
-    # a second time.
-    ema = ModelEmaV3(model, decay=config.ema_decay) if config.ema_decay else None
+    num_classes = len(splits.classes)
+    raw_model = models.create(config, num_classes)
+    if keep:
+        _check_disk(run_dir, config, raw_model)
+        if accelerator.is_main_process:
+            checkpoint.write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=1))
+    facts = _facts(config, splits, raw_model, device)
+    parts = memory.accumulation_steps(config, num_classes, accelerator)
+    batches = data.TrainBatches(splits, config, parts, accelerator.process_index)
+    scored_alike = replace(config, accumulation_steps=parts)
+    validation = data.eval_loader(splits.validation, scored_alike, accelerator.process_index)
+    if config.grad_checkpointing:
+        raw_model.set_grad_checkpointing(True)
+    ema = ModelEmaV3(raw_model, decay=config.ema_decay) if config.ema_decay else None
     if ema:
         ema.to(device)
-    raw_model = model
-    model, optimizer = accelerator.prepare(model, optimizer)
-    saved = {"model": raw_model} | ({"ema": ema.module} if ema else {})
-    history: list[dict] = []
-    if state_file.exists():
-        progress = checkpoint.load_training_state(state_file, saved, optimizer)
-        history = progress["history"]
-        facts = progress["facts"] | {"resumed": [*progress["facts"].get("resumed", []), _circumstances(config, device)]}
-        if accelerator.scaler:
-            accelerator.scaler.load_state_dict(progress["scaler"])
-        say(f"going on after epoch {len(history)} of {config.total_epochs}, from {state_file}")
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched="cosine",
-        num_epochs=config.epochs,
-        warmup_epochs=config.warmup_epochs,
-        warmup_lr=config.warmup_lr,
-        min_lr=config.min_lr,
-        cooldown_epochs=config.cooldown_epochs,
-        step_on_epochs=config.schedule_per == "epoch",
-        updates_per_epoch=len(loader),
-    )
-    mix, criterion = _loss(config, len(splits.classes))
-    say(
-        f"{config.label} ({config.model}): {parameters:,} parameters, {len(splits.train):,} images, {len(loader)} updates of "
-        f"{config.batch_size} images per epoch, {config.total_epochs} epochs, {config.num_processes} x {device.type}"
+    # Scheduler and loaders stay outside prepare(): accelerate would step the one once per process and shard the others
+    # a second time.
+    if config.parallel == "fsdp":
+        model = parallel.shard(raw_model.to(device))
+        if ema:
+            parallel.shard(ema.module)
+        optimizer = accelerator.prepare(optim.create_optimizer(config, model))
+    else:
+        # Scores come from the raw model, as they do when the weights are evaluated later.
+        compiled = torch.compile(raw_model) if config.compile else raw_model
+        model, optimizer = accelerator.prepare(compiled, optim.create_optimizer(config, raw_model))
+    mix, criterion = optim.create_loss(config, num_classes)
+    return Run(
+        config=config,
+        run_dir=run_dir,
+        accelerator=accelerator,
+        num_classes=num_classes,
+        batches=batches,
+        validation=validation,
+        accumulation_steps=parts,
+        raw_model=raw_model,
+        model=model,
+        cpu_group=parallel.cpu_group(),
+        ema=ema,
+        optimizer=optimizer,
+        scheduler=optim.create_scheduler(config, optimizer, len(batches)),
+        mix=mix,
+        criterion=criterion,
+        facts=facts,
+        loss_sum=torch.zeros((), device=device),
     )
 
-    for epoch in range(len(history), config.total_epochs):
-        set_seed(int(np.random.SeedSequence([config.seed, epoch, rank]).generate_state(1)[0]))
-        sampler.set_epoch(epoch)
-        began = last_log = time.monotonic()
-        loss_sum = torch.zeros((), device=device)
-        model.train()
-        for step, (images, target) in enumerate(loader):
-            update = epoch * len(loader) + step
-            scheduler.step(epoch) if config.schedule_per == "epoch" else scheduler.step_update(update)
-            images, target = images.to(device, non_blocking=True), target.to(device, non_blocking=True)
-            if mix:
-                images, target = mix(images, target)
+
+def _go_on_from_checkpoint(run: Run) -> None:
+    """Put the newest whole checkpoint back in place, if there is one. Every process reads it for itself."""
+    accelerator, folder = run.accelerator, run.run_dir / "checkpoints"
+    path, damaged = checkpoint.find_state(folder)
+    for line in damaged:
+        accelerator.print(f"damaged, and passed over: {line}")
+    if not path:
+        return
+    states, optimizer, saved = checkpoint.load_state(path)
+    parallel.load_state(run.raw_model, states["model"], path)
+    if run.ema:
+        parallel.load_state(run.ema.module, states["ema"], path)
+    parallel.load_optimizer_state(run.raw_model, run.optimizer.optimizer, optimizer)
+    if accelerator.scaler:
+        accelerator.scaler.load_state_dict(saved["scaler"])
+    run.history, run.done, run.seconds = saved["history"], saved["done"], saved["seconds"]
+    run.bad_images, run.weights_sha256 = saved["bad_images"], saved["weights_sha256"]
+    sums = saved["loss_sums"]
+    run.first_epoch_here = run.epoch
+    same_processes = len(sums) == accelerator.num_processes
+    run.loss_sum.fill_(sums[accelerator.process_index] if same_processes else sum(sums) / len(sums))
+    now = _circumstances(run.config, accelerator.device)
+    run.facts = saved["facts"] | {"resumed": [*saved["facts"].get("resumed", []), {"update": run.update, **now}]}
+    accelerator.print(
+        f"going on after update {run.done} of epoch {run.epoch + 1}/{run.config.total_epochs}, from {path}"
+    )
+
+
+def _train_epoch(run: Run, stop: Stop) -> progress.Meter:
+    """Make the updates of an epoch that are still to be made, and write a checkpoint. Returns what they took."""
+    config, accelerator, per_epoch = run.config, run.accelerator, len(run.batches)
+    meter = progress.Meter(spent_s=run.seconds)
+    batches = run.batches.epoch(run.epoch, run.done)
+    run.model.train()
+    settled_at = 0.0
+    while run.done < per_epoch:
+        lr = _set_rate(run)
+        _update(run, batches, meter)
+        stop.update_s = meter.update_s
+        if meter.line_is_due():
+            loss = run.loss_sum.item() / (run.done * run.accumulation_steps)
+            _require_finite(loss, f"training loss of process {accelerator.process_index}", run)
+            memory_mb = progress.peak_memory_mb(accelerator.device)
+            accelerator.print(progress.step_line(config, run.epoch, run.done, per_epoch, loss, meter, memory_mb))
+            accelerator.log({"train/loss": loss, "train/lr": lr}, step=run.update)
+        if meter.updates == SETTLE:
+            settled_at = _now(run)
+        if meter.updates == SETTLE + MEASURE and run.first_epoch_here == run.epoch:
+            _say_estimate(run, (_now(run) - settled_at) / MEASURE, only_above_s=WORTH_AN_ESTIMATE_S)
+        if number := parallel.highest(stop.asked, run.cpu_group):
+            stop.acknowledge()
+            _save_state(run, meter)
+            raise _stopped(signal.Signals(number).name, f"after update {run.update}")
+        if config.checkpoint_every and run.done % config.checkpoint_every == 0 and run.done < per_epoch:
+            _save_state(run, meter)
+    _save_state(run, meter)
+    return meter
+
+
+def _update(run: Run, batches: Iterator[data.Batch], meter: progress.Meter) -> None:
+    """One step of the optimiser, over config.batch_size images of all processes."""
+    config, accelerator, parts = run.config, run.accelerator, run.accumulation_steps
+    for part in range(parts):
+        with meter.waiting():
+            images, target, bad = next(batches)
+        run.bad_images["train"] += bad
+        images = images.to(accelerator.device, non_blocking=True)
+        target = target.to(accelerator.device, non_blocking=True)
+        _reseed(config.seed, run.update, part, accelerator.process_index)
+        if run.mix:
+            images, target = run.mix(images, target)
+        last = part == parts - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(run.model):
             with accelerator.autocast():
-                loss = criterion(model(images), target)
-            accelerator.backward(loss)
-            if config.clip_grad:
-                accelerator.clip_grad_norm_(model.parameters(), config.clip_grad)
-            optimizer.step()
-            optimizer.zero_grad()
-            if ema:
-                ema.update(raw_model, step=update)
-            loss_sum += loss.detach().float()  # read only when a line is due: reading waits for the GPU
-            if time.monotonic() - last_log > LOG_EVERY_S:
-                last_log = time.monotonic()
-                _require_finite(loss_sum.item(), "training loss", epoch, run_dir)
-                say(_step_line(config, epoch, step + 1, len(loader), loss_sum.item() / (step + 1), last_log - began))
-        train_loss = accelerator.reduce(loss_sum, "mean").item() / len(loader)
-        _require_finite(train_loss, "training loss", epoch, run_dir)
-        train_s = time.monotonic() - began
-        # The raw model: DDP's forward would wait for ranks that have no batch left.
-        score = evaluate(
-            raw_model, validation, len(splits.classes), device, partial(accelerator.reduce, reduction="sum")
-        )
-        _require_finite(score.loss, "validation loss", epoch, run_dir)
-        history.append(
-            {
-                "epoch": epoch + 1,
-                "train_loss": train_loss,
-                "validation_loss": score.loss,
-                "validation_top1_percent": score.top1_percent,
-                "validation_top5_percent": score.top5_percent,
-                "lr": optimizer.param_groups[0]["lr"],
-                "images_per_s": len(loader) * config.batch_size / train_s,
-                "seconds": time.monotonic() - began,
-            }
-        )
-        say(_epoch_line(config, history))
-        if accelerator.is_main_process:
-            progress = {
-                "history": history,
-                "facts": facts,
-                "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
-            }
-            _save(run_dir, saved, optimizer, progress, last=epoch + 1 == config.total_epochs)
+                loss = run.criterion(run.model(images), target)
+            accelerator.backward(loss / parts)
+        run.loss_sum += loss.detach().float()  # read only when a line is due: reading waits for the GPU
+    if config.clip_grad:
+        accelerator.clip_grad_norm_(run.model.parameters(), config.clip_grad)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    if run.ema:
+        run.ema.update(run.raw_model)
+    run.done += 1
+    meter.updates += 1
 
-    if accelerator.is_main_process:
-        facts |= {
-            "history": history,
-            "duration_s": sum(e["seconds"] for e in history),
-            "peak_memory_mb": _peak_memory_mb(device),
+
+def _stopped(name: str, when: str) -> Stopped:
+    return Stopped(f"{STOPPED_BY} {name} {when}; the same command goes on from there")
+
+
+def _score_epoch(run: Run, meter: progress.Meter) -> None:
+    """Score the validation images and close the epoch in the history."""
+    config, accelerator = run.config, run.accelerator
+    training_s = meter.epoch_s
+    lr = optim.set_rate(config, run.scheduler, run.epoch, run.update - 1)  # the last of the epoch, also after a resume
+    add_up = partial(accelerator.reduce, reduction="sum")
+    score = evaluate(_whole_model(run), run.validation, run.num_classes, accelerator.device, add_up)
+    _require_finite(score.loss, "validation loss", run)
+    _note_bad_images(run, "validation", score.bad_images)
+    train_loss = accelerator.reduce(run.loss_sum, "mean").item() / (len(run.batches) * run.accumulation_steps)
+    run.history.append(
+        {
+            "epoch": run.epoch + 1,
+            "train_loss": train_loss,
+            "validation_loss": score.loss,
+            "validation_top1_percent": score.top1_percent,
+            "validation_top5_percent": score.top5_percent,
+            "lr": lr,
+            "images_per_s": len(run.batches) * config.batch_size / training_s,
+            "data_wait_percent": meter.wait_percent,
+            "seconds": meter.epoch_s,
         }
-        checkpoint.write_atomically(finished_file, json.dumps(facts, indent=1))
-        state_file.unlink(missing_ok=True)
+    )
+    run.done, run.seconds = 0, 0.0
+    run.loss_sum.zero_()
+    now = run.history[-1]
+    accelerator.print(progress.epoch_line(config, run.history))
+    accelerator.log({f"epoch/{k}": v for k, v in now.items() if k != "epoch"}, step=run.update)
+    if now is max(run.history, key=lambda e: e["validation_top1_percent"]):
+        _save_weights(run, "best.safetensors", run.raw_model)
+    if accelerator.is_main_process:
+        checkpoint.write_atomically(run.run_dir / "history.json", json.dumps(run.history, indent=1))
+
+
+def _finish(run: Run) -> None:
+    accelerator = run.accelerator
+    _save_weights(run, "last.safetensors", run.raw_model)
+    if run.ema:
+        _save_weights(run, "ema.safetensors", run.ema.module)
+    if accelerator.is_main_process:
+        bad = {split: sorted({tuple(b) for b in found}) for split, found in run.bad_images.items()}
+        facts = run.facts | {
+            "history": run.history,
+            "bad_images": {split: [data.BadImage(*b)._asdict() for b in found] for split, found in bad.items()},
+            "weights_sha256": run.weights_sha256,
+            "duration_s": sum(e["seconds"] for e in run.history),
+            "peak_memory_mb": progress.peak_memory_mb(accelerator.device),
+        }
+        checkpoint.write_atomically(run.run_dir / "training.json", json.dumps(facts, indent=1))
+        shutil.rmtree(run.run_dir / "checkpoints", ignore_errors=True)
     accelerator.wait_for_everyone()
-    say(f"finished. Score the test split and write the record: python -m ffvit.record {run_dir}")
+    accelerator.print(f"finished. Score the test split and write the record: python -m ffvit.record {run.run_dir}")
     accelerator.end_training()
 
 
-def _accelerator(config: Config) -> Accelerator:
+def _save_state(run: Run, meter: progress.Meter) -> None:
+    """Write a checkpoint of the run as it stands. All processes call this; the first one writes.
+
+    Raises TrainingError rather than keep weights or losses that are no numbers, or where the disk is full.
+    """
+    accelerator = run.accelerator
+    sums = accelerator.gather(run.loss_sum[None]).tolist()
+    for rank, value in enumerate(sums):
+        _require_finite(value, f"training loss of process {rank}", run)
+    _note_bad_images(run, "train", run.bad_images["train"])
+    states = {"model": parallel.state_dict(run.raw_model)}
+    if run.ema:
+        states["ema"] = parallel.state_dict(run.ema.module)
+    optimizer = parallel.optimizer_state(run.raw_model, run.optimizer.optimizer)
+    if not accelerator.is_main_process:
+        return
+    # A loss can be finite and its gradient not; such weights would spoil every epoch after them.
+    largest = torch.stack([v.abs().max() for v in states["model"].values() if v.is_floating_point()]).max()
+    _require_finite(float(largest), "the largest weight", run)
+    saved = {
+        "history": run.history,
+        "done": run.done,
+        "seconds": meter.epoch_s,
+        "loss_sums": sums,
+        "bad_images": run.bad_images,
+        "weights_sha256": run.weights_sha256,
+        "facts": run.facts,
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+    }
+    try:
+        checkpoint.save_state(run.run_dir / "checkpoints", run.update, states, optimizer, saved)
+    except OSError as error:
+        raise TrainingError(
+            f"the checkpoint after update {run.update} cannot be written: {error}; the one before it is kept in "
+            f"{run.run_dir / 'checkpoints'}. Make room, then start the same command again"
+        ) from None
+
+
+def _save_weights(run: Run, name: str, model: nn.Module) -> None:
+    state = parallel.state_dict(model)
+    if run.accelerator.is_main_process:
+        run.weights_sha256[name] = checkpoint.save_weights(run.run_dir / name, state)
+
+
+def _note_bad_images(run: Run, split: str, found: list) -> None:
+    """Join what the processes met, each image once."""
+    everywhere = gather_object([tuple(b) for b in found])
+    run.bad_images[split] = sorted({tuple(b) for b in [*run.bad_images[split], *everywhere]})
+
+
+def _reseed(*key: int) -> None:
+    """Make the random numbers that follow a function of the key alone, so that none need be stored to go on."""
+    set_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+
+def _set_rate(run: Run) -> float:
+    """Set the learning rate of the update that comes next."""
+    return optim.set_rate(run.config, run.scheduler, run.epoch, run.update)
+
+
+def _whole_model(run: Run) -> nn.Module:
+    """A model that a process can run by itself, since not all have as many batches to score.
+
+    So not DDP's, and not FSDP's: of that, a copy in one piece.
+    """
+    if run.config.parallel == "ddp":
+        return run.raw_model
+    copy = models.create(run.config, run.num_classes).to(run.accelerator.device)
+    copy.load_state_dict(parallel.state_dict(run.raw_model))
+    return copy
+
+
+def _accelerator(config: Config, run_dir: Path) -> Accelerator:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "device='cuda', but PyTorch finds no CUDA GPU: set device='auto' or 'cpu', or check nvidia-smi"
@@ -191,7 +442,16 @@ def _accelerator(config: Config) -> Accelerator:
         raise InputError("device='mps', but PyTorch finds no Apple GPU: set device='auto' or 'cpu'")
     if config.mixed_precision == "fp16" and (config.device == "cpu" or not torch.cuda.is_available()):
         raise InputError("mixed_precision='fp16' needs a CUDA GPU: set 'bf16' or 'no'")
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=config.device == "cpu")
+    available = sorted(str(t) for t in get_available_trackers())
+    if config.tracker and config.tracker not in available:
+        cure = "install its package" if config.tracker in LOGGER_TYPE_TO_CLASS else "accelerate does not know it"
+        raise InputError(f"tracker '{config.tracker}': {cure}; there are {available}")
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        cpu=config.device == "cpu",
+        log_with=config.tracker or None,
+        project_dir=run_dir,
+    )
     if accelerator.num_processes != config.num_processes:
         raise InputError(
             f"{accelerator.num_processes} processes were started, num_processes={config.num_processes}: give accelerate "
@@ -202,12 +462,14 @@ def _accelerator(config: Config) -> Accelerator:
 
 def _already_finished(config: Config, run_dir: Path) -> bool:
     """Whether the folder holds this very run, finished. Raises InputError where it holds another one."""
-    if (run_dir / "config.json").exists() and any(
-        (run_dir / f).exists() for f in ("state.safetensors", "training.json")
-    ):
+    begun = (run_dir / "checkpoints").exists() or (run_dir / "training.json").exists()
+    if begun and (run_dir / "config.json").exists():
         there = json.loads((run_dir / "config.json").read_text())
         asked = config.to_dict()
-        differ = [k for k in asked if there.get(k) != asked[k] and k not in FREE_SETTINGS]
+        # A stream's order is of its readers.
+        readers = {"num_workers", "num_processes", "accumulation_steps"}
+        free = FREE_SETTINGS - (readers if config.streaming else set())
+        differ = [k for k in asked if there.get(k) != asked[k] and k not in free]
         if differ:
             shown = ", ".join(f"{k} is {there.get(k)!r}, asked {asked[k]!r}" for k in differ[:3])
             raise InputError(
@@ -216,12 +478,10 @@ def _already_finished(config: Config, run_dir: Path) -> bool:
     return (run_dir / "training.json").exists()
 
 
-def _check_disk(run_dir: Path, parameters: int, config: Config) -> None:
-    """Weights (last, best, ema) and the state (model, two moments, ema), and the state once more while it is replaced."""
-    copies = 2 + 2 * 3 + (3 if config.ema_decay else 0)
-    needed = 4 * parameters * copies
-    if (free := shutil.disk_usage(run_dir).free) < needed:
-        raise InputError(f"{run_dir}: checkpoints need {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free")
+def _check_disk(run_dir: Path, config: Config, model: nn.Module) -> None:
+    needed, free = memory.disk_mb(config, models.count_parameters(model)), shutil.disk_usage(run_dir).free / 1e6
+    if free < needed:
+        raise InputError(f"{run_dir}: checkpoints need {needed:,.0f} MB, {free:,.0f} MB are free")
 
 
 def _facts(config: Config, splits: data.Splits, model: nn.Module, device: torch.device) -> dict:
@@ -252,109 +512,106 @@ def _circumstances(config: Config, device: torch.device) -> dict:
     }
 
 
-def _loss(config: Config, num_classes: int) -> tuple[Mixup | None, nn.Module]:
-    if config.mixup or config.cutmix:
-        mix = Mixup(config.mixup, config.cutmix, label_smoothing=config.label_smoothing, num_classes=num_classes)
-        return mix, SoftTargetCrossEntropy()
-    return None, LabelSmoothingCrossEntropy(config.label_smoothing)
-
-
-def _save(run_dir: Path, saved: dict[str, nn.Module], optimizer, progress: dict, last: bool) -> None:
-    history = progress["history"]
-    if history[-1] is max(history, key=lambda e: e["validation_top1_percent"]):
-        checkpoint.save_weights(run_dir / "best.safetensors", saved["model"])
-    checkpoint.write_atomically(run_dir / "history.json", json.dumps(history, indent=1))
-    if last:
-        checkpoint.save_weights(run_dir / "last.safetensors", saved["model"])
-        if "ema" in saved:
-            checkpoint.save_weights(run_dir / "ema.safetensors", saved["ema"])
-    else:
-        checkpoint.save_training_state(run_dir / "state.safetensors", saved, optimizer, progress)
-
-
-def _require_finite(value: float, what: str, epoch: int, run_dir: Path) -> None:
+def _require_finite(value: float, what: str, run: Run) -> None:
     if not math.isfinite(value):
-        kept = f"the state after epoch {epoch} is kept in {run_dir}" if epoch else "there is no whole epoch to keep"
+        folder = run.run_dir / "checkpoints"
+        kept = f"the last good checkpoint is kept in {folder}" if folder.exists() else "there is no checkpoint to keep"
         raise TrainingError(
-            f"{what} is {value} in epoch {epoch + 1}; {kept}. Try a lower base_lr, more warmup_epochs, "
-            "clip_grad=1, or mixed_precision='no'"
+            f"{what} is {value} in epoch {run.epoch + 1}, by update {run.update}; {kept}. Try a lower base_lr, more "
+            "warmup_epochs, clip_grad=1, or mixed_precision='no'"
         )
 
 
-def _step_line(config: Config, epoch: int, step: int, steps: int, loss: float, seconds: float) -> str:
-    left = (config.total_epochs - epoch - step / steps) * seconds * steps / step
-    return (
-        f"epoch {epoch + 1}/{config.total_epochs}  step {step}/{steps}  loss {loss:.3f}  "
-        f"{step * config.batch_size / seconds:,.0f} images/s  {_duration(left)} left"
-    )
+def _dry_run(config: Config, run_dir: Path, accelerator: Accelerator) -> None:
+    run = _set_up(config, run_dir, accelerator, keep=False)
+    run.model.train()
+    _set_rate(run)
+    batches, meter, settled_at = run.batches.epoch(0), progress.Meter(), _now(run)
+    for count in range(1, min(SETTLE + MEASURE, len(run.batches)) + 1):
+        _update(run, batches, meter)
+        if count == SETTLE:
+            settled_at = _now(run)
+    run.done = 0  # what was tried is still to be done
+    timed = meter.updates - SETTLE if meter.updates > SETTLE else meter.updates
+    _say_estimate(run, (_now(run) - settled_at) / timed)
+    accelerator.end_training()
 
 
-def _epoch_line(config: Config, history: list[dict]) -> str:
-    now = history[-1]
-    left = (config.total_epochs - len(history)) * now["seconds"]
-    return (
-        f"epoch {now['epoch']}/{config.total_epochs}  loss {now['train_loss']:.3f}  validation loss "
-        f"{now['validation_loss']:.3f}  top-1 {now['validation_top1_percent']:.2f} %  lr {now['lr']:.1e}  "
-        f"{now['images_per_s']:,.0f} images/s  {_duration(left)} left"
-    )
+def _now(run: Run) -> float:
+    run.loss_sum.item()  # waits for the work queued on a GPU
+    return time.monotonic()
 
 
-def _duration(seconds: float) -> str:
-    return str(datetime.timedelta(seconds=round(seconds)))
+def _say_estimate(run: Run, update_s: float, only_above_s: float = 0) -> None:
+    """From the updates just timed and two batches of validation. Only of runs that take longer than only_above_s."""
+    config, accelerator = run.config, run.accelerator
+    updates_left = config.total_epochs * len(run.batches) - run.update
+    if not parallel.highest(int(updates_left * update_s >= only_above_s), run.cpu_group):
+        return
+    began = time.monotonic()
+    tried = list(islice(run.validation, 2))
+    evaluate(_whole_model(run), tried, run.num_classes, accelerator.device)
+    score_s = (time.monotonic() - began) / len(tried) * len(run.validation)
+    epochs_left = config.total_epochs - run.epoch
+    disk_mb = memory.disk_mb(config, run.facts["model"]["parameters"])
+    device = accelerator.device.type
+    accelerator.print(progress.estimate_line(config, updates_left, epochs_left, update_s, score_s, disk_mb, device))
+    run.model.train()
 
 
-def _peak_memory_mb(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) // 2**20
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes on macOS, in KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
-
-
-def _end_with(parent: int) -> None:
-    """End this process soon after `parent` is gone: a killed notebook kernel leaves its children behind."""
-
-    def watch():
-        while True:
-            time.sleep(1)
-            try:
-                os.kill(parent, 0)
-            except ProcessLookupError:
-                os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="accelerate launch -m ffvit.train", description=__doc__.splitlines()[0])
+def parse(arguments: list[str] | None, prog: str) -> tuple[Config, Path, argparse.Namespace]:
+    """The run that the command line asks for. Raises InputError."""
+    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=__doc__.splitlines()[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--experiment", help="a name in experiments/, or the path of a .toml file")
     what.add_argument("--config", type=Path, help="the config.json of a run")
     parser.add_argument("--model", help="a model of the experiment, or any name timm knows")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run-dir", type=Path, help="default: runs/<experiment>/<model>-seed<seed>")
+    parser.add_argument("--dry-run", action="store_true", help="measure some updates and say what the run will cost")
     parser.add_argument("--parent", type=int, help="end when this process ends")
     parser.add_argument("settings", nargs="*", metavar="name=value", help="settings that win over the experiment's")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if options.experiment and not options.model:
         parser.error("--experiment needs --model")
-    if options.parent:
-        _end_with(options.parent)
+    settings = dict(parse_setting(s) for s in options.settings)
+    if fixed := {"experiment", "model", "seed"} & set(settings):
+        raise InputError(
+            f"give {', '.join('--' + name for name in sorted(fixed))}, not name=value, for the choice of a run"
+        )
+    if options.config:
+        config = config_from_dict(json.loads(options.config.read_text()) | settings)
+    else:
+        config = load_experiment(options.experiment).config(options.model, options.seed, **settings)
+    return config, Path(os.path.relpath(options.run_dir or config.run_dir)), options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    who = f" in process {rank} of {world}" if world > 1 else ""
     try:
-        settings = dict(parse_setting(s) for s in options.settings)
-        if fixed := {"experiment", "model", "seed"} & set(settings):
-            raise InputError(
-                f"give {', '.join('--' + name for name in sorted(fixed))}, not name=value, for the choice of a run"
-            )
-        if options.config:
-            config = config_from_dict(json.loads(options.config.read_text()) | settings)
-        else:
-            config = load_experiment(options.experiment).config(options.model, options.seed, **settings)
-        train(config, Path(os.path.relpath(options.run_dir or config.run_dir)))
+        config, run_dir, options = parse(arguments, "ffvit.train")
+        if options.parent:
+            end_with(options.parent)
+        train(config, run_dir, options.dry_run)
+    except Stopped as stopped:
+        if rank == 0:
+            print(stopped, flush=True)
+        return STOPPED
     except (InputError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error{who}: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        traceback.print_exc()
+        print(f"error{who}: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code:
+        # At once: the usual way out waits for the other processes, which may be no more.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -1,20 +1,41 @@
+"""Checkpoints: bit for bit, whole or not at all, every damage noticed, and nothing in them executed."""
+
 import argparse
 import hashlib
+import io
+import itertools
+import json
 import os
 import pickle
+import random
+import resource
+import shutil
+import signal
+import struct
+import tarfile
+import time
+import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from timm.optim import create_optimizer_v2
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
+from ffvit import checkpoint
 from ffvit.checkpoint import (
     AUTHOR_NAMES,
-    load_training_state,
+    AUTHOR_WEIGHTS,
+    KEEP,
+    MANIFEST,
+    find_state,
+    load_state,
+    load_strictly,
     load_weights,
-    save_training_state,
+    save_state,
     save_weights,
     write_atomically,
 )
@@ -22,6 +43,7 @@ from ffvit.config import InputError
 from ffvit.models import PatchFeatureMixer
 
 SHAPE = dict(img_size=8, patch_size=4, in_chans=1, num_classes=3, embed_dim=8, depth=2, num_heads=2)
+FILES = ["ema.safetensors", MANIFEST, "model.safetensors", "optimizer.safetensors", "progress.json"]
 
 
 def small_model(seed=0):
@@ -32,6 +54,53 @@ def small_model(seed=0):
 def same_weights(a, b):
     a, b = a.state_dict(), b.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def same(a, b):
+    """Equal with all they hold, types and bits."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return type(a) is type(b) and len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
+    return type(a) is type(b) and a == b
+
+
+def stepped(seed=0, steps=2, **settings):
+    """A model, its average, and an AdamW that has made some steps."""
+    model, ema = small_model(seed), small_model(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), **{"lr": 0.1 + 0.2, "betas": (0.8, 0.99), **settings})
+    go_on(model, ema, optimizer, range(steps))
+    return model, ema, optimizer
+
+
+def go_on(model, ema, optimizer, steps):
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        images = torch.randn(6, 1, 8, 8, generator=generator)
+        target = torch.randint(3, (6,), generator=generator)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images), target).backward()
+        optimizer.step()
+        for averaged, parameter in zip(ema.parameters(), model.parameters()):
+            averaged.data.lerp_(parameter.data, 0.5)
+
+
+def save_run(folder, update, model, ema, optimizer, progress=None):
+    models = {"model": model.state_dict(), "ema": ema.state_dict()}
+    return save_state(folder, update, models, optimizer.state_dict(), progress or {"update": update})
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def reseal(path):
+    """Make the manifest say what the files are: what someone who forges a checkpoint would do."""
+    files = {name: (path / name).read_bytes() for name in names(path) if name != MANIFEST}
+    manifest = {k: {"sha256": hashlib.sha256(v).hexdigest(), "bytes": len(v)} for k, v in files.items()}
+    (path / MANIFEST).write_text(json.dumps(manifest))
 
 
 def author_state(model):
@@ -104,33 +173,18 @@ def test_a_pickle_without_a_state_dict_is_refused(tmp_path, content):
         (lambda state: state | {"extra.weight": torch.zeros(2)}, "extra.weight is foreign"),
         (lambda state: {k: v for k, v in state.items() if k != "norm.bias"}, "norm.bias is missing"),
         (lambda state: state | {"head.bias": torch.zeros(4)}, r"head.bias is \(4,\), the model's \(3,\)"),
+        (
+            lambda state: state | {"head.bias": torch.ones(3).long()},
+            "head.bias is torch.int64, the model's torch.float32",
+        ),
     ],
 )
-def test_weights_of_another_model_are_refused_by_key_and_shape(tmp_path, change, trouble):
+def test_weights_of_another_model_are_refused_by_key_shape_and_type(tmp_path, change, trouble):
     model = small_model(0)
     save_file(change(model.state_dict()), tmp_path / "w.safetensors")
     with pytest.raises(InputError, match=trouble):
         load_weights(model, tmp_path / "w.safetensors")
     assert same_weights(model, small_model(0))
-
-
-class Bomb:
-    def __init__(self, target: Path):
-        self.target = target
-
-    def __reduce__(self):
-        return Path.touch, (self.target,)
-
-
-@pytest.mark.parametrize(
-    "save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2))]
-)
-def test_a_checkpoint_that_would_run_code_is_refused_unrun(tmp_path, save):
-    target = tmp_path / "executed"
-    save({"model": {"norm.bias": Bomb(target)}}, tmp_path / "w.pth")
-    with pytest.raises(InputError, match="cannot be read safely"):
-        load_weights(small_model(), tmp_path / "w.pth")
-    assert not target.exists()
 
 
 def test_a_file_with_another_hash_is_refused(tmp_path):
@@ -142,53 +196,450 @@ def test_a_file_with_another_hash_is_refused(tmp_path):
         load_weights(small_model(), path, sha256="0" * 64)
 
 
-def test_training_goes_on_from_a_saved_state_bit_for_bit(tmp_path):
-    torch.manual_seed(0)
-    images, target = torch.randn(4, 6, 1, 8, 8), torch.randint(3, (4, 6))
+def test_training_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
+    run = stepped()
+    progress = {"history": [{"epoch": 1, "train_loss": 0.1 + 0.2}], "nothing": None}
+    path = save_run(tmp_path, 2, *run, progress)
+    assert path == tmp_path / "00000002" and names(path) == FILES
+    assert find_state(tmp_path) == (path, [])
 
-    def start(seed):
-        model, ema = small_model(seed), small_model(seed)
-        return model, ema, torch.optim.AdamW(model.parameters(), lr=0.01 * (seed + 1), betas=(0.8, 0.99))
-
-    def steps(model, ema, optimizer, which):
-        for i in which:
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(images[i]), target[i]).backward()
-            optimizer.step()
-            for averaged, parameter in zip(ema.parameters(), model.parameters()):
-                averaged.data.lerp_(parameter.data, 0.5)
-
-    model, ema, optimizer = start(0)
-    steps(model, ema, optimizer, [0, 1])
-    progress = {"history": [{"epoch": 1, "train_loss": 0.1 + 0.2}]}
-    save_training_state(tmp_path / "state.safetensors", {"model": model, "ema": ema}, optimizer, progress)
-    steps(model, ema, optimizer, [2, 3])
-
-    resumed, resumed_ema, resumed_optimizer = start(1)
-    saved = {"model": resumed, "ema": resumed_ema}
-    assert load_training_state(tmp_path / "state.safetensors", saved, resumed_optimizer) == progress
-    steps(resumed, resumed_ema, resumed_optimizer, [2, 3])
-    assert same_weights(resumed, model)
-    assert same_weights(resumed_ema, ema)
+    models, optimizer_state, loaded_progress = load_state(path)
+    assert same(loaded_progress, progress)
+    assert same(optimizer_state, run[2].state_dict())
+    resumed = stepped(seed=1, steps=1, lr=1.0)
+    load_strictly(resumed[0], models["model"], path)
+    load_strictly(resumed[1], models["ema"], path)
+    resumed[2].load_state_dict(optimizer_state)
+    go_on(*run, range(2, 4))
+    go_on(*resumed, range(2, 4))
+    assert same_weights(resumed[0], run[0]) and same_weights(resumed[1], run[1])
+    assert same(resumed[2].state_dict(), run[2].state_dict())
 
 
-@pytest.mark.parametrize("name", ["sgd", "lion", "lamb", "adabelief"])
-def test_the_state_of_other_optimisers_can_be_saved_too(tmp_path, name):
+@pytest.mark.parametrize("name", ["sgd", "lion", "lamb", "adabelief", "adafactor", "lookahead_radam"])
+def test_the_state_of_every_optimiser_comes_back_as_it_was(tmp_path, name):
     model = small_model()
     optimizer = create_optimizer_v2(model, opt=name, lr=0.01, momentum=0.9)
     model(torch.zeros(2, 1, 8, 8)).sum().backward()
     optimizer.step()
-    save_training_state(tmp_path / "state.safetensors", {"model": model}, optimizer, {})
-    load_training_state(tmp_path / "state.safetensors", {"model": small_model(1)}, optimizer)
+    loaded = load_state(save_state(tmp_path, 1, {"model": model.state_dict()}, optimizer.state_dict(), {}))[1]
+    assert same(loaded, optimizer.state_dict())
+    create_optimizer_v2(small_model(1), opt=name, lr=0.02, momentum=0.9).load_state_dict(loaded)
 
 
-def test_a_truncated_training_state_is_refused(tmp_path):
-    model, path = small_model(), tmp_path / "state.safetensors"
-    optimizer = torch.optim.AdamW(model.parameters())
-    save_training_state(path, {"model": model}, optimizer, {})
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(InputError, match="not a whole training state.*delete it"):
-        load_training_state(path, {"model": model}, optimizer)
+def test_a_learning_rate_that_is_a_tensor_and_shared_by_groups_comes_back(tmp_path):
+    model, rate = small_model(), torch.tensor(0.1)
+    groups = [{"params": [parameter], "lr": rate} for parameter in model.parameters()]
+    optimizer = torch.optim.AdamW(groups, capturable=False, foreach=False)
+    assert same(load_state(save_state(tmp_path, 1, {}, optimizer.state_dict(), {}))[1], optimizer.state_dict())
+
+
+def test_an_optimiser_state_by_parameter_names_comes_back(tmp_path):
+    model, _, optimizer = stepped()
+    state = get_optimizer_state_dict(model, optimizer)
+    assert "blocks.0.mix_patches.mix.fc1.weight" in state["state"]
+    loaded = load_state(save_state(tmp_path, 1, {}, state, {}))[1]
+    assert same(loaded, state)
+    other, _, other_optimizer = stepped(seed=1, steps=1)
+    set_optimizer_state_dict(other, other_optimizer, loaded)
+    assert same(other_optimizer.state_dict(), optimizer.state_dict())
+
+
+def test_saving_copies_no_tensor_that_is_on_the_cpu_already(tmp_path, monkeypatch):
+    written = {}
+    monkeypatch.setattr(
+        checkpoint, "save_file", lambda tensors, path, metadata: (written.update(tensors), path.touch())
+    )
+    model = small_model()
+    save_state(tmp_path, 1, {"model": model.state_dict()}, {}, {})
+    own = model.state_dict()
+    assert {k: v.data_ptr() for k, v in written.items()} == {k: v.data_ptr() for k, v in own.items()}
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    run = stepped()
+    for update in (5, 10, 99_999_999, 100_000_000):
+        save_run(tmp_path, update, *run)
+    assert names(tmp_path) == ["100000000", "99999999"] and KEEP == 2
+    assert find_state(tmp_path)[0].name == "100000000"
+
+
+def test_saving_over_a_damaged_checkpoint_replaces_it(tmp_path):
+    run = stepped()
+    path = save_run(tmp_path, 1, *run)
+    (path / "model.safetensors").write_bytes(b"")
+    (path / "foreign").touch()
+    save_run(tmp_path, 1, *run)
+    assert find_state(tmp_path) == (path, []) and names(tmp_path) == ["00000001"]
+
+
+def test_damaged_checkpoints_push_no_good_one_out(tmp_path):
+    run = stepped()
+    save_run(tmp_path, 1, *run)
+    for update in (7, 8, 9):
+        (tmp_path / f"{update:08d}").mkdir()
+    save_run(tmp_path, 2, *run)
+    assert names(tmp_path) == ["00000001", "00000002"]
+
+
+def test_a_run_without_a_checkpoint_has_none_to_find(tmp_path):
+    assert find_state(tmp_path / "nothing") == find_state(tmp_path) == (None, [])
+    (tmp_path / ".00000001.new").mkdir()  # one that was being written
+    assert find_state(tmp_path) == (None, [])
+
+
+def truncations(content, pick):
+    return [content[: pick.randrange(len(content))] for _ in range(20)]
+
+
+def bit_flips(content, pick):
+    flipped = []
+    for _ in range(20):
+        damaged = bytearray(content)
+        damaged[pick.randrange(len(content))] ^= 1 << pick.randrange(8)
+        flipped.append(bytes(damaged))
+    return flipped
+
+
+@pytest.mark.parametrize("damage", [truncations, bit_flips])
+@pytest.mark.parametrize("name", FILES)
+def test_every_damage_is_noticed_and_the_checkpoint_before_it_found(tmp_path, name, damage):
+    run = stepped()
+    older, newer = save_run(tmp_path, 1, *run), save_run(tmp_path, 2, *run)
+    content = (newer / name).read_bytes()
+    for damaged in damage(content, random.Random(0)):
+        (newer / name).write_bytes(damaged)
+        found, (line,) = find_state(tmp_path)
+        assert found == older
+        assert line.startswith(f"{newer}: ") and (name if name != MANIFEST else "manifest") in line
+    (newer / name).write_bytes(content)
+    assert find_state(tmp_path) == (newer, [])
+
+
+def test_damage_is_told_by_file_and_hash(tmp_path):
+    run = stepped()
+    save_run(tmp_path, 1, *run)
+    newer = save_run(tmp_path, 2, *run, {"loss": 1})
+    (newer / "progress.json").write_text('{"loss": 2}')
+    line = find_state(tmp_path)[1][0]
+    assert line.startswith(f"{newer}: progress.json: sha256 is ") and ", manifest says " in line
+
+
+def test_where_no_checkpoint_is_whole_all_are_named_with_the_cure(tmp_path):
+    run = stepped()
+    older, newer = save_run(tmp_path, 1, *run), save_run(tmp_path, 2, *run)
+    (older / "foreign").touch()
+    (newer / "ema.safetensors").unlink()
+    with pytest.raises(InputError) as raised:
+        find_state(tmp_path)
+    for words in (
+        f"{older}: foreign: not in",
+        f"{newer}: ema.safetensors: in the manifest only",
+        "delete the folder to start",
+    ):
+        assert words in str(raised.value)
+
+
+def fork(action):
+    """Run an action in a child of this process; returns its id."""
+    if child := os.fork():
+        return child
+    try:
+        action()
+    finally:
+        os._exit(1)
+
+
+def test_a_kill_between_any_two_steps_leaves_a_whole_checkpoint(tmp_path):
+    run, found = stepped(), []
+
+    def save_and_die_after(steps, folder):
+        left = itertools.count(steps, -1)
+
+        def or_die(step):
+            return lambda *a, **k: step(*a, **k) if next(left) > 0 else os.kill(os.getpid(), signal.SIGKILL)
+
+        checkpoint.save_file, os.fsync = or_die(checkpoint.save_file), or_die(os.fsync)
+        shutil.rmtree, Path.rename = or_die(shutil.rmtree), or_die(Path.rename)
+        save_run(folder, 3, *run)
+        os._exit(0)
+
+    for steps in itertools.count():
+        folder = tmp_path / str(steps)
+        save_run(folder, 1, *run)
+        save_run(folder, 2, *run)
+        status = os.waitpid(fork(partial(save_and_die_after, steps, folder)), 0)[1]
+        path, damaged = find_state(folder)
+        assert damaged == []
+        found.append(int(path.name))
+        if status != signal.SIGKILL:
+            break
+    assert status == 0 and found == sorted(found) and set(found) == {2, 3}
+    assert names(folder) == ["00000002", "00000003"]
+
+
+def test_all_is_on_the_disk_before_a_checkpoint_gets_its_name(tmp_path, monkeypatch):
+    sync, rename, done = checkpoint._sync, Path.rename, []
+    monkeypatch.setattr(checkpoint, "_sync", lambda path: (sync(path), done.append(path.name)))
+    monkeypatch.setattr(Path, "rename", lambda path, to: (rename(path, to), done.append((path.name, to.name))))
+    save_run(tmp_path, 1, *stepped())
+    assert sorted(done[:5]) == FILES
+    assert done[5:] == [".00000001.new", (".00000001.new", "00000001"), tmp_path.name]
+
+
+def kill_while_saving(folder, kills, seed):
+    """Kill that many children, each while it saves one checkpoint after the other, and check what is left each time."""
+    pick, last, interrupted = random.Random(seed), 0, 0
+    zeros = torch.zeros(200_000)
+
+    def save_number(update):
+        optimizer = {"state": {0: {"exp_avg": zeros}}, "param_groups": []}
+        save_state(folder, update, {"model": {"weight": zeros + update}}, optimizer, {"update": update})
+
+    save_number(last)
+    for _ in range(kills):
+        reader, writer = os.pipe()
+
+        def save_on(first=last + 1, writer=writer):
+            for update in itertools.count(first):
+                save_number(update)
+                os.write(writer, struct.pack("q", update))
+
+        child = fork(save_on)
+        os.close(writer)
+        time.sleep(pick.uniform(0.01, 0.1))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        with open(reader, "rb") as pipe:
+            saved = max((number for (number,) in struct.iter_unpack("q", pipe.read())), default=last)
+        interrupted += any(name.endswith(".new") for name in names(folder))
+
+        path, damaged = find_state(folder)
+        models, _, progress = load_state(path)
+        assert damaged == [] and saved <= int(path.name) <= saved + 1
+        assert progress["update"] == int(path.name)
+        assert torch.equal(models["model"]["weight"], zeros + progress["update"])
+        last = progress["update"]
+    assert interrupted > kills / 10, f"only {interrupted} kills came while a checkpoint was being written"
+    save_number(last + 1)
+    assert names(folder) == [f"{last:08d}", f"{last + 1:08d}"]
+
+
+def test_a_kill_at_any_moment_costs_at_most_one_interval(tmp_path):
+    kill_while_saving(tmp_path, kills=10, seed=0)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "progress.json"])
+def test_a_full_disk_is_an_oserror_and_leaves_the_last_checkpoint(tmp_path, name):
+    run = stepped()
+    progress = {"text": "x" * 100_000 if name == "progress.json" else ""}
+    path = save_run(tmp_path, 1, *run, progress)
+    size = (path / name).stat().st_size
+
+    def save_with_less_room():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, size - 1))
+        try:
+            save_run(tmp_path, 2, *run, progress)
+        except OSError as error:
+            os._exit(0 if "too large" in str(error) else 2)
+
+    assert os.waitpid(fork(save_with_less_room), 0)[1] == 0
+    assert find_state(tmp_path) == (path, []) and names(tmp_path) == ["00000001"]
+
+
+class Bomb:
+    def __init__(self, sentinel: Path):
+        self.sentinel = sentinel
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.sentinel}",)
+
+
+def pickled(path, bomb):
+    path.write_bytes(pickle.dumps({"model": bomb}, protocol=2))
+
+
+def zipped(path, bomb):
+    torch.save({"model": {"norm.bias": bomb}}, path)
+
+
+def legacy(path, bomb):
+    torch.save({"model": {"norm.bias": bomb}}, path, _use_new_zipfile_serialization=False)
+
+
+def in_a_namespace(path, bomb):
+    torch.save({"model": small_model().state_dict(), "args": argparse.Namespace(deep=[{"er": bomb}])}, path)
+
+
+def in_a_tar(path, bomb):
+    with tarfile.open(path, "w") as archive:
+        for name in ("sys_info", "pickle", "storages", "tensors"):
+            content = pickle.dumps(bomb, protocol=2)
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+
+def torchscript(path, bomb):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
+
+
+def outside_its_zip(path, bomb):
+    torch.save(small_model().state_dict(), path)
+    with zipfile.ZipFile(path) as archive:
+        members = {Path(name).name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(f"../{bomb.sentinel.name}" if name == "data.pkl" else f"../{name}", content)
+
+
+def without_memory(path, bomb):
+    torch.save({k: v.to("meta") for k, v in small_model().state_dict().items()}, path)
+
+
+def sparse(path, bomb):
+    torch.save({k: v.to_sparse() for k, v in small_model().state_dict().items()}, path)
+
+
+def numbered(path, bomb):
+    torch.save(dict(enumerate(small_model().state_dict().values())), path)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::UserWarning"
+)  # of torch, for TorchScript and sparse tensors
+@pytest.mark.parametrize(
+    "forge",
+    [
+        pickled, zipped, legacy, in_a_namespace, in_a_tar, torchscript, outside_its_zip, without_memory, sparse, numbered,
+    ],
+)  # fmt: skip
+def test_a_forged_pickle_is_refused_by_name_and_not_executed(tmp_path, forge):
+    (tmp_path / "in").mkdir()
+    path, sentinel = tmp_path / "in" / "w.pth", tmp_path / "executed"
+    forge(path, Bomb(sentinel))
+    model = small_model(1)
+    with pytest.raises(InputError, match="w.pth: (cannot be read safely|holds no state dict)"):
+        load_weights(model, path)
+    assert names(tmp_path) == ["in"] and names(tmp_path / "in") == ["w.pth"]
+    assert same_weights(model, small_model(1))
+
+
+def with_header(header, data=bytes(8), length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def tensor(start, end, shape=(1,), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+
+
+FORGED_SAFETENSORS = {
+    "a header longer than any file": with_header({"a": tensor(0, 4)}, length=2**63),
+    "a header longer than the file": with_header({"a": tensor(0, 4)}, length=1000),
+    "a header of nothing": with_header(b""),
+    "a shape larger than its bytes": with_header({"a": tensor(0, 8, (2**62, 4))}),
+    "bytes behind the end": with_header({"a": tensor(0, 4000, (1000,))}),
+    "tensors one upon the other": with_header({"a": tensor(0, 8, (2,)), "b": tensor(4, 8)}),
+    "an end before the start": with_header({"a": tensor(8, 0)}),
+    "a type that is none": with_header({"a": tensor(0, 8, dtype="OBJECT")}),
+    "NaN as metadata": with_header({"__metadata__": {"format": float("nan")}, "a": tensor(0, 8, (2,))}),
+    "a list": with_header([tensor(0, 8)]),
+    "a deep nest": with_header(b'{"a":' + b"[" * 100_000),
+    "no tensors": save({}),
+    "a pickle": pickle.dumps({"a": 1}),
+}
+
+
+@pytest.mark.parametrize("content", FORGED_SAFETENSORS.values(), ids=FORGED_SAFETENSORS.keys())
+def test_a_forged_safetensors_file_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="w.safetensors: (cannot be read safely|the weights of another model)"):
+        load_weights(small_model(), path)
+
+    state = save_state(tmp_path / "checkpoints", 1, {"model": {}}, stepped()[2].state_dict(), {})
+    (state / "optimizer.safetensors").write_bytes(content)
+    reseal(state)
+    with pytest.raises(InputError, match="optimizer.safetensors: cannot be read safely.*delete .*00000001"):
+        load_state(find_state(tmp_path / "checkpoints")[0])
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[1]", "NaN", "", "\x00", '"text"'])
+@pytest.mark.parametrize("name", ["progress.json", MANIFEST])
+def test_a_forged_json_file_is_refused_by_name(tmp_path, name, text):
+    path = save_run(tmp_path, 1, *stepped())
+    (path / name).write_text(text)
+    with pytest.raises(InputError, match=name.replace(".", r"\.")):
+        if name == "progress.json":
+            reseal(path)
+            load_state(path)
+        find_state(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        "[" * 100_000, "[]", "3", "{}", '{"dict": 3}', '{"dict": [["state"]]}', '{"tensor": "nothing"}',
+        '{"dict": [["state", {"tensor": "/etc/passwd"}]]}', '{"dict": [[[], 1]]}', '{"dict": []}',
+    ],
+)  # fmt: skip
+def test_a_forged_optimiser_state_is_refused_by_name(tmp_path, structure):
+    path = save_run(tmp_path, 1, *stepped())
+    save_file({"a": torch.zeros(1)}, path / "optimizer.safetensors", metadata={"structure": structure})
+    with pytest.raises(InputError, match="optimizer.safetensors: cannot be read safely"):
+        load_state(path)
+
+
+def test_a_manifest_leads_to_no_file_outside_its_folder(tmp_path):
+    path = save_run(tmp_path / "checkpoints", 1, *stepped())
+    outside = tmp_path / "outside"
+    outside.write_bytes((path / "progress.json").read_bytes())
+    manifest = json.loads((path / MANIFEST).read_text())
+    for name in ("../../outside", str(outside)):
+        (path / MANIFEST).write_text(json.dumps(manifest | {name: manifest["progress.json"]}))
+        with pytest.raises(InputError, match="outside: in the manifest only"):
+            find_state(tmp_path / "checkpoints")
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    (path / "progress.json").unlink()
+    (path / "progress.json").symlink_to(outside)
+    with pytest.raises(InputError, match="progress.json: not a regular file"):
+        find_state(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize("address", ["file:///etc/passwd", "FILE:///etc/passwd", "ftp://host/w.pth", "://w.pth"])
+def test_only_http_addresses_are_downloaded(monkeypatch, address):
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: pytest.fail("fetched"))
+    with pytest.raises(InputError, match="only http and https"):
+        load_weights(small_model(), address)
+    with pytest.raises(InputError, match="no address"):
+        load_weights(small_model(), "http://[broken/w.pth")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://host/a/..",
+        "https://host/..%2F..%2Fw.pth",
+        "https://host/a\\..\\w.pth",
+        AUTHOR_WEIGHTS + "..",
+        "https://host",
+    ],
+)
+def test_a_download_stays_in_its_folder(monkeypatch, tmp_path, address):
+    def fetch(url, target, progress):
+        assert url == address
+        save_weights(Path(target), small_model())
+        raise OSError(target)
+
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    with pytest.raises(InputError, match="could not download"):
+        load_weights(small_model(), address)
+    (target,) = (tmp_path / "hub" / "checkpoints").iterdir()
+    assert not set("/\\%") & set(target.name) and names(tmp_path) == ["hub"]
 
 
 def test_an_author_checkpoint_loads_with_its_namespace_and_every_key(tmp_path):

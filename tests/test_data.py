@@ -1,11 +1,34 @@
+import io
+import itertools
+import random
+import re
+import struct
+import zlib
+from collections import Counter
+from dataclasses import replace
+
 import datasets
+import fsspec
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
 
+from ffvit import pictures
 from ffvit.config import InputError, load_experiment
-from ffvit.data import eval_loader, load_splits, train_loader
+from ffvit.data import (
+    AugmentedImages,
+    EpochOrder,
+    ParquetStream,
+    StreamedImages,
+    TrainBatches,
+    decode,
+    eval_loader,
+    first_images,
+    load_splits,
+    train_transform,
+)
 
 CLASSES = datasets.ClassLabel(names=["cat", "dog"])
 NUMBER = datasets.Value("int64")
@@ -79,16 +102,16 @@ def test_grey_palette_cmyk_and_rgb_files_become_rgb_tensors(tmp_path):
     settings = colour(tmp_path, batch_size=2, validation_fraction=0.25)
     splits = load_splits(settings)
     assert {image.mode for image in splits.test["image"]} == {"L", "P", "CMYK", "RGB"}
-    assert torch.cat([x for x, _ in eval_loader(splits.test, settings)]).shape == (8, 3, 8, 8)
-    assert torch.cat([x for x, _ in train_loader(splits, settings)[0]]).shape == (6, 3, 8, 8)
+    assert torch.cat([batch.images for batch in eval_loader(splits.test, settings)]).shape == (8, 3, 8, 8)
+    assert torch.cat([batch.images for batch in TrainBatches(splits, settings).epoch(0)]).shape == (6, 3, 8, 8)
 
 
 @pytest.mark.parametrize("in_chans", [1, 3])
 def test_colour_and_grey_models_both_read_grey_images(in_chans):
     settings = config(in_chans=in_chans, mean=[0.3] * in_chans, std=[0.4] * in_chans, max_train_images=64)
-    images, labels = next(iter(train_loader(load_splits(settings), settings)[0]))
-    assert images.shape == (64, in_chans, 8, 8)
-    assert labels.dtype == torch.int64
+    batch = next(TrainBatches(load_splits(settings), settings).epoch(0))
+    assert batch.images.shape == (64, in_chans, 8, 8)
+    assert batch.target.dtype == torch.int64
 
 
 def test_parquet_image_folder_and_save_to_disk_give_the_same_images(tmp_path):
@@ -188,50 +211,115 @@ def test_a_hub_id_out_of_reach_is_refused_with_the_ways_out():
         load_splits(config(dataset="nobody/nothing"))
 
 
-# Without augmentation, so that an image is the same whichever process reads it.
-PLAIN = dict(batch_size=32, max_train_images=330, crop_scale=[1, 1], crop_ratio=[1, 1], in_memory=False)
+# Small, with augmentation that draws from all three generators: crops, RandAugment, erasing.
+AUGMENTED = dict(
+    in_memory=False, batch_size=24, max_train_images=107, auto_augment="rand-m9-mstd0.5", random_erasing=0.5
+)
+
+
+def augmented(**settings):
+    return config(in_chans=3, mean=[0.5] * 3, std=[0.5] * 3, **AUGMENTED | settings)
+
+
+def batches(splits, settings, epoch=0, first_update=0, accumulation_steps=1, rank=0):
+    """The images and labels of a process, by update."""
+    of_process = TrainBatches(splits, settings, accumulation_steps, rank)
+    found = list(of_process.epoch(epoch, first_update))
+    assert len(found) == (len(of_process) - first_update) * accumulation_steps
+    return [
+        [torch.cat(parts) for parts in list(zip(*found[i : i + accumulation_steps]))[:2]]
+        for i in range(0, len(found), accumulation_steps)
+    ]
+
+
+def same(one, two):
+    return len(one) == len(two) and all(torch.equal(x, y) for a, b in zip(one, two) for x, y in zip(a, b))
 
 
 @pytest.mark.parametrize("repeats", [0, 3])
-def test_the_batches_of_two_processes_together_are_the_batch_of_one(repeats):
-    one = config(**PLAIN, repeated_augmentation=repeats)
-    two = config(**PLAIN, repeated_augmentation=repeats, num_processes=2)
-    splits = load_splits(one)
-    loaders = [train_loader(splits, one), train_loader(splits, two, rank=0), train_loader(splits, two, rank=1)]
+@pytest.mark.parametrize("accumulation_steps", [1, 2, 4])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_a_global_batch_is_the_same_for_any_processes_and_accumulation_steps(processes, accumulation_steps, repeats):
+    alone = augmented(repeated_augmentation=repeats)
+    splits = load_splits(alone)
+    several = augmented(repeated_augmentation=repeats, num_processes=processes)
     for epoch in range(2):
-        for _, sampler in loaders:
-            sampler.set_epoch(epoch)
-        batches = list(zip(*(loader for loader, _ in loaders), strict=True))
-        assert len(batches) == (256 if repeats else 330) // 32  # DeiT's sampler keeps whole 256s
-        for whole, first, second in batches:
-            for i in range(2):
-                assert torch.equal(whole[i], torch.stack([first[i], second[i]], dim=1).flatten(0, 1))
+        of_ranks = [batches(splits, several, epoch, 0, accumulation_steps, rank) for rank in range(processes)]
+        together = [[torch.stack(x, dim=1).flatten(0, 1) for x in zip(*ranks)] for ranks in zip(*of_ranks, strict=True)]
+        assert len(together) == 107 // 24
+        assert same(together, batches(splits, alone, epoch))
 
 
-def order(settings, epoch):
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("repeats", [0, 3])
+def test_an_epoch_goes_on_at_any_update_as_if_never_interrupted(repeats, workers):
+    settings = augmented(repeated_augmentation=repeats, num_workers=workers, num_processes=2)
     splits = load_splits(settings)
-    loader, sampler = train_loader(splits, settings)
-    sampler.set_epoch(epoch)
-    return torch.cat([labels for _, labels in loader]).tolist()
+    of_process = TrainBatches(splits, settings, accumulation_steps=2, rank=1)
+    whole = list(of_process.epoch(1))
+    for first in range(len(of_process) + 1):
+        random.seed(first), np.random.seed(first), torch.manual_seed(first)
+        assert same([b[:2] for b in of_process.epoch(1, first)], [b[:2] for b in whole[2 * first :]])
+
+
+def test_an_interrupted_epoch_reads_no_row_before_its_first_update(monkeypatch):
+    settings = augmented()
+    keys = []
+    monkeypatch.setattr(AugmentedImages, "__getitem__", lambda self, key: keys.append(key) or (torch.zeros(1), 0, []))
+    list(TrainBatches(load_splits(settings), settings).epoch(5, first_update=3))
+    assert [key[:2] for key in keys] == [(5, position) for position in range(3 * 24, 4 * 24)]
+
+
+def test_the_number_of_workers_and_what_was_drawn_before_change_nothing():
+    splits = load_splits(augmented())
+    alone = batches(splits, augmented())
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    assert same(alone, batches(splits, augmented(num_workers=2)))
+    assert same(alone, batches(splits, augmented(in_memory=True)))
+
+
+def test_a_run_abandoned_within_an_epoch_leaves_nothing_behind_in_its_workers():
+    settings = augmented(num_workers=2)
+    of_process = TrainBatches(load_splits(settings), settings)
+    next(of_process.epoch(0))
+    assert same([b[:2] for b in of_process.epoch(1)], batches(load_splits(settings), augmented(), epoch=1))
+
+
+def test_an_image_is_augmented_anew_each_time():
+    settings = augmented(repeated_augmentation=3)
+    images = TrainBatches(load_splits(settings), settings)
+    first = next(images.epoch(0)).images
+    assert len({image.numpy().tobytes() for image in torch.cat([first, next(images.epoch(1)).images])}) == 48
+
+
+def order(settings, epoch, rank=0, count=107):
+    of_process = EpochOrder(range(count), settings, rank)
+    of_process.begin(epoch, range(len(of_process.order) // settings.batch_size))
+    return [row for _, _, row in of_process]
 
 
 def test_the_order_changes_with_epoch_and_seed_and_with_nothing_else():
-    assert order(config(**PLAIN), 0) == order(config(**PLAIN), 0)
-    assert order(config(**PLAIN), 0) != order(config(**PLAIN), 1)
-    assert order(config(**PLAIN), 0) != order(config(**PLAIN, seed=1), 0)
+    assert order(augmented(), 0) == order(augmented(num_workers=2), 0)
+    assert order(augmented(), 0) != order(augmented(), 1)
+    assert order(augmented(), 0) != order(augmented(seed=1), 0)
 
 
 def test_an_epoch_shows_no_image_twice():
-    settings = config(**PLAIN)
-    _, sampler = train_loader(load_splits(settings), settings)
-    assert len(set(sampler)) == len(list(sampler)) == 330
+    assert len(set(order(augmented(), 0))) == 107 // 24 * 24
 
 
-def test_repeated_augmentation_shows_an_image_three_times_in_a_batch():
-    settings = config(**PLAIN, repeated_augmentation=3)
-    _, sampler = train_loader(load_splits(settings), settings)
-    first = list(sampler)[:30]
-    assert {first.count(index) for index in first} == {3}
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("count", [256, 300, 515])
+def test_repeated_augmentation_follows_deits_rule(count, processes):
+    """DeiT's samplers.py: every image three times in a row, dealt to the processes, whole 256s of the images kept."""
+    settings = config(batch_size=64, repeated_augmentation=3, num_processes=processes)
+    for epoch in range(2):
+        shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(epoch)).tolist()
+        thrice = [row for row in shuffled for _ in range(3)]
+        thrice += thrice[: -len(thrice) % processes]
+        kept = count // 256 * 256 // processes
+        for rank in range(processes):
+            assert order(settings, epoch, rank, count) == thrice[rank::processes][:kept]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
@@ -239,14 +327,14 @@ def test_repeated_augmentation_shows_an_image_three_times_in_a_batch():
 def test_every_image_is_evaluated_exactly_once(count, processes):
     images = split(count, labels=list(range(count)), kind=NUMBER)
     settings = colour("unused", num_processes=processes, batch_size=6)
-    seen = [label for r in range(processes) for _, labels in eval_loader(images, settings, r) for label in labels]
+    seen = [label for r in range(processes) for batch in eval_loader(images, settings, r) for label in batch.target]
     assert sorted(map(int, seen)) == list(range(count))
 
 
 def test_too_few_images_for_one_batch_are_refused():
     settings = config(max_train_images=63)
     with pytest.raises(InputError, match="63 training images do not fill one batch of 64: lower batch_size"):
-        train_loader(load_splits(settings), settings)
+        TrainBatches(load_splits(settings), settings)
 
 
 def test_cifar10_loads_with_the_columns_of_the_hub(shared):
@@ -254,7 +342,7 @@ def test_cifar10_loads_with_the_columns_of_the_hub(shared):
     splits = load_splits(settings)
     assert splits.sizes == {"train": 64, "validation": 32, "test": 32}
     assert splits.classes[:3] == ["airplane", "automobile", "bird"]
-    assert next(iter(train_loader(splits, settings)[0]))[0].shape == (64, 3, 32, 32)
+    assert next(TrainBatches(splits, settings).epoch(0)).images.shape == (64, 3, 32, 32)
 
 
 def test_real_imagenet_files_load_at_full_size(shared):
@@ -263,8 +351,8 @@ def test_real_imagenet_files_load_at_full_size(shared):
     settings = load_experiment("imagenet").config("ff_tiny", batch_size=2, max_train_images=4, max_eval_images=3, **own)
     splits = load_splits(settings)
     assert len(splits.classes) == 1000
-    assert next(iter(train_loader(splits, settings)[0]))[0].shape == (2, 3, 224, 224)
-    assert [len(x) for x, _ in eval_loader(splits.test, settings)] == [2, 1]
+    assert next(TrainBatches(splits, settings).epoch(0)).images.shape == (2, 3, 224, 224)
+    assert [len(batch.images) for batch in eval_loader(splits.test, settings)] == [2, 1]
 
 
 def test_digits_are_those_of_scikit_learn():
@@ -282,3 +370,377 @@ def test_the_folder_of_a_dataset_is_only_read(tmp_path):
     before = sorted(folder.rglob("*"))
     load_splits(colour(folder, max_train_images=4, max_eval_images=2))
     assert sorted(folder.rglob("*")) == before
+
+
+def encode(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+RGB = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+GREY = RGB[..., 0]
+DEEP = np.random.default_rng(1).integers(0, 65536, (6, 8), dtype=np.uint16)
+
+
+def turned(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encode(Image.fromarray(RGB), "PNG", exif=exif)
+
+
+def with_broken_exif():
+    return encode(Image.fromarray(RGB), "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12")
+
+
+def palette(**options):
+    image = Image.fromarray(GREY // 16, "P")
+    image.putpalette([value for grey in range(16) for value in (grey, 2 * grey, 255 - grey)])
+    return encode(image, "PNG", **options)
+
+
+PALETTE = np.stack([GREY // 16, 2 * (GREY // 16), 255 - GREY // 16], axis=-1)
+ODD = {
+    "16-bit grey PNG": (encode(Image.fromarray(DEEP), "PNG"), DEEP // 256),
+    "16-bit grey TIFF": (encode(Image.fromarray(DEEP), "TIFF"), DEEP // 256),
+    "16-bit grey PGM": (b"P5 8 6 65535 " + DEEP.astype(">u2").tobytes(), DEEP // 256),
+    "grey": (encode(Image.fromarray(GREY), "PNG"), GREY),
+    "grey with transparency": (encode(Image.fromarray(np.stack([GREY, 255 - GREY], -1), "LA"), "PNG"), GREY),
+    "colour with transparency": (encode(Image.fromarray(np.dstack([RGB, GREY]), "RGBA"), "PNG"), RGB),
+    "palette": (palette(), PALETTE),
+    "palette with transparency": (palette(transparency=bytes(range(16))), PALETTE),
+    "black and white": (encode(Image.fromarray(GREY > 127), "PNG"), (GREY > 127) * 255),
+    "CMYK": (encode(Image.fromarray(np.dstack([255 - RGB, 0 * GREY]), "CMYK"), "TIFF"), RGB),
+    "animation": (encode(Image.fromarray(GREY), "GIF", save_all=True, append_images=[Image.new("L", (8, 6))]), GREY),
+    "mirrored by EXIF": (turned(2), RGB[:, ::-1]),
+    "upside down by EXIF": (turned(3), RGB[::-1, ::-1]),
+    "flipped by EXIF": (turned(4), RGB[::-1]),
+    "transposed by EXIF": (turned(5), RGB.transpose(1, 0, 2)),
+    "turned right by EXIF": (turned(6), np.rot90(RGB, -1)),
+    "turned and flipped by EXIF": (turned(7), RGB[::-1, ::-1].transpose(1, 0, 2)),
+    "turned left by EXIF": (turned(8), np.rot90(RGB)),
+    "EXIF of no sense": (turned(99), RGB),
+    "broken EXIF": (with_broken_exif(), RGB),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_odd_files_decode_to_the_right_pixels(kind, mode):
+    content, expected = ODD[kind]
+    expected = np.asarray(expected, np.uint8)
+    expected = expected if expected.ndim == 3 else np.dstack([expected] * 3)
+    found = decode({"bytes": content, "path": "a.jpg"}, mode)  # whatever its name says
+    assert found.mode == mode
+    assert (np.asarray(found) == np.asarray(Image.fromarray(expected).convert(mode))).all()
+
+
+def png_of(width, height):
+    """The head of a picture that would take width x height bytes."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+BAD = {
+    "truncated": (encode(Image.fromarray(RGB), "JPEG")[:-60], "[Tt]runcated"),
+    "only a head": (encode(Image.fromarray(RGB), "PNG")[:40], ""),
+    "empty": (b"", "the file is empty"),
+    "text": (b"<html>404: not found</html>", "no image of a known format"),
+    "a bomb": (png_of(30000, 30000), "exceeds limit"),
+    "perhaps a bomb": (png_of(10000, 10000), "exceeds limit"),
+    "missing": (None, "No such file"),
+}
+
+
+def with_files(count, files):
+    """Pictures of which some rows hold other files."""
+    images = [{"bytes": encode(picture(i), "PNG"), "path": f"{i}.png"} for i in range(count)]
+    for row, content in files.items():
+        images[row] = {"bytes": content, "path": f"/home/someone/{row}.png"}
+    features = datasets.Features(image=datasets.Image(), label=CLASSES)
+    return datasets.Dataset.from_dict({"image": images, "label": [i % 2 for i in range(count)]}, features)
+
+
+def skipping(folder="unused", **settings):
+    return colour(folder, bad_images="skip", **settings)
+
+
+@pytest.mark.parametrize("kind, workers", [*((kind, 0) for kind in BAD), ("empty", 1)])
+def test_a_bad_file_is_refused_with_its_row_name_and_reason(kind, workers):
+    content, reason = BAD[kind]
+    images = with_files(4, {2: content})
+    with pytest.raises(InputError, match=rf"row 2 \(2.png\).*{reason}.*bad_images='skip'") as refusal:
+        list(eval_loader(images, colour("unused", batch_size=2, num_workers=workers)))
+    assert "\n" not in str(refusal.value)
+    assert "home" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_file_is_skipped_and_listed(kind):
+    content, reason = BAD[kind]
+    settings = skipping(batch_size=2)
+    found = list(eval_loader(with_files(4, {2: content}), settings))
+    assert torch.cat([batch.target for batch in found]).tolist() == [0, 1, -1, 1]
+    assert (found[1].images[0] == 0).all()
+    [bad] = [bad for batch in found for bad in batch.bad]
+    assert bad[:2] == (2, "2.png")
+    assert re.search(reason, bad.reason)
+
+
+def test_a_row_without_any_file_is_a_bad_image():
+    with pytest.raises(OSError, match="there is no file"):
+        decode(None, "RGB")
+    with pytest.raises(OSError, match="there is no file"):
+        decode({"bytes": None, "path": None}, "RGB")
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_in_training_the_next_row_that_can_be_read_stands_in(tmp_path, workers, in_memory):
+    damaged, whole = with_files(20, {3: b"", 4: b"x", 19: b""}), with_files(20, {})
+    standing_in = list(range(20))
+    standing_in[3], standing_in[4], standing_in[19] = 5, 5, 0
+    settings = skipping(
+        batch_size=20, validation_split="train", test_split="train", num_workers=workers, in_memory=in_memory
+    )
+    found, expected = (
+        next(
+            TrainBatches(load_splits(replace(settings, dataset=str(save(tmp_path / name, images)))), settings).epoch(0)
+        )
+        for name, images in {"damaged": damaged, "mended": whole.select(standing_in)}.items()
+    )
+    assert same([found[:2]], [expected[:2]])
+    assert expected.bad == []
+    assert {bad[:2] for bad in found.bad} == {(3, "3.png"), (4, "4.png"), (19, "19.png")}
+
+
+def shards(folder, images, sizes, rows_per_group=4):
+    """A folder of parquet files: the images in as many training files as sizes, and the first four as test split."""
+    folder.mkdir()
+    ends = np.cumsum(sizes)
+    for i, (size, end) in enumerate(zip(sizes, ends)):
+        table = images.select(range(end - size, end)).flatten_indices().data.table
+        file = folder / f"train-{i:05}-of-{len(sizes):05}.parquet"
+        pyarrow.parquet.write_table(table, file, row_group_size=rows_per_group)
+    images.select(range(4)).to_parquet(folder / "test.parquet")
+    return folder
+
+
+UNEVEN = [17, 5, 11, 3, 1]  # files: one process of two gets 29 rows, the other 8
+
+
+def streamed(folder, **settings):
+    given = (
+        dict(in_memory=False, batch_size=8, shuffle_buffer=6, auto_augment="rand-m9-mstd0.5", random_erasing=0.5)
+        | settings
+    )
+    return colour(folder, streaming=True, validation_split="test", **given)
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    return shards(tmp_path_factory.mktemp("stream") / "uneven", with_files(37, {}), UNEVEN)
+
+
+@pytest.mark.parametrize("workers, parts", [(0, 2), (2, 1)])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stream_goes_on_at_any_update_as_if_never_interrupted(uneven, rank, workers, parts):
+    settings = streamed(uneven, num_processes=2, num_workers=workers)
+    of_process = TrainBatches(load_splits(settings), settings, parts, rank)
+    whole = [batch[:2] for epoch in range(3) for batch in of_process.epoch(epoch)]
+    assert len(of_process) == 37 // 8
+    assert len(whole) == 3 * len(of_process) * parts  # on both processes, however uneven their files
+    for epoch in range(3):
+        for first in range(len(of_process)):
+            begin, end = parts * (epoch * 4 + first), parts * (epoch + 1) * 4
+            random.seed(first), np.random.seed(first), torch.manual_seed(first)
+            assert same([batch[:2] for batch in of_process.epoch(epoch, first)], whole[begin:end])
+
+
+def places(settings, stream=0, streams=1, rank=0, first=0):
+    """(number of the file, row in it) of a stream's rows, without end."""
+    images = StreamedImages(load_splits(settings).train, settings, 1, rank)
+    for group, row, _ in images.rows(stream, streams, first):
+        yield images.source.files.index(group.file), group.first_row + row
+
+
+def take(count, iterator):
+    return list(itertools.islice(iterator, count))
+
+
+def test_a_stream_shows_each_row_once_before_any_again(uneven):
+    every = [(file, row) for file, size in enumerate(UNEVEN) for row in range(size)]
+    found = take(3 * 37, places(streamed(uneven)))
+    passes = [found[i : i + 37] for i in (0, 37, 74)]
+    assert [sorted(one) for one in passes] == [every] * 3
+    assert len({tuple(one) for one in [*passes, every]}) == 4  # each time in another order
+
+
+@pytest.mark.parametrize("streams", [2, 3, 7])  # there are three row groups
+def test_the_workers_of_a_process_divide_the_rows_of_its_files(uneven, streams):
+    settings = streamed(uneven, num_processes=2)
+    mine = {(file, row) for file in (1, 3) for row in range(UNEVEN[file])}
+    seen = Counter(place for stream in range(streams) for place in take(400, places(settings, stream, streams, rank=1)))
+    assert set(seen) == mine
+    assert min(seen.values()) > 0.7 * max(seen.values())
+
+
+@pytest.mark.parametrize("first", [0, 7, 36, 37, 75])
+def test_a_stream_that_goes_on_reads_only_the_window_it_is_in(uneven, monkeypatch, first):
+    settings = streamed(uneven)
+    window_begins = first // 37 * 37 + first % 37 // 6 * 6  # windows of 6 rows, anew with each pass of 37
+    whole = take(3 * 37, places(settings))
+    images = StreamedImages(load_splits(settings).train, settings, 1, 0)
+    groups, read = [], ParquetStream.read
+    monkeypatch.setattr(ParquetStream, "read", lambda self, group: groups.append(group) or read(self, group))
+    group, row, _ = next(images.rows(0, 1, first))
+    assert (images.source.files.index(group.file), group.first_row + row) == whole[first]
+    window = whole[window_begins : min(window_begins + 6, first // 37 * 37 + 37)]
+    of_row = {
+        (images.source.files.index(group.file), group.first_row + row): group
+        for group in images.groups
+        for row in range(group.num_rows)
+    }
+    assert set(groups) == {of_row[place] for place in window}
+
+
+def test_bad_images_of_a_stream_are_refused_or_skipped_alike_however_it_is_interrupted(tmp_path):
+    folder = shards(tmp_path / "data", with_files(37, {3: b"", 18: b"x", 19: b"x"}), UNEVEN)
+    settings = streamed(folder, bad_images="skip", num_workers=2)
+    images = TrainBatches(load_splits(settings), settings)
+    whole = [batch for epoch in range(3) for batch in images.epoch(epoch)]
+    for update in range(len(whole)):
+        epoch, first = divmod(update, len(images))
+        found = next(images.epoch(epoch, first))
+        assert same([found[:2]], [whole[update][:2]])
+        assert found.bad == whole[update].bad
+    bad = {image for batch in whole for image in batch.bad}
+    first, second = "train-00000-of-00005.parquet", "train-00001-of-00005.parquet"
+    assert {image[:2] for image in bad} == {(3, first), (1, second), (2, second)}
+    assert all(batch.images.flatten(1).std(dim=1).min() > 0 for batch in whole)
+    refusing = streamed(folder, num_workers=0)
+    with pytest.raises(InputError, match=r"row \d+ \(train-0000\d-of-00005.parquet\).*bad_images='skip'"):
+        for _ in range(3):
+            list(TrainBatches(load_splits(refusing), refusing).epoch(0))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dataset_without_one_whole_image_is_refused(tmp_path, streaming):
+    folder = shards(tmp_path / "data", with_files(20, dict.fromkeys(range(20), b"x")), [20])
+    settings = replace(streamed(folder, bad_images="skip"), streaming=streaming)
+    with pytest.raises(InputError, match="20 training images one after the other cannot be read"):
+        list(TrainBatches(load_splits(settings), settings).epoch(0))
+
+
+def test_only_the_files_of_the_splits_in_use_are_read(tmp_path, monkeypatch):
+    folder = shards(tmp_path / "data", with_files(37, {}), UNEVEN)
+    (folder / "validation.parquet").write_bytes(b"damaged")
+    groups, read = [], ParquetStream.read
+    monkeypatch.setattr(ParquetStream, "read", lambda self, group: groups.append(group) or read(self, group))
+    splits = load_splits(streamed(folder))
+    assert splits.sizes == {"train": 37, "validation": 4, "test": 4}
+    assert {group.file for group in groups} <= set(splits.train.files)
+    assert sum(group.num_rows for group in groups) <= 64 + 4  # of the training images those in the fingerprint
+
+
+def test_the_fingerprint_of_a_stream_is_of_its_content(tmp_path):
+    folders = [
+        shards(tmp_path / name, with_files(37, files), UNEVEN) for name, files in zip("abc", ({}, {}, {5: b"x"}))
+    ]
+    one, again, other = (load_splits(streamed(folder)).fingerprint for folder in folders)
+    assert one == again != other
+
+
+def unnamed(images):
+    return images.cast_column("label", NUMBER)
+
+
+@pytest.mark.parametrize(
+    "images, settings, cure",
+    [
+        (lambda: with_files(37, {}), {"num_processes": 8}, "8 processes cannot share 5 parquet files: save it in more"),
+        (lambda: unnamed(with_files(37, {})), {}, "names no classes.*class_encode_column"),
+        (lambda: with_files(37, {}), {"train_split": "training"}, "no split 'training'.*set train_split"),
+        (lambda: with_files(37, {}), {"image_column": "img"}, "no column 'img'"),
+        (lambda: with_files(37, {}), {"batch_size": 40}, "37 training images do not fill one batch of 40"),
+    ],
+)
+def test_a_stream_that_cannot_be_used_is_refused_with_the_cure(tmp_path, images, settings, cure):
+    settings = streamed(shards(tmp_path / "data", images(), UNEVEN), **settings)
+    with pytest.raises(InputError, match=cure):
+        TrainBatches(load_splits(settings), settings)
+
+
+@pytest.mark.parametrize("place", [slice(4, 300), slice(-300, -8)])  # of its images, of its table of contents
+def test_a_damaged_parquet_file_is_refused(tmp_path, place):
+    folder = shards(tmp_path / "data", with_files(37, {}), UNEVEN)
+    content = bytearray((file := sorted(folder.glob("train-*"))[2]).read_bytes())
+    content[place] = b"\xff" * len(content[place])
+    file.write_bytes(content)
+    settings = streamed(folder)
+    with pytest.raises(InputError, match="cannot be opened"):
+        list(TrainBatches(load_splits(settings), settings).epoch(0))
+
+
+def test_only_parquet_is_streamed(tmp_path):
+    for dataset in (save(tmp_path / "data", split(20)), "digits"):
+        with pytest.raises(InputError, match="not made of parquet files.*to_parquet.*streaming=false"):
+            load_splits(streamed(dataset))
+
+
+def test_a_stream_of_addresses_is_that_of_files_and_the_hubs_count_of_rows_is_trusted(uneven):
+    settings = streamed(uneven)
+    here = load_splits(settings).train
+    memory = fsspec.filesystem("memory")
+    memory.put([str(file) for file in here.files], [f"/{i}.parquet" for i in range(5)])
+    counted = datasets.DatasetInfo(splits=datasets.SplitDict({"train": datasets.SplitInfo("train", num_examples=1000)}))
+    there = ParquetStream([f"memory://{i}.parquet" for i in range(5)], counted, settings)
+    assert list(there) == list(here)
+    assert there.file_sizes() == here.file_sizes()
+    assert (len(here), len(there)) == (37, 1000)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pictures_of_samples_leave_out_what_cannot_be_read(tmp_path, streaming):
+    folder = shards(tmp_path / "data", with_files(37, {1: b"x"}), UNEVEN)
+    settings = replace(streamed(folder, bad_images="skip"), streaming=streaming)
+    figure = pictures.samples(load_splits(settings), settings, train_transform(settings), count=4)
+    shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes[:4]]
+    assert [image.tobytes() for image in shown] == [np.asarray(picture(i)).tobytes() for i in (0, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_streamed_label_outside_the_classes_is_refused(tmp_path, workers):
+    images = with_files(8, {}).cast_column("label", NUMBER).to_dict()
+    images["label"][5] = -1
+    images = datasets.Dataset.from_dict(images, datasets.Features(image=datasets.Image(), label=CLASSES))
+    settings = streamed(shards(tmp_path / "data", images, [8]), num_workers=workers)
+    with pytest.raises(InputError, match=r"^train-00000-of-00001.parquet, row 5: label -1 is outside the 2 classes$"):
+        for epoch in range(2):
+            list(TrainBatches(load_splits(settings), settings).epoch(epoch))
+
+
+def test_real_imagenet_files_are_the_same_images_from_a_folder_from_parquet_and_from_a_stream(tmp_path, shared):
+    source = shared / "data" / "imagenet-sample"
+    own = dict(dataset=str(source), test_split="validation", validation_split="validation", num_workers=0)
+    settings = load_experiment("imagenet").config("ff_tiny", **own)
+    plain = load_splits(settings)
+    images = plain.train.cast_column("image", datasets.Image(decode=False))
+    shards(tmp_path / "stream", images, [70, 30, 50], rows_per_group=16)
+    for i, row in enumerate(images):
+        folder = tmp_path / "folder" / "train" / plain.classes[row["label"]]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i}.JPEG").write_bytes(row["image"]["bytes"])
+    stream = replace(settings, dataset=str(tmp_path / "stream"), streaming=True, repeated_augmentation=0)
+    stream = load_splits(replace(stream, test_split="test", validation_split="test"))
+    folder = replace(settings, dataset=str(tmp_path / "folder"), test_split="train", validation_split="train")
+    found = [
+        sorted((splits.classes[label], image.tobytes()) for image, label in first_images(splits.train, settings, 150))
+        for splits in (plain, load_splits(folder), stream)
+    ]
+    assert len(stream.train) == len(found[0]) == 150
+    assert found[0] == found[1] == found[2]

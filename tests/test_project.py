@@ -14,12 +14,17 @@ ROOT = Path(__file__).parent.parent
 # A file may import those before it, never those after it.
 ORDER = [
     "recipes",
+    "lifetime",
     "config",
     "provenance",
     "data",
     "checkpoint",
     "models",
     "evaluate",
+    "optim",
+    "memory",
+    "parallel",
+    "progress",
     "train",
     "launch",
     "record",

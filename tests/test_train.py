@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +19,8 @@ from ffvit import checkpoint, train
 from ffvit import launch as launch_module
 from ffvit.config import InputError, load_experiment
 from ffvit.launch import launch
-from ffvit.train import TrainingError
+from ffvit.lifetime import STOPPED
+from ffvit.train import Stopped, TrainingError
 
 
 def digits(model="ff", **settings):
@@ -50,17 +53,23 @@ def test_finished_run_leaves_weights_and_facts_and_no_state(tmp_path):
 
 
 def test_interrupted_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
-    config = digits(epochs=3, max_train_images=256, mixup=0.8, drop_path_rate=0.1, ema_decay=0.9, schedule_per="epoch")
+    config = digits(
+        epochs=3,
+        max_train_images=256,
+        mixup=0.8,
+        drop_path_rate=0.1,
+        ema_decay=0.9,
+        schedule_per="epoch",
+        checkpoint_every=2,  # of the four updates of an epoch
+    )
     train.train(config, tmp_path / "whole")
 
-    save = checkpoint.save_training_state
-    monkeypatch.setattr(
-        checkpoint, "save_training_state", lambda *a: (save(*a), (_ for _ in ()).throw(KeyboardInterrupt))[0]
-    )
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            train.train(config, tmp_path / "pieces")
-    monkeypatch.undo()
+    save = checkpoint.save_state
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_state", lambda *a: (save(*a), (_ for _ in ()).throw(KeyboardInterrupt))[0])
+        for _ in range(4):
+            with pytest.raises(KeyboardInterrupt):
+                train.train(config, tmp_path / "pieces")
     train.train(config, tmp_path / "pieces")
 
     for name in ("last.safetensors", "ema.safetensors"):
@@ -96,14 +105,15 @@ def test_nan_stops_the_run_and_keeps_the_last_good_epoch(tmp_path, monkeypatch):
         return evaluate(model, *arguments)
 
     monkeypatch.setattr(train, "evaluate", poisoned)
-    with pytest.raises(TrainingError, match="validation loss is nan in epoch 2; the state after epoch 1 is kept"):
+    with pytest.raises(TrainingError, match="validation loss is nan in epoch 2, by update 2; the last good checkpoint"):
         train.train(digits(epochs=3, max_train_images=64), tmp_path)
-    assert all(torch.isfinite(t).all() for t in load_file(tmp_path / "state.safetensors").values())
+    states, _, _ = checkpoint.load_state(checkpoint.find_state(tmp_path / "checkpoints")[0])
+    assert all(torch.isfinite(t).all() for t in states["model"].values())
     assert not (tmp_path / "training.json").exists()
 
 
 def test_nan_in_the_training_loss_stops_the_run(tmp_path):
-    with pytest.raises(TrainingError, match="training loss is nan"):
+    with pytest.raises(TrainingError, match="is (nan|inf) in epoch"):
         train.train(digits(max_train_images=256, base_lr=1e12), tmp_path)
 
 
@@ -124,21 +134,10 @@ def test_wrong_number_of_processes_is_an_error(tmp_path):
         train.train(digits(num_processes=2), tmp_path)
 
 
-def test_two_processes_see_the_losses_of_one(tmp_path):
-    settings = dict(epochs=1, max_train_images=256, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
-    launch(digits(**settings), tmp_path / "one", on_line=lambda line: None)
-    launch(digits(**settings, num_processes=2), tmp_path / "two", on_line=lambda line: None)
-    one, two = history(tmp_path / "one")[0], history(tmp_path / "two")[0]
-    assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
-    assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=1e-5)
-
-
 def test_failed_training_tells_its_error_and_how_to_go_on(tmp_path):
     with pytest.raises(TrainingError, match="error: .*no such folder") as failure:
         launch(digits(dataset="./nowhere"), tmp_path, on_line=lambda line: None)
-    assert re.search(
-        r"accelerate.commands.launch .* -m ffvit.train --config \S+request.json --run-dir", str(failure.value)
-    )
+    assert re.search(r"-m ffvit.launch --config \S+request.json --run-dir", str(failure.value))
     assert "no such folder" in (tmp_path / "log.txt").read_text()
 
 
@@ -168,13 +167,13 @@ def test_training_ends_when_the_process_that_started_it_is_gone(tmp_path):
 
 def test_killed_run_goes_on_when_started_again(tmp_path):
     first = start(tmp_path, "epochs=3")
-    while not (tmp_path / "state.safetensors").exists():
+    while not checkpoint.find_state(tmp_path / "checkpoints")[0]:
         assert first.poll() is None, first.stdout.read()
         time.sleep(0.05)
     first.kill()
     first.wait()
     output = start(tmp_path, "epochs=3").communicate(timeout=120)[0]
-    assert "going on after epoch" in output and "finished" in output
+    assert "going on after update" in output and "finished" in output
     assert [e["epoch"] for e in history(tmp_path)] == [1, 2, 3]
 
 
@@ -212,13 +211,11 @@ def test_interrupted_cell_leaves_no_training_behind(tmp_path):
 
 
 def test_resumed_run_keeps_where_it_began(tmp_path, monkeypatch):
-    save = checkpoint.save_training_state
-    monkeypatch.setattr(
-        checkpoint, "save_training_state", lambda *a: (save(*a), (_ for _ in ()).throw(KeyboardInterrupt))[0]
-    )
-    with pytest.raises(KeyboardInterrupt):
-        train.train(digits(max_train_images=64), tmp_path)
-    monkeypatch.undo()
+    save = checkpoint.save_state
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_state", lambda *a: (save(*a), (_ for _ in ()).throw(KeyboardInterrupt))[0])
+        with pytest.raises(KeyboardInterrupt):
+            train.train(digits(max_train_images=64), tmp_path)
     monkeypatch.setattr(train.provenance, "git_state", lambda: {"commit": "later", "dirty": True})
     train.train(digits(max_train_images=64), tmp_path)
     facts = json.loads((tmp_path / "training.json").read_text())
@@ -233,3 +230,172 @@ def test_unknown_model_or_optimizer_is_told_before_images_are_read(tmp_path, mon
     ):
         with pytest.raises(InputError, match=message):
             train.train(dataclasses.replace(digits(), **settings), tmp_path)
+
+
+def quiet(line):
+    pass
+
+
+@pytest.mark.parametrize("options", [{"accumulation_steps": 4}, {"grad_checkpointing": True}, {"compile": True}])
+def test_options_of_memory_and_speed_change_no_result_beyond_rounding(tmp_path, options):
+    if "compile" in options and not shutil.which("g++"):
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    config = digits(epochs=1, max_train_images=320, depth=1, embed_dim=16, ema_decay=0.9)
+    train.train(config, tmp_path / "plain")
+    train.train(dataclasses.replace(config, **options), tmp_path / "option")
+    plain, option = history(tmp_path / "plain")[0], history(tmp_path / "option")[0]
+    for name in ("train_loss", "validation_loss"):
+        assert option[name] == pytest.approx(plain[name], rel=1e-5)
+
+
+def test_two_processes_see_every_loss_of_one_over_fifty_updates(tmp_path):
+    settings = dict(epochs=10, max_train_images=320, checkpoint_every=1)  # 5 updates an epoch
+    launch(digits(**settings), tmp_path / "one", on_line=quiet)
+    launch(digits(**settings, num_processes=2), tmp_path / "two", on_line=quiet)
+    for one, two in zip(history(tmp_path / "one"), history(tmp_path / "two"), strict=True):
+        assert two["lr"] == one["lr"]
+        assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
+
+
+def test_split_weights_give_the_results_of_whole_ones_and_go_on_after_a_stop(tmp_path):
+    config = digits(num_processes=2, max_train_images=320, ema_decay=0.9, depth=2, embed_dim=32)
+    launch(config, tmp_path / "ddp", on_line=quiet)
+
+    def stop_once(line):
+        if line.startswith("epoch 1/"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    fsdp = dataclasses.replace(config, parallel="fsdp")
+    with pytest.raises(Stopped, match="stopped by"):
+        launch(fsdp, tmp_path / "fsdp", on_line=stop_once)
+    launch(fsdp, tmp_path / "fsdp", on_line=quiet)
+    for name in ("last.safetensors", "ema.safetensors"):
+        ddp, split = load_file(tmp_path / "ddp" / name), load_file(tmp_path / "fsdp" / name)
+        assert all(torch.allclose(ddp[k], split[k], atol=1e-5) for k in ddp)
+    assert json.loads((tmp_path / "fsdp" / "training.json").read_text())["resumed"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_cluster_that_asks_for_its_machine_gets_it_and_the_run_goes_on_later(tmp_path, number):
+    first = start(tmp_path, "max_train_images=640", "num_workers=1", "epochs=400")
+    while not checkpoint.find_state(tmp_path / "checkpoints")[0]:
+        time.sleep(0.05)
+    first.send_signal(number)
+    output = first.communicate(timeout=20)[0]
+    assert first.returncode == STOPPED == 75 and f"stopped by {number.name}" in output
+    path, damaged = checkpoint.find_state(tmp_path / "checkpoints")
+    assert f"after update {int(path.name)}" in output and not damaged
+
+
+def test_a_run_may_go_on_with_another_number_of_processes(tmp_path):
+    config = digits(epochs=3, max_train_images=320, drop_path_rate=0.0)
+    train.train(config, tmp_path / "whole")
+
+    def stop_once(line):
+        if line.startswith("epoch 1/"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        launch(dataclasses.replace(config, num_processes=2), tmp_path / "pieces", on_line=stop_once)
+    launch(config, tmp_path / "pieces", on_line=quiet)
+    for whole, pieces in zip(history(tmp_path / "whole"), history(tmp_path / "pieces"), strict=True):
+        assert pieces["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-4)
+
+
+def test_dry_run_says_what_a_run_costs_and_leaves_nothing(tmp_path, capsys):
+    train.train(digits(epochs=1000), tmp_path / "run", dry_run=True)
+    told = capsys.readouterr().out
+    assert re.search(
+        r"estimate: 20,000 updates of \d+ ms and 1000 validations of .* process-hours, until 20\d\d-", told
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def out_of_memory_above(count, monkeypatch):
+    create = train.models.create
+
+    def creating(config, num_classes):
+        model = create(config, num_classes)
+        forward = model.forward
+
+        def limited(images):
+            if images.device.type != "meta" and len(images) > count:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return forward(images)
+
+        model.forward = limited
+        return model
+
+    monkeypatch.setattr(train.models, "create", creating)
+
+
+def test_out_of_memory_names_the_batch_to_try_and_keeps_the_recipe(tmp_path, monkeypatch):
+    out_of_memory_above(16, monkeypatch)
+    with pytest.raises(TrainingError, match="64 images at a time.*accumulation_steps=2: 32 images.*still 64 an update"):
+        train.train(digits(epochs=1, max_train_images=128), tmp_path)
+
+
+def test_accumulation_steps_0_finds_the_largest_part_that_fits(tmp_path, monkeypatch, capsys):
+    out_of_memory_above(16, monkeypatch)
+    train.train(digits(epochs=1, max_train_images=128, accumulation_steps=0), tmp_path)
+    assert "accumulation_steps is 4: 16 images at a time fit" in capsys.readouterr().out
+
+
+def test_nothing_fits_is_told_with_what_else_helps(tmp_path, monkeypatch):
+    out_of_memory_above(0, monkeypatch)
+    with pytest.raises(TrainingError, match="smallest part of a batch too; grad_checkpointing=true"):
+        train.train(digits(epochs=1, max_train_images=128, accumulation_steps=0), tmp_path)
+
+
+def test_tensorboard_shows_the_curves(tmp_path):
+    train.train(digits(epochs=1, max_train_images=128, tracker="tensorboard"), tmp_path)
+    assert list(tmp_path.rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("name, cure", [("aim", "install its package"), ("tensorbord", "accelerate does not know it")])
+def test_a_tracker_that_is_not_there_is_told(tmp_path, name, cure):
+    with pytest.raises(InputError, match=cure):
+        train.train(digits(tracker=name), tmp_path)
+
+
+def test_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, monkeypatch, capsys):
+    save = checkpoint.save_state
+    config = digits(max_train_images=256)
+
+    def save_twice(*arguments):
+        save(*arguments)
+        if arguments[1] == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save_state", save_twice)
+    config = dataclasses.replace(config, checkpoint_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, tmp_path)
+    monkeypatch.undo()
+    newest = tmp_path / "checkpoints" / "00000004" / "model.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    train.train(config, tmp_path)
+    told = capsys.readouterr().out
+    assert re.search(r"damaged, and passed over: .*00000004.*model.safetensors", told)
+    assert "going on after update 2 of epoch 1/2" in told
+
+
+def test_full_disk_while_saving_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    save = checkpoint.save_state
+
+    def full(*arguments):
+        if arguments[1] > 4:
+            raise OSError(28, "No space left on device")
+        return save(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save_state", full)
+    with pytest.raises(TrainingError, match="update 8 cannot be written: .*No space left.*Make room"):
+        train.train(digits(max_train_images=256), tmp_path)
+    assert checkpoint.find_state(tmp_path / "checkpoints")[0].name == "00000004"
+
+
+def test_settings_may_stand_among_the_options():
+    config, run_dir, options = train.parse(
+        ["--experiment", "digits", "epochs=3", "--model", "ff", "--run-dir", "x", "batch_size=32"], "ffvit.train"
+    )
+    assert (config.epochs, config.batch_size) == (3, 32)

@@ -1,0 +1,92 @@
+"""How the processes of a run end: with the one that started them, and in order when a cluster asks them to."""
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+STOPPED = 75  # exit code, EX_TEMPFAIL: stopped on request with everything kept; to be started again
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what clusters send before they take a machine away
+
+
+def end_with(parent: int) -> None:
+    """End this process soon after `parent` is gone: a killed notebook kernel leaves its children behind."""
+
+    def watch():
+        while True:
+            time.sleep(1)
+            try:
+                os.kill(parent, 0)
+            except ProcessLookupError:
+                os._exit(1)
+            except PermissionError:
+                pass  # it lives, as somebody else's
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def serve_parent(_worker: int = 0) -> None:
+    """In a process that loads data: end with the one it loads for, which alone answers the signals that reach both."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    end_with(os.getppid())
+
+
+class Stop:
+    """Within this context SIGTERM and SIGUSR1 do not kill the process but are noted in `asked`, for it to end in order.
+
+    A process that does not `acknowledge()` within three of its updates, 3 s at least, waits for another one that is no
+    more, and is ended: the main thread, deep in a collective operation, would never come to see the signal.
+    """
+
+    def __init__(self):
+        self.asked = 0  # the number of the signal
+        self.update_s = 0.0  # how long an update takes
+        self._error: Callable[[str], Exception] | None = None
+        self._acknowledged = threading.Event()
+
+    def __enter__(self) -> "Stop":
+        self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        # Python runs handlers in the main thread, when that comes round to it; the byte written here comes at once.
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        signal.set_wakeup_fd(self._writer.fileno())
+        threading.Thread(target=self._guard, daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._acknowledged.set()
+        self._writer.close()
+
+    def acknowledge(self) -> None:
+        """The signal has been seen, and what it asks for is being done."""
+        self._acknowledged.set()
+
+    @contextlib.contextmanager
+    def at_once(self, error: Callable[[str], Exception]) -> Iterator[None]:
+        """While there is nothing that must be saved first: raise error(name of the signal) as soon as it comes."""
+        if self.asked:
+            raise error(signal.Signals(self.asked).name)
+        self._error = error
+        try:
+            yield
+        finally:
+            self._error = None
+
+    def _on_signal(self, number: int, _frame) -> None:
+        self.asked = number
+        if self._error:
+            self._acknowledged.set()
+            raise self._error(signal.Signals(number).name)
+
+    def _guard(self) -> None:
+        while received := self._reader.recv(1):
+            if received[0] in SIGNALS and not self._acknowledged.wait(max(3.0, 3 * self.update_s)):
+                os._exit(STOPPED if self._error else 1)
+        self._reader.close()
