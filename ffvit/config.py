@@ -129,6 +129,10 @@ class Config:
     def total_epochs(self) -> int:
         return self.epochs + self.cooldown_epochs
 
+    def micro_batch(self, accumulation_steps: int) -> int:
+        """Images that a process takes at a time."""
+        return self.batch_size // self.num_processes // accumulation_steps
+
     def to_dict(self) -> dict:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 

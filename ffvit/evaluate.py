@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ffvit.config import InputError
-from ffvit.data import BadImage, Batch
+from ffvit.data import Batch
+from ffvit.images import BadImage
 
 
 @dataclass(frozen=True)

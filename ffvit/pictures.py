@@ -10,9 +10,10 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from ffvit.config import Config
-from ffvit.data import Splits, decode, encoded, first_images
+from ffvit.data import Splits, encoded, first_images
 from ffvit.evaluate import Evaluation, confident_mistakes
 from ffvit.figures import COLORS
+from ffvit.images import decode
 
 
 def samples(splits: Splits, config: Config, transform: Callable, count: int = 8) -> Figure:

@@ -45,6 +45,7 @@ from torch import Tensor, nn
 from ffvit import checkpoint, data, memory, models, optim, parallel, progress, provenance
 from ffvit.config import Config, InputError, config_from_dict, load_experiment, parse_setting
 from ffvit.evaluate import evaluate
+from ffvit.images import BadImage
 from ffvit.lifetime import STOPPED, Stop, end_with
 
 STOPPED_BY = "stopped by"  # how the line begins that says so
@@ -82,7 +83,7 @@ class Run:
     accelerator: Accelerator
     num_classes: int
     batches: data.TrainBatches
-    validation: torch.utils.data.DataLoader
+    validation: data.Loader
     accumulation_steps: int
     raw_model: nn.Module
     model: nn.Module  # the raw one, as the processes share it
@@ -349,7 +350,7 @@ def _finish(run: Run) -> None:
         bad = {split: sorted({tuple(b) for b in found}) for split, found in run.bad_images.items()}
         facts = run.facts | {
             "history": run.history,
-            "bad_images": {split: [data.BadImage(*b)._asdict() for b in found] for split, found in bad.items()},
+            "bad_images": {split: [BadImage(*b)._asdict() for b in found] for split, found in bad.items()},
             "weights_sha256": run.weights_sha256,
             "duration_s": sum(e["seconds"] for e in run.history),
             "peak_memory_mb": progress.peak_memory_mb(accelerator.device),

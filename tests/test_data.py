@@ -17,18 +17,9 @@ from PIL import Image
 
 from ffvit import pictures
 from ffvit.config import InputError, load_experiment
-from ffvit.data import (
-    AugmentedImages,
-    EpochOrder,
-    ParquetStream,
-    StreamedImages,
-    TrainBatches,
-    decode,
-    eval_loader,
-    first_images,
-    load_splits,
-    train_transform,
-)
+from ffvit.data import AugmentedImages, EpochOrder, TrainBatches, eval_loader, first_images, load_splits
+from ffvit.images import decode, train_transform
+from ffvit.stream import ParquetStream, StreamedImages
 
 CLASSES = datasets.ClassLabel(names=["cat", "dog"])
 NUMBER = datasets.Value("int64")

@@ -8,8 +8,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from ffvit.config import InputError, load_experiment
-from ffvit.data import BadImage, Batch
+from ffvit.data import Batch
 from ffvit.evaluate import confident_mistakes, evaluate
+from ffvit.images import BadImage
 from ffvit.record import write_record
 
 CLASSES = 7

@@ -1,6 +1,8 @@
 """The pipeline, in a copy of the project: complete, idle when nothing changed, and true to what was interrupted."""
 
+import contextlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -8,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -87,6 +90,33 @@ def test_failed_run_keeps_its_log_and_the_next_call_goes_on(project):
     assert code == 0, output
 
 
+def running(project):
+    """Command lines of the processes that name the project's folder, or work in it."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            command = " ".join(process.cmdline())
+            if str(project) in command or process.cwd() == str(project):
+                found.append(command)
+    return found
+
+
+def test_killed_pipeline_leaves_no_process_and_the_next_call_goes_on(project):
+    smoke_experiment(project, "digits", ["ff"], epochs=5000, warmup_epochs=0, max_train_images=128)
+    with subprocess.Popen([sys.executable, str(project / "workflow/run.py"), "reproduce", "smoke"]) as process:
+        while not (project / "runs/smoke/ff-seed0/history.json").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        assert any("ffvit.train" in command for command in running(project))
+        process.kill()
+    died = time.monotonic()
+    while left := running(project):
+        assert time.monotonic() - died < 5, left
+        time.sleep(0.1)
+    code, output = pipeline(project, "reproduce", "--", "--dry-run")
+    assert code == 0 and "train ff, seed 0" in output
+
+
 def test_unknown_experiment_is_named_with_the_known_ones(project):
     done = subprocess.run(
         [sys.executable, str(project / "workflow/run.py"), "reproduce", "digitz"], capture_output=True, text=True
@@ -112,3 +142,54 @@ def test_pipeline_runs_on_imagenet_at_224(project, shared):
     assert code == 0, output
     record = json.loads((project / "results/smoke/ff_tiny-seed0.json").read_text())
     assert record["dataset"]["classes"] == 1000 and record["results"]["images"] == 16
+
+
+SRUN = """#!/bin/bash
+# One task after the other, each as SLURM starts it.
+for ((task = 0; task < SLURM_NTASKS; task++)); do
+    SLURM_PROCID=$task SLURM_LOCALID=$((task % 2)) "${@:2}" || exit
+done
+"""
+SCONTROL = """#!/bin/bash
+[[ $1 == show ]] && printf '%s\\n' node7 node8 || echo "$@" >> requeued
+"""
+PYTHON = """#!/bin/bash
+echo "$RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR $MASTER_PORT" "${@@Q}"
+exit "$EXIT_CODE"
+"""
+
+
+@pytest.fixture
+def cluster(project):
+    """train.sbatch as SLURM would run it on two nodes of two GPUs: its exit code, output, and what it put back."""
+    for name, text in {"bin/srun": SRUN, "bin/scontrol": SCONTROL, ".venv/bin/python": PYTHON}.items():
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(text)
+        (project / name).chmod(0o755)
+
+    def run(*arguments, exit_code=0):
+        job = {"SLURM_JOB_ID": "40123", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_NTASKS": "4"}
+        environment = {"PATH": f"{project / 'bin'}:{os.environ['PATH']}", "EXIT_CODE": str(exit_code), **job}
+        command = ["bash", "workflow/slurm/train.sbatch", *arguments]
+        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+        requeued = project / "requeued"
+        return done.returncode, done.stdout + done.stderr, requeued.read_text() if requeued.exists() else ""
+
+    return run
+
+
+def test_slurm_job_is_one_process_group_whose_words_no_shell_reads(cluster):
+    code, output, requeued = cluster("my data.toml", "ff; touch x", "0", "label=$(touch x) *", "epochs=2")
+    train = "'-m' 'ffvit.train' '--experiment' 'my data.toml' '--model' 'ff; touch x' '--seed' '0' 'num_processes=4'"
+    tasks = [f"{rank} {rank % 2} 4 node7 10123 {train} 'label=$(touch x) *' 'epochs=2'" for rank in range(4)]
+    assert (code, output.splitlines(), requeued) == (0, tasks, "")
+
+
+def test_slurm_job_goes_back_into_the_queue_only_after_a_checkpoint(cluster):
+    assert cluster("digits", "ff", "0", exit_code=2)[::2] == (2, "")
+    assert cluster("digits", "ff", "0", exit_code=75)[::2] == (75, "requeue 40123\n")
+
+
+def test_slurm_job_without_its_three_words_says_how_it_is_called(cluster):
+    code, output, _ = cluster("digits", "ff")
+    assert code == 2 and "usage: sbatch" in output
