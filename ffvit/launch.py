@@ -37,6 +37,13 @@ def launch(
     the log and the command that goes on.
     """
     run_dir = Path(os.path.relpath(run_dir or config.run_dir))  # no home folder in outputs
+    if dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            return _launch(config, Path(folder), on_line, "--dry-run")
+    _launch(config, run_dir, on_line)
+
+
+def _launch(config: Config, run_dir: Path, on_line: Callable[[str], None], *options: str) -> None:
     request = run_dir / "request.json"  # not config.json: that one belongs to the run that is there already, if any
     write_atomically(request, json.dumps(config.to_dict(), indent=1))
     train = ["-m", "ffvit.train", "--config", str(request), "--run-dir", str(run_dir)]
@@ -47,7 +54,7 @@ def launch(
     with _own_gpus(config, environment), open(run_dir / "log.txt", "a") as log:
         log.write(f"to go on with this run after an interruption: {again}\n")
         process = subprocess.Popen(
-            [sys.executable, *_launcher(config), *train, "--parent", str(os.getpid()), *["--dry-run"] * dry_run],
+            [sys.executable, *_launcher(config), *train, "--parent", str(os.getpid()), *options],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,12 +1,17 @@
 """What a notebook shows of one run: its images, its curves, its mistakes."""
 
+import json
 import textwrap
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython import get_ipython
+from IPython.display import display
 from matplotlib.figure import Figure
 
 from ffvit.config import Config
@@ -40,6 +45,45 @@ def curves(history: Sequence[dict]) -> Figure:
     left.grid(True)
     right.grid(True)
     return figure
+
+
+class LiveCurve:
+    """Prints each line of a run as it comes and, in a notebook, draws its curves, again and again, in one place.
+
+        with LiveCurve(run_dir) as live:
+            launch(config, run_dir, live)
+
+    A log gets the lines alone.
+    """
+
+    EVERY_S = 10  # drawing takes a third of a second from the run
+
+    def __init__(self, run_dir: Path):
+        self.history = run_dir / "history.json"
+        self.display = None
+        self.drawn = time.monotonic()
+
+    def __enter__(self) -> "LiveCurve":
+        return self
+
+    def __call__(self, line: str) -> None:
+        print(line, flush=True)
+        if time.monotonic() - self.drawn > self.EVERY_S:
+            self.draw()
+
+    def __exit__(self, *_) -> None:
+        self.draw()
+
+    def draw(self) -> None:
+        self.drawn = time.monotonic()
+        if not get_ipython() or not self.history.exists():
+            return
+        figure = curves(json.loads(self.history.read_text()))
+        if self.display:
+            self.display.update(figure)
+        else:
+            self.display = display(figure, display_id=True)
+        plt.close(figure)
 
 
 def confusion(evaluations: Sequence[Evaluation], classes: list[str], most: int = 20) -> Figure:

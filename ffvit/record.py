@@ -15,6 +15,7 @@ import torch
 from ffvit import checkpoint, data, models
 from ffvit.config import RESULTS, RUNS, Config, Experiment, InputError, config_from_dict, load_experiment
 from ffvit.evaluate import Evaluation, evaluate
+from ffvit.train import FREE_SETTINGS
 
 FIELDS = {
     "run_id": str,
@@ -37,8 +38,8 @@ def open_run(run_dir: Path) -> tuple[Config, dict]:
     """Settings and facts of a finished run. Raises InputError for one that is not finished."""
     if not (run_dir / "training.json").is_file():
         raise InputError(
-            f"{run_dir} holds no finished run; go on with: accelerate launch --num_processes 1 -m ffvit.train --config "
-            f"{run_dir / 'config.json'} --run-dir {run_dir}"
+            f"{run_dir} holds no finished run; go on with: python -m ffvit.launch --config {run_dir / 'config.json'} "
+            f"--run-dir {run_dir}"
         )
     return (
         config_from_dict(json.loads((run_dir / "config.json").read_text())),
@@ -63,9 +64,10 @@ def score(config: Config, weights: str | Path, splits: data.Splits, device: str 
     """Evaluate a checkpoint (ours or the author's; a path or an address) on the test split of a run's settings."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = checkpoint.load_weights(models.create(config, len(splits.classes)), weights)
+    model = checkpoint.load_weights(models.create(config, len(splits.classes)), weights, _sha256_of(weights))
     # One process scores what several trained: all images, in batches of the same size.
-    alone = replace(config, num_processes=1, batch_size=config.batch_size // config.num_processes)
+    size = config.micro_batch(config.accumulation_steps or 1)
+    alone = replace(config, num_processes=1, accumulation_steps=1, batch_size=size, parallel="ddp")
     return evaluate(model.to(device), data.eval_loader(splits.test, alone), len(splits.classes), device)
 
 
@@ -113,8 +115,15 @@ def origin(record: dict, runs_dir: Path = RUNS) -> str:
 
 def deciding(config: dict) -> dict:
     """The settings that decide a result: all but the machine's, the seed, the names, and where the images lie."""
-    left_out = {"device", "num_workers", "num_processes", "seed", "label", "dataset"}
-    return {name: value for name, value in config.items() if name not in left_out}
+    return {name: value for name, value in config.items() if name not in FREE_SETTINGS | {"seed", "dataset"}}
+
+
+def _sha256_of(weights: str | Path) -> str | None:
+    """What training noted of the weights it left in a run's folder."""
+    facts = Path(weights).parent / "training.json"
+    if not facts.is_file():
+        return None
+    return json.loads(facts.read_text()).get("weights_sha256", {}).get(Path(weights).name)
 
 
 def _has_settings_of_its_experiment(config: Config) -> bool:
