@@ -3,6 +3,7 @@
 EXPERIMENT ?= digits
 DATASET ?=
 JOBS ?= 0
+PROFILE ?=
 SYSTEM_PYTHON ?= python3
 
 # An active conda environment made from environment.yml is used as it is; otherwise .venv is made.
@@ -14,12 +15,12 @@ BIN := .venv/bin/
 READY := .venv/ready
 endif
 
-.PHONY: help setup reproduce figures test lab lock
+.PHONY: help setup reproduce figures test lab faults benchmark lock
 .DEFAULT_GOAL := help
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo "  EXPERIMENT=digits, cifar10, imagenet or a .toml file of your own; DATASET=<folder> for a local copy of its images; JOBS=<runs side by side>"
+	@echo "  EXPERIMENT=digits, cifar10, imagenet or a .toml file of your own; DATASET=<folder> for a local copy of its images; JOBS=<runs side by side>; PROFILE=slurm for a cluster"
 
 setup: $(READY) ## Make .venv with the pinned dependencies (the others do this when needed)
 
@@ -32,10 +33,10 @@ setup: $(READY) ## Make .venv with the pinned dependencies (the others do this w
 	@touch $@
 
 reproduce: $(READY) ## Train, evaluate, and make every table and figure of EXPERIMENT
-	@$(BIN)python workflow/run.py reproduce "$(EXPERIMENT)" --dataset "$(DATASET)" --jobs $(JOBS)
+	@$(BIN)python workflow/run.py reproduce "$(EXPERIMENT)" --dataset "$(DATASET)" --jobs $(JOBS) --profile "$(PROFILE)"
 
 figures: $(READY) ## Make the tables and figures of EXPERIMENT again from recorded results: no training, no GPU
-	@$(BIN)python workflow/run.py figures "$(EXPERIMENT)" --jobs $(JOBS)
+	@$(BIN)python workflow/run.py figures "$(EXPERIMENT)" --jobs $(JOBS) --profile "$(PROFILE)"
 
 test: $(READY) ## Run all tests, each notebook included
 	@$(BIN)ruff check . && $(BIN)ruff format --check .
@@ -43,6 +44,12 @@ test: $(READY) ## Run all tests, each notebook included
 
 lab: $(READY) ## Open JupyterLab on the notebooks
 	@$(BIN)jupyter lab --notebook-dir=. notebooks/02_train.ipynb
+
+faults: $(READY) ## Kill, fill and break runs in every way we know, and see that each goes on
+	@$(BIN)python benchmarks/faults.py
+
+benchmark: $(READY) ## Measure what the library costs beside a bare training loop
+	@$(BIN)python benchmarks/overhead.py
 
 lock: $(READY) ## Pin again what pyproject.toml asks for
 	@$(BIN)uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --upgrade --no-header --output-file requirements.lock

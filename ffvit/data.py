@@ -144,15 +144,20 @@ def encoded(split: "datasets.Dataset | ParquetStream") -> "datasets.Dataset | Pa
 class Images(torch.utils.data.Dataset):
     """(image (C, H, W), class index, images that could not be read) of every row, as an evaluation sees it."""
 
+    decoded = None
+
     def __init__(self, split: datasets.Dataset, config: Config):
         self.split = encoded(split)
         self.config = config
         self.transform = eval_transform(config)
+        self.decoded = [self.read(row) for row in range(len(split))] if config.in_memory else None
 
     def __len__(self) -> int:
         return len(self.split)
 
     def read(self, row: int) -> tuple[PIL.Image.Image | BadImage, int]:
+        if self.decoded:
+            return self.decoded[row]
         content = self.split[row]
         return read(content["image"], row, file_name(content["image"]), self.config), content["label"]
 
@@ -166,15 +171,9 @@ class Images(torch.utils.data.Dataset):
 class AugmentedImages(Images):
     """The same for training, by EpochOrder's keys; the next row that can be read stands in for one that cannot."""
 
-    decoded = None
-
     def __init__(self, split: datasets.Dataset, config: Config):
         super().__init__(split, config)
         self.transform = train_transform(config)
-        self.decoded = [self.read(row) for row in range(len(split))] if config.in_memory else None
-
-    def read(self, row: int) -> tuple[PIL.Image.Image | BadImage, int]:
-        return self.decoded[row] if self.decoded else super().read(row)
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int, list[BadImage]]:
         epoch, position, row = key

@@ -22,9 +22,10 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+from ffvit import lifetime
 from ffvit.checkpoint import write_atomically
 from ffvit.config import Config, InputError
-from ffvit.lifetime import SIGNALS, STOPPED, end_with
+from ffvit.lifetime import SIGNALS, STOPPED
 from ffvit.train import STOPPED_BY, Stopped, TrainingError, parse
 
 
@@ -46,15 +47,15 @@ def launch(
 def _launch(config: Config, run_dir: Path, on_line: Callable[[str], None], *options: str) -> None:
     request = run_dir / "request.json"  # not config.json: that one belongs to the run that is there already, if any
     write_atomically(request, json.dumps(config.to_dict(), indent=1))
-    train = ["-m", "ffvit.train", "--config", str(request), "--run-dir", str(run_dir)]
-    again = shlex.join([os.path.relpath(sys.executable), "-m", "ffvit.launch", *train[2:]])
+    run = ["--config", str(request), "--run-dir", str(run_dir)]
+    again = shlex.join([os.path.relpath(sys.executable), "-m", "ffvit.launch", *run])
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"} | _environment(config)
     last_lines: deque[str] = deque(maxlen=20)
     told: list[str] = []  # by the run itself, of its end; its launcher buries that under its own traceback
     with _own_gpus(config, environment), open(run_dir / "log.txt", "a") as log:
         log.write(f"to go on with this run after an interruption: {again}\n")
         process = subprocess.Popen(
-            [sys.executable, *_launcher(config), *train, "--parent", str(os.getpid()), *options],
+            [sys.executable, *_launcher(config), "ffvit.train", *run, *options],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -89,20 +90,23 @@ def _launch(config: Config, run_dir: Path, on_line: Callable[[str], None], *opti
 
 
 def _launcher(config: Config) -> list[str]:
-    """How Python starts the run. Every choice is explicit: accelerate must not ask the machine's own configuration."""
+    """How Python starts the run, so that each of its processes ends with this one.
+
+    Every choice is explicit: accelerate must not ask the machine's own configuration.
+    """
+    watched = [lifetime.__file__, str(os.getpid())]
     if config.num_processes == 1:
-        return []  # accelerate's launcher would only start this one process, after a second or two
-    # On CPUs too it is --multi_gpu: with --cpu, accelerate starts a single process whatever number is asked for.
-    # Port 0: a free one.
+        return watched  # accelerate's launcher would only start this one process, after a second or two
     return [
-        "-m",
+        *watched,
         "accelerate.commands.launch",
-        "--multi_gpu",
+        "--multi_gpu",  # on CPUs too: with --cpu, accelerate starts a single process whatever number is asked for
         "--num_machines=1",
         f"--num_processes={config.num_processes}",
         f"--mixed_precision={config.mixed_precision}",
         "--dynamo_backend=no",
-        "--main_process_port=0",
+        "--main_process_port=0",  # a free one
+        *watched,
     ]
 
 
@@ -154,8 +158,6 @@ def _own_gpus(config: Config, environment: dict[str, str]) -> Iterator[None]:
 def main(arguments: list[str] | None = None) -> int:
     try:
         config, run_dir, options = parse(arguments, "ffvit.launch")
-        if options.parent:
-            end_with(options.parent)
         launch(config, run_dir, dry_run=options.dry_run)
     except Stopped:
         return STOPPED

@@ -1,12 +1,20 @@
-"""How the processes of a run end: with the one that started them, and in order when a cluster asks them to."""
+"""How the processes of a run end: with the one that started them, and in order when a cluster asks them to.
+
+`python ffvit/lifetime.py PARENT MODULE [ARGUMENT ...]` runs a module that ends with the process PARENT, and watches that
+from the first moment on: to import torch and all else takes seconds, in which a parent can be killed too.
+"""
 
 import contextlib
 import os
+import runpy
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+
+import psutil
 
 STOPPED = 75  # exit code, EX_TEMPFAIL: stopped on request with everything kept; to be started again
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what clusters send before they take a machine away
@@ -14,16 +22,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what clusters send before they tak
 
 def end_with(parent: int) -> None:
     """End this process soon after `parent` is gone: a killed notebook kernel leaves its children behind."""
+    try:
+        watched = psutil.Process(parent)
+    except psutil.NoSuchProcess:
+        os._exit(1)
 
     def watch():
-        while True:
-            time.sleep(1)
-            try:
-                os.kill(parent, 0)
-            except ProcessLookupError:
-                os._exit(1)
-            except PermissionError:
-                pass  # it lives, as somebody else's
+        with contextlib.suppress(psutil.NoSuchProcess):
+            # One that has ended and that nobody has collected is gone, too.
+            while watched.is_running() and watched.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(1)
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -90,3 +99,10 @@ class Stop:
             if received[0] in SIGNALS and not self._acknowledged.wait(max(3.0, 3 * self.update_s)):
                 os._exit(STOPPED if self._error else 1)
         self._reader.close()
+
+
+if __name__ == "__main__":
+    end_with(int(sys.argv[1]))
+    sys.argv = sys.argv[2:]
+    sys.path[0] = ""  # as with python -m, not this file's folder
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

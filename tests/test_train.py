@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from ffvit import checkpoint, train
+from ffvit import checkpoint, lifetime, train
 from ffvit import launch as launch_module
 from ffvit.config import InputError, load_experiment
 from ffvit.launch import launch
@@ -156,13 +156,15 @@ def start(run_dir, *more):
     return subprocess.Popen([*command, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_training_ends_when_the_process_that_started_it_is_gone(tmp_path):
+@pytest.mark.parametrize("wait", [0.5, 12], ids=["while_importing", "while_training"])
+def test_training_ends_when_the_process_that_started_it_is_gone(tmp_path, wait):
     parent = subprocess.Popen(["sleep", "600"])
-    child = start(tmp_path, "--parent", str(parent.pid), "epochs=10000")
-    child.stdout.readline()  # it is under way
-    parent.send_signal(signal.SIGKILL)
+    command = [lifetime.__file__, str(parent.pid), "ffvit.train", "--experiment", "digits", "--model", "ff"]
+    child = subprocess.Popen([sys.executable, *command, "--run-dir", str(tmp_path), "epochs=10000"])
+    time.sleep(wait)
+    parent.send_signal(signal.SIGKILL)  # and nobody collects it
+    assert child.wait(timeout=5) != 0
     parent.wait()
-    assert child.wait(timeout=10) != 0
 
 
 def test_killed_run_goes_on_when_started_again(tmp_path):

@@ -1,13 +1,16 @@
-"""`python workflow/run.py reproduce digits`: start the pipeline, once at a time, on the machine as it is."""
+"""`python workflow/run.py reproduce digits`: start the pipeline, once at a time, on the machine as it is or a cluster."""
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from snakemake import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,14 +26,31 @@ def gpu_count() -> int:
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
-def call(command: list[str], environment: dict[str, str]) -> int:
-    """Run it to its end; on Ctrl-C, which it receives too, wait until it has stopped its jobs."""
-    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+def snakemake(arguments: list[str]) -> int:
+    """Snakemake's exit code. It runs in this very process: who kills it kills the pipeline."""
     try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.wait()
-        return 130
+        cli.main(arguments)
+    except SystemExit as end:  # the only way out of it
+        return end.code
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Leave no job behind: a SIGKILL of this process alone would let its notebooks train on unseen."""
+    name = str(os.getpid())
+    command = [sys.executable, str(ROOT / "workflow/guard.py"), name]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):  # Ctrl-C is not for the guard
+        os.environ["FFVIT_PIPELINE"] = name
+        yield
+
+
+def on_this_machine(jobs: int, settings: dict[str, str]) -> list[str]:
+    """Snakemake's arguments for jobs side by side here; adds to the settings what they may take."""
+    gpus = gpu_count()
+    jobs = jobs or gpus or 2
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    settings |= {"gpus": str(gpus), "threads": str(threads)}
+    return ["--cores", str(jobs * threads), "--resources", f"gpu={gpus}"]
 
 
 def main() -> int:
@@ -39,8 +59,9 @@ def main() -> int:
     parser.add_argument("experiment", help="a name in experiments/, or the path of a .toml file")
     parser.add_argument("--jobs", type=int, default=0, help="runs side by side; default: one per GPU, 2 without")
     parser.add_argument("--dataset", default="", help="a local copy of the experiment's images")
+    parser.add_argument("--profile", default="", help="slurm, or a profile folder of your own; default: this machine")
     parser.add_argument("snakemake", nargs="*", help="further arguments for Snakemake, after --")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
 
     file = Path(
         options.experiment if options.experiment.endswith(".toml") else f"experiments/{options.experiment}.toml"
@@ -57,30 +78,32 @@ def main() -> int:
     if missing := {"title", "scope", "about", "seeds", "models", "settings"} - set(content):
         print(f"error: {file}: {', '.join(sorted(missing))} missing", file=sys.stderr)
         return 2
-    gpus = gpu_count()
-    jobs = options.jobs or gpus or 2
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    profiles = ROOT / "workflow/profiles"
+    profile = next(
+        (p for p in (profiles / options.profile, ROOT / options.profile) if (p / "config.yaml").exists()), ""
+    )
+    if options.profile and not profile:
+        known = ", ".join(sorted(p.name for p in profiles.iterdir() if p.name != "default"))
+        print(f"error: no profile '{options.profile}'; known: {known}, or a folder with config.yaml", file=sys.stderr)
+        return 2
+
     (ROOT / "runs").mkdir(exist_ok=True)
-    settings = {
-        "experiment": file,
-        "gpus": gpus,
-        "threads": threads,
-        "train": "yes" if options.task == "reproduce" else "no",
-    }
-    command = [sys.executable, "-m", "snakemake", "--nolock", "--directory", str(ROOT)]
-    command += ["--cores", str(jobs * threads), "--resources", f"gpu={gpus}"]
-    command += ["--forceall"] if options.task == "figures" else []
-    command += [*options.snakemake, "--config", *(f"{name}={value}" for name, value in settings.items())]
-    environment = {
-        **os.environ,
-        "FFVIT_DATASET": options.dataset,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
+    os.chdir(ROOT)
+    os.environ["FFVIT_DATASET"] = options.dataset
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    settings = {"experiment": str(file), "train": "yes" if options.task == "reproduce" else "no"}
+    arguments = ["--nolock", "--directory", str(ROOT)]
+    if profile:
+        # A scheduler gives a job what it asks for, and keeps it when this process is gone.
+        arguments += ["--profile", str(profile), *(["--jobs", str(options.jobs)] if options.jobs else [])]
+    else:
+        arguments += on_this_machine(options.jobs, settings)
+    arguments += ["--forceall"] if options.task == "figures" else []
+    arguments += [*options.snakemake, "--config", *(f"{name}={value}" for name, value in settings.items())]
     # The system frees this lock when the process dies, however it dies; Snakemake's own would outlive a kill.
-    lock = FileLock(ROOT / "runs" / ".pipeline.lock", timeout=0)
     try:
-        with lock:
-            code = call(command, environment)
+        with FileLock("runs/.pipeline.lock", timeout=0), contextlib.nullcontext() if profile else guarded():
+            code = snakemake(arguments)
     except Timeout:
         print("error: the pipeline already runs in this folder; wait for it, or use another clone", file=sys.stderr)
         return 2
