@@ -94,7 +94,7 @@ class Run:
     mix: Mixup | None
     criterion: nn.Module
     facts: dict
-    loss_sum: Tensor  # of this process, over the parts of the epoch's updates
+    loss_sum: Tensor  # of this process, over the epoch's updates
     history: list[dict] = field(default_factory=list)  # of whole, scored epochs
     done: int = 0  # updates of the epoch under way
     seconds: float = 0.0  # the epoch has taken so far, before an interruption
@@ -256,7 +256,7 @@ def _train_epoch(run: Run, stop: Stop) -> progress.Meter:
         _update(run, batches, meter)
         stop.update_s = meter.update_s
         if meter.line_is_due():
-            loss = run.loss_sum.item() / (run.done * run.accumulation_steps)
+            loss = run.loss_sum.item() / run.done
             _require_finite(loss, f"training loss of process {accelerator.process_index}", run)
             memory_mb = progress.peak_memory_mb(accelerator.device)
             accelerator.print(progress.step_line(config, run.epoch, run.done, per_epoch, loss, meter, memory_mb))
@@ -290,8 +290,8 @@ def _update(run: Run, batches: Iterator[data.Batch], meter: progress.Meter) -> N
         last = part == parts - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(run.model):
             with accelerator.autocast():
-                loss = run.criterion(run.model(images), target)
-            accelerator.backward(loss / parts)
+                loss = run.criterion(run.model(images), target) / parts
+            accelerator.backward(loss)
         run.loss_sum += loss.detach().float()  # read only when a line is due: reading waits for the GPU
     if config.clip_grad:
         accelerator.clip_grad_norm_(run.model.parameters(), config.clip_grad)
@@ -316,7 +316,7 @@ def _score_epoch(run: Run, meter: progress.Meter) -> None:
     score = evaluate(_whole_model(run), run.validation, run.num_classes, accelerator.device, add_up)
     _require_finite(score.loss, "validation loss", run)
     _note_bad_images(run, "validation", score.bad_images)
-    train_loss = accelerator.reduce(run.loss_sum, "mean").item() / (len(run.batches) * run.accumulation_steps)
+    train_loss = accelerator.reduce(run.loss_sum, "mean").item() / len(run.batches)
     run.history.append(
         {
             "epoch": run.epoch + 1,
