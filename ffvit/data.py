@@ -223,6 +223,7 @@ class Loader(DataLoader):
             pin_memory=torch.cuda.is_available() and config.device != "cpu",
             collate_fn=_batch,
             worker_init_fn=serve_parent,
+            generator=torch.Generator(),  # its own: starting workers must not draw from the run's random numbers
         )
 
     def __iter__(self) -> Iterator[Batch]:

@@ -89,10 +89,11 @@ def opening(dataset: str) -> Iterator[None]:
         raise
     except IndexError:  # what load_from_disk makes of a split without rows
         raise InputError(f"dataset '{dataset}': a split is empty") from None
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # a reader fails with whatever its parser stumbled on
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"dataset '{dataset}' cannot be opened: {(str(error) or type(error).__name__).splitlines()[0]}. Give 'digits', a hub id "
-            "(with network, and `hf auth login` for gated sets such as ILSVRC/imagenet-1k), or a local folder"
+            f"dataset '{dataset}' cannot be opened: {reason}. Give 'digits', a hub id (with network, and `hf auth login` "
+            "for gated sets such as ILSVRC/imagenet-1k), or a local folder"
         ) from None
 
 
