@@ -35,7 +35,7 @@ CASES = {
     "digits, as in experiments/digits.toml": dict(),
     # The report's tiny width and depth on images of 32 pixels; checkpoints of 60 MB.
     "FF-only tiny (192 x 12), digits at 32 px": dict(
-        img_size=32, patch_size=4, embed_dim=192, depth=12, epochs=3, warmup_epochs=1, max_train_images=640
+        img_size=32, patch_size=4, embed_dim=192, depth=12, epochs=3, warmup_epochs=1, max_train_images=320
     ),
 }
 

@@ -63,13 +63,14 @@ def step_line(config: Config, epoch: int, done: int, per_epoch: int, loss: float
     )
 
 
-def epoch_line(config: Config, history: list[dict]) -> str:
+def epoch_line(config: Config, history: list[dict], memory_mb: int) -> str:
     now = history[-1]
     left = (config.total_epochs - len(history)) * now["seconds"]
     return (
         f"epoch {now['epoch']}/{config.total_epochs}  loss {now['train_loss']:.3f}  validation loss "
         f"{now['validation_loss']:.3f}  top-1 {now['validation_top1_percent']:.2f} %  lr {now['lr']:.1e}  "
-        f"{now['images_per_s']:,.0f} images/s  data wait {now['data_wait_percent']:.0f} %  {duration(left)} left"
+        f"{now['images_per_s']:,.0f} images/s  data wait {now['data_wait_percent']:.0f} %  {memory_mb:,} MB  "
+        f"{duration(left)} left"
     )
 
 

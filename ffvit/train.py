@@ -333,7 +333,7 @@ def _score_epoch(run: Run, meter: progress.Meter) -> None:
     run.done, run.seconds = 0, 0.0
     run.loss_sum.zero_()
     now = run.history[-1]
-    accelerator.print(progress.epoch_line(config, run.history))
+    accelerator.print(progress.epoch_line(config, run.history, progress.peak_memory_mb(accelerator.device)))
     accelerator.log({f"epoch/{k}": v for k, v in now.items() if k != "epoch"}, step=run.update)
     if now is max(run.history, key=lambda e: e["validation_top1_percent"]):
         _save_weights(run, "best.safetensors", run.raw_model)
