@@ -24,18 +24,20 @@ from ffvit import data, models, progress, train
 from ffvit.config import Config, load_experiment
 from ffvit.images import eval_transform, train_transform
 
-PAIRS = 5
+PAIRS = 3
 IN_README = ["case", "bare loop (s)", "ours (s)", "time, ours / bare", "lowest to highest", "memory, ours / bare"]
 NOTE = (
     "Whole runs, in turns, one thread each; a checkpoint after every epoch is part of ours. Medians over pairs of "
-    "neighbours. Memory is the highest resident set of the process."
+    "neighbours. Memory is the highest resident set of the process. Seeding an image takes 8 to 12 µs and a checkpoint "
+    "some fsyncs and a checksum: digits, whose images take a tenth of a millisecond and whose epochs half a second, are "
+    "the worst case. The aim is 1.03 in time and 1.02 in memory."
 )
 CASES = {
     # Updates of 25 ms, checkpoints of 1.3 MB: where fixed costs weigh most.
     "digits, as in experiments/digits.toml": dict(),
     # The report's tiny width and depth on images of 32 pixels; checkpoints of 60 MB.
     "FF-only tiny (192 x 12), digits at 32 px": dict(
-        img_size=32, patch_size=4, embed_dim=192, depth=12, epochs=3, warmup_epochs=1, max_train_images=320
+        img_size=32, patch_size=4, embed_dim=192, depth=12, epochs=2, warmup_epochs=1
     ),
 }
 

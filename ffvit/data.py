@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import datasets
@@ -144,42 +144,44 @@ def encoded(split: "datasets.Dataset | ParquetStream") -> "datasets.Dataset | Pa
 class Images(torch.utils.data.Dataset):
     """(image (C, H, W), class index, images that could not be read) of every row, as an evaluation sees it."""
 
-    decoded = None
-
     def __init__(self, split: datasets.Dataset, config: Config):
         self.split = encoded(split)
         self.config = config
         self.transform = eval_transform(config)
-        self.decoded = [self.read(row) for row in range(len(split))] if config.in_memory else None
+        self.kept = [self.item(row) for row in range(len(split))] if config.in_memory else None
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def read(self, row: int) -> tuple[PIL.Image.Image | BadImage, int]:
-        if self.decoded:
-            return self.decoded[row]
-        content = self.split[row]
-        return read(content["image"], row, file_name(content["image"]), self.config), content["label"]
-
     def __getitem__(self, row: int) -> tuple[Tensor, int, list[BadImage]]:
+        return self.kept[row] if self.kept else self.item(row)
+
+    def item(self, row: int) -> tuple[Tensor, int, list[BadImage]]:
         image, label = self.read(row)
         if isinstance(image, BadImage):
             return torch.zeros(self.config.in_chans, self.config.img_size, self.config.img_size), -1, [image]
         return self.transform(image), label, []
+
+    def read(self, row: int) -> tuple[PIL.Image.Image | BadImage, int]:
+        """The image as it is stored, decoded."""
+        stored = self.split[row]
+        return read(stored["image"], row, file_name(stored["image"]), self.config), stored["label"]
 
 
 class AugmentedImages(Images):
     """The same for training, by EpochOrder's keys; the next row that can be read stands in for one that cannot."""
 
     def __init__(self, split: datasets.Dataset, config: Config):
-        super().__init__(split, config)
+        super().__init__(split, replace(config, in_memory=False))
         self.transform = train_transform(config)
+        self.decoded = [self.read(row) for row in range(len(split))] if config.in_memory else None
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int, list[BadImage]]:
         epoch, position, row = key
         bad = []
         while True:
-            image, label = self.read((row + len(bad)) % len(self))
+            number = (row + len(bad)) % len(self)
+            image, label = self.decoded[number] if self.decoded else self.read(number)
             if not isinstance(image, BadImage):
                 seed_augmentation(self.config.seed, epoch, position)
                 return self.transform(image), label, bad
