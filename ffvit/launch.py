@@ -28,6 +28,9 @@ from ffvit.config import Config, InputError
 from ffvit.lifetime import SIGNALS, STOPPED
 from ffvit.train import STOPPED_BY, Stopped, TrainingError, parse
 
+# On CPUs, glibc gives the memory of every update back to the system and takes it again, page by page.
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
+
 
 def launch(
     config: Config, run_dir: Path | None = None, on_line: Callable[[str], None] = print, dry_run: bool = False
@@ -49,7 +52,7 @@ def _launch(config: Config, run_dir: Path, on_line: Callable[[str], None], *opti
     write_atomically(request, json.dumps(config.to_dict(), indent=1))
     run = ["--config", str(request), "--run-dir", str(run_dir)]
     again = shlex.join([os.path.relpath(sys.executable), "-m", "ffvit.launch", *run])
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"} | _environment(config)
+    environment = {**_environment(config), **os.environ, "PYTHONUNBUFFERED": "1"}
     last_lines: deque[str] = deque(maxlen=20)
     told: list[str] = []  # by the run itself, of its end; its launcher buries that under its own traceback
     with _own_gpus(config, environment), open(run_dir / "log.txt", "a") as log:
@@ -111,8 +114,10 @@ def _launcher(config: Config) -> list[str]:
 
 
 def _environment(config: Config) -> dict[str, str]:
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // config.num_processes))
-    return {"OMP_NUM_THREADS": threads} | ({"ACCELERATE_USE_CPU": "true"} if config.device == "cpu" else {})
+    """What the processes of a run find set, if nobody set it before."""
+    threads = str(max(1, (os.cpu_count() or 1) // config.num_processes))
+    processor = {"ACCELERATE_USE_CPU": "true"} if config.device == "cpu" else {}
+    return {"OMP_NUM_THREADS": threads, **processor, **KEEP_MEMORY}
 
 
 def _signal_group(leader: int, number: int) -> None:
