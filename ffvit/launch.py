@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,21 +32,27 @@ KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": s
 
 
 def launch(
-    config: Config, run_dir: Path | None = None, on_line: Callable[[str], None] = print, dry_run: bool = False
+    config: Config,
+    run_dir: Path | None = None,
+    on_line: Callable[[str], None] = print,
+    dry_run: bool = False,
+    pass_signals: bool = False,
 ) -> None:
     """Train a run in processes of its own; every line they print goes to on_line and to log.txt in its folder.
 
+    pass_signals: let SIGTERM and SIGUSR1 end the run in order instead of this process; a notebook's kernel answers
+    them itself.
     Raises Stopped where a signal ended the run in order, TrainingError where anything else did, with the last lines of
     the log and the command that goes on.
     """
     run_dir = Path(os.path.relpath(run_dir or config.run_dir))  # no home folder in outputs
     if dry_run:
         with tempfile.TemporaryDirectory() as folder:
-            return _launch(config, Path(folder), on_line, "--dry-run")
-    _launch(config, run_dir, on_line)
+            return _launch(config, Path(folder), on_line, pass_signals, "--dry-run")
+    _launch(config, run_dir, on_line, pass_signals)
 
 
-def _launch(config: Config, run_dir: Path, on_line: Callable[[str], None], *options: str) -> None:
+def _launch(config: Config, run_dir: Path, on_line: Callable[[str], None], pass_signals: bool, *options: str) -> None:
     request = run_dir / "request.json"  # not config.json: that one belongs to the run that is there already, if any
     write_atomically(request, json.dumps(config.to_dict(), indent=1))
     run = ["--config", str(request), "--run-dir", str(run_dir)]
@@ -66,7 +71,7 @@ def _launch(config: Config, run_dir: Path, on_line: Callable[[str], None], *opti
             start_new_session=True,
         )
         try:
-            with _passing_signals_on(process.pid):
+            with _passing_signals_on(process.pid) if pass_signals else contextlib.nullcontext():
                 for line in process.stdout:
                     log.write(line)
                     log.flush()
@@ -127,10 +132,7 @@ def _signal_group(leader: int, number: int) -> None:
 
 @contextlib.contextmanager
 def _passing_signals_on(leader: int) -> Iterator[None]:
-    """What asks this process to stop asks the run. In a notebook, whose kernel answers signals itself, nothing changes."""
-    if threading.current_thread() is not threading.main_thread() or "ipykernel" in sys.modules:
-        yield
-        return
+    """What asks this process to stop asks the run."""
     before = {n: signal.signal(n, lambda *_: _signal_group(leader, signal.SIGTERM)) for n in SIGNALS}
     try:
         yield
@@ -163,7 +165,7 @@ def _own_gpus(config: Config, environment: dict[str, str]) -> Iterator[None]:
 def main(arguments: list[str] | None = None) -> int:
     try:
         config, run_dir, options = parse(arguments, "ffvit.launch")
-        launch(config, run_dir, dry_run=options.dry_run)
+        launch(config, run_dir, dry_run=options.dry_run, pass_signals=True)
     except Stopped:
         return STOPPED
     except InputError as error:

@@ -40,10 +40,24 @@ def test_training_and_evaluation_leave_a_record(trained):
     assert len(record["history"]) == 1
 
 
+def pictures(notebook):
+    return [o for c in notebook["cells"] for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+
+
+def test_training_shows_its_images_and_its_curves(trained):
+    folder, _ = trained
+    assert len(pictures(json.loads((folder / "02_train.ipynb").read_text()))) == 2
+
+
+def test_dry_run_says_what_training_costs_and_leaves_nothing(tmp_path):
+    notebook = run("02_train", tmp_path, dry_run=True, run_dir=str(tmp_path / "run"))
+    assert "estimate: 360 updates" in json.dumps(notebook)
+    assert not (tmp_path / "run").exists()
+
+
 def test_evaluation_shows_confusion_and_mistakes_as_pictures(trained):
     _, notebook = trained
-    pictures = [o for c in notebook["cells"] for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
-    assert len(pictures) == 2
+    assert len(pictures(notebook)) == 2
 
 
 def test_evaluation_takes_any_checkpoint(trained, tmp_path):

@@ -136,10 +136,7 @@ def test_record_that_is_cut_off_or_incomplete_is_refused(tmp_path):
 
 def test_unfinished_run_gets_no_record_but_the_command_that_goes_on(tmp_path, capsys):
     assert record.main([str(tmp_path)]) == 2
-    assert (
-        "holds no finished run; go on with: accelerate launch --num_processes 1 -m ffvit.train"
-        in capsys.readouterr().err
-    )
+    assert "holds no finished run; go on with: python -m ffvit.launch --config" in capsys.readouterr().err
 
 
 def test_a_run_of_this_machine_is_told_from_a_recorded_one(tmp_path):

@@ -270,7 +270,7 @@ def test_split_weights_give_the_results_of_whole_ones_and_go_on_after_a_stop(tmp
 
     fsdp = dataclasses.replace(config, parallel="fsdp")
     with pytest.raises(Stopped, match="stopped by"):
-        launch(fsdp, tmp_path / "fsdp", on_line=stop_once)
+        launch(fsdp, tmp_path / "fsdp", on_line=stop_once, pass_signals=True)
     launch(fsdp, tmp_path / "fsdp", on_line=quiet)
     for name in ("last.safetensors", "ema.safetensors"):
         ddp, split = load_file(tmp_path / "ddp" / name), load_file(tmp_path / "fsdp" / name)
@@ -299,7 +299,8 @@ def test_a_run_may_go_on_with_another_number_of_processes(tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Stopped):
-        launch(dataclasses.replace(config, num_processes=2), tmp_path / "pieces", on_line=stop_once)
+        two = dataclasses.replace(config, num_processes=2)
+        launch(two, tmp_path / "pieces", on_line=stop_once, pass_signals=True)
     launch(config, tmp_path / "pieces", on_line=quiet)
     for whole, pieces in zip(history(tmp_path / "whole"), history(tmp_path / "pieces"), strict=True):
         assert pieces["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-4)
