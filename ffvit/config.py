@@ -18,6 +18,15 @@ from ffvit.recipes import RECIPES
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS, RUNS, RESULTS, FIGURES = (ROOT / name for name in ("experiments", "runs", "results", "figures"))
 
+# What the models of an experiment are compared in. A mean, a table row or a curve never mixes two of them.
+PARTS = {
+    "grid": "The models at one shape",
+    "matched": "The models at equal multiply-adds",
+    "long": "Longer training",
+    "data": "Fewer training images",
+    "loader": "Images augmented one by one",
+}
+
 
 class InputError(ValueError):
     """Something a person gave us is wrong. The message names what, where, and the cure."""
@@ -59,6 +68,7 @@ class Config:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     in_memory: bool = False  # decode once and keep: for small images
+    augment: str = "image"  # each by itself, in the loader; "batch": many at a time, on the device, with in_memory
     streaming: bool = False  # read the training images from parquet files as they are needed, on disk or on the hub
     shuffle_buffer: int = 4096  # streaming: images that are mixed with one another
     bad_images: str = "refuse"  # or "skip": what to do with a file that is no whole image; skipped ones are recorded
@@ -95,15 +105,12 @@ class Config:
     num_processes: int = 1
     mixed_precision: str = "no"  # "bf16", "fp16"
     num_workers: int = 0  # processes that decode images, per training process
-    accumulation_steps: int = (
-        1  # parts of a process's share of a batch, one after the other; 0: as few as memory allows
-    )
-    grad_checkpointing: bool = (
-        False  # compute activations twice instead of keeping them: less memory, a third more time
-    )
+    accumulation_steps: int = 1  # parts a process's share of a batch is cut into; 0: as few as memory allows
+    grad_checkpointing: bool = False  # compute activations twice: less memory, a third more time
     compile: bool = False  # torch.compile
     parallel: str = "ddp"  # of several processes; "fsdp" also splits weights and optimiser among them
-    checkpoint_every: int = 0  # updates between checkpoints within an epoch; there is one after every epoch anyway
+    checkpoint_every: int = 0  # updates between checkpoints within an epoch; 0: none but those after an epoch
+    checkpoint_seconds: float = 0.0  # leave out the checkpoint after an epoch while the last one is not so old
     tracker: str = ""  # "tensorboard", or another tracker that accelerate knows and that is installed
 
     def __post_init__(self):
@@ -146,8 +153,15 @@ class Experiment:
     scope: str  # whose numbers these are: "ImageNet", "CIFAR-10", "digits"; never shown as another's
     about: str
     seeds: list[int]
-    models: dict[str, dict]  # name -> label, model and settings of its own
+    models: dict[str, dict]  # name -> label, model, settings of its own; and part, seeds where they are not the usual
     settings: dict = field(default_factory=dict)
+
+    def part(self, model: str) -> str:
+        """One of PARTS."""
+        return self.models[model].get("part", "grid")
+
+    def seeds_of(self, model: str) -> list[int]:
+        return self.models[model].get("seeds", self.seeds)
 
     def config(self, model: str, seed: int = 0, **overrides) -> Config:
         """The settings of one run.
@@ -157,7 +171,8 @@ class Experiment:
         Raises InputError for an unknown setting or recipe and for a value of the wrong type or range.
         """
         entry = self.models.get(model, {"label": model, "model": model})
-        given = {**self.settings, **entry, **overrides, "seed": seed}
+        own = {name: value for name, value in entry.items() if name not in ("part", "seeds")}
+        given = {**self.settings, **own, **overrides, "seed": seed}
         recipe = given.get("recipe", "")
         if recipe and recipe not in RECIPES:
             raise InputError(f"recipe '{recipe}' is unknown{suggest(str(recipe), RECIPES)}")
@@ -170,7 +185,7 @@ class Experiment:
         )
 
     def configs(self) -> list[Config]:
-        return [self.config(model, seed) for model in self.models for seed in self.seeds]
+        return [self.config(model, seed) for model in self.models for seed in self.seeds_of(model)]
 
 
 def load_experiment(name: str | Path) -> Experiment:
@@ -188,17 +203,20 @@ def load_experiment(name: str | Path) -> Experiment:
     needed = {f.name for f in fields(Experiment)} - {"name"}
     if wrong := needed.symmetric_difference(content):
         raise InputError(f"{path}: must have exactly {sorted(needed)}; look at {sorted(wrong)}")
-    seeds = content["seeds"]
-    if (
-        not isinstance(seeds, list)
-        or not all(type(s) is int for s in seeds)
-        or not seeds
-        or len(set(seeds)) < len(seeds)
-    ):
-        raise InputError(f"{path}: seeds must be a list of different whole numbers, got {seeds!r}")
     experiment = Experiment(name=path.stem, **content)
+    _check_seeds(content["seeds"], str(path))
+    for model, entry in experiment.models.items():
+        _check_seeds(experiment.seeds_of(model), f"{path}, {model}")
+        if experiment.part(model) not in PARTS:
+            raise InputError(f"{path}, {model}: part '{entry['part']}' is unknown{suggest(str(entry['part']), PARTS)}")
     experiment.configs()  # a mistake in the file is reported now, not in the middle of a sweep
     return experiment
+
+
+def _check_seeds(seeds, where: str) -> None:
+    whole = isinstance(seeds, list) and all(type(s) is int for s in seeds)
+    if not whole or not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(f"{where}: seeds must be a list of different whole numbers, got {seeds!r}")
 
 
 def config_from_dict(values: dict) -> Config:
@@ -293,6 +311,7 @@ def _check(c: Config) -> None:
         "repeated_augmentation",
         "accumulation_steps",
         "checkpoint_every",
+        "checkpoint_seconds",
     ):
         need(getattr(c, name) >= 0, f"{name} must not be negative, got {getattr(c, name)}")
     for name in ("drop_rate", "drop_path_rate", "validation_fraction", "label_smoothing", "ema_decay"):
@@ -304,6 +323,7 @@ def _check(c: Config) -> None:
         "device": ("auto", "cuda", "cpu", "mps"),
         "interpolation": ("bicubic", "bilinear", "nearest"),
         "bad_images": ("refuse", "skip"),
+        "augment": ("image", "batch"),
         "parallel": ("ddp", "fsdp"),
     }.items():
         need(getattr(c, name) in choices, f"{name} must be one of {choices}, got {getattr(c, name)!r}")
@@ -330,6 +350,10 @@ def _check(c: Config) -> None:
         )
         need(c.mixed_precision != "fp16", "parallel='fsdp' works with mixed_precision 'bf16' or 'no'")
         need(not c.compile, "parallel='fsdp' and compile=true do not go together here")
+    if c.augment == "batch":
+        need(c.in_memory, "augment='batch' takes images that are in memory: set in_memory=true, or augment='image'")
+        need(not c.random_erasing, "augment='batch' erases nothing: set random_erasing=0, or augment='image'")
+        need(c.interpolation == "bilinear", "augment='batch' interpolates bilinearly: set interpolation='bilinear'")
     if c.streaming:
         need(c.validation_split, "streaming holds nothing out of the training images: give validation_split")
         need(not c.in_memory, "streaming=true and in_memory=true exclude each other")

@@ -22,6 +22,7 @@ class Evaluation:
     top1_percent: float
     top5_percent: float  # of the five likeliest classes, or of all where there are fewer
     confusion: np.ndarray  # (classes, classes) counts, true class by row
+    targets: np.ndarray  # (n,) class index; -1 for an image that could not be read
     predictions: np.ndarray  # (n,) likeliest class; -1 for an image that could not be read
     confidences: np.ndarray  # (n,) its probability; 0 for an image that could not be read
     bad_images: list[BadImage]  # counted in no other number
@@ -31,6 +32,12 @@ class Evaluation:
         """Accuracy of every class, None for a class without images."""
         total = self.confusion.sum(axis=1)
         return [float(100 * c / n) if n else None for c, n in zip(np.diag(self.confusion), total)]
+
+    @property
+    def mistakes(self) -> str:
+        """ "index:class ..." of every image whose likeliest class is a wrong one, in the loader's order."""
+        wrong = np.flatnonzero(self.predictions != self.targets)
+        return " ".join(f"{i}:{self.predictions[i]}" for i in wrong)
 
 
 @torch.inference_mode()
@@ -50,7 +57,7 @@ def evaluate(
     model.eval()
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
     sums = torch.zeros(2, dtype=torch.float32 if str(device).startswith("mps") else torch.float64, device=device)
-    predictions, confidences = [torch.empty(0, dtype=torch.int64)], [torch.empty(0)]
+    targets, predictions, confidences = [], [], []
     bad_images = []
     for images, target, bad in loader:
         bad_images += bad
@@ -63,8 +70,9 @@ def evaluate(
         sums += torch.stack([loss, hits5]).to(sums)
         cells = torch.where(read, target * num_classes + prediction, num_classes**2)  # one more cell, for the unread
         confusion += torch.bincount(cells, minlength=num_classes**2 + 1)[:-1].view_as(confusion)
-        predictions.append(prediction.where(read, -1).cpu())
-        confidences.append(confidence.where(read, 0).cpu())
+        targets.append(target)  # they stay on the device until the end: fetching one waits for the GPU
+        predictions.append(prediction.where(read, -1))
+        confidences.append(confidence.where(read, 0))
     model.train(was_training)
 
     confusion = add_up(confusion).cpu().numpy()
@@ -79,13 +87,18 @@ def evaluate(
         top1_percent=100 * float(np.trace(confusion)) / count,
         top5_percent=100 * hits5 / count,
         confusion=confusion,
-        predictions=torch.cat(predictions).numpy(),
-        confidences=torch.cat(confidences).numpy(),
+        targets=_joined(targets),
+        predictions=_joined(predictions),
+        confidences=_joined(confidences),
         bad_images=sorted(bad_images),
     )
 
 
-def confident_mistakes(evaluation: Evaluation, targets: np.ndarray, count: int) -> list[int]:
+def confident_mistakes(evaluation: Evaluation, count: int) -> list[int]:
     """Indices of the wrong predictions, the surest first; an image that could not be read was not predicted."""
-    wrong = np.flatnonzero((evaluation.predictions != targets) & (evaluation.predictions >= 0))
+    wrong = np.flatnonzero(evaluation.predictions != evaluation.targets)
     return wrong[np.argsort(-evaluation.confidences[wrong], kind="stable")][:count].tolist()
+
+
+def _joined(parts: list[Tensor]) -> np.ndarray:
+    return torch.cat(parts).cpu().numpy() if parts else np.empty(0, dtype=np.int64)

@@ -118,7 +118,7 @@ def confusion(evaluations: Sequence[Evaluation], classes: list[str], most: int =
 
 def mistakes(evaluation: Evaluation, splits: Splits, count: int = 8) -> Figure:
     """The wrong answers the model was surest of, as pictures."""
-    indices = confident_mistakes(evaluation, np.asarray(splits.test["label"][:]), count)
+    indices = confident_mistakes(evaluation, count)
     figure, axes = plt.subplots(
         1, max(len(indices), 1), figsize=(1.5 * max(len(indices), 2), 2.0), squeeze=False, layout="constrained"
     )

@@ -31,7 +31,7 @@ FIELDS = {
     "versions": dict,
     "git": dict,
 }
-MAX_CONFUSION_CLASSES = 100  # a larger matrix would make the record a large file
+MAX_CONFUSION_CLASSES = 100  # with more classes, the confusion matrix and the mistakes would make a large file
 
 
 def open_run(run_dir: Path) -> tuple[Config, dict]:
@@ -93,6 +93,7 @@ def write_record(run_dir: Path, evaluation: Evaluation, results_dir: Path | None
         results["bad_images"] = [image._asdict() for image in evaluation.bad_images]
     if len(evaluation.confusion) <= MAX_CONFUSION_CLASSES:
         results["confusion"] = evaluation.confusion.tolist()
+        results["mistakes"] = evaluation.mistakes
     if results_dir is None and not _has_settings_of_its_experiment(config):
         path = run_dir / "record.json"
     else:

@@ -57,6 +57,7 @@ class Measured:
     origin: str
     commits: list[str]
     hardware: list[str]
+    records: list[dict]  # by seed
 
     @property
     def mean(self) -> float:
@@ -72,11 +73,13 @@ class Measured:
         return f"{self.mean:.2f}{spread} (n={len(self.top1_percent)})"
 
 
-def measured(experiment: Experiment, records: list[dict]) -> dict[str, Measured]:
-    """Records by model, in the experiment's order; models without records are left out."""
+def measured(experiment: Experiment, records: list[dict], part: str = "grid") -> dict[str, Measured]:
+    """Records by model of a part of the experiment, in its order; models without records are left out."""
     found = {}
     for name, entry in experiment.models.items():
-        mine = [r for r in records if r["config"]["name"] == name]
+        if experiment.part(name) != part:
+            continue
+        mine = sorted((r for r in records if r["config"]["name"] == name), key=lambda r: r["config"]["seed"])
         for r in mine[1:]:
             if deciding(r["config"]) != deciding(mine[0]["config"]):
                 raise InputError(
@@ -97,6 +100,7 @@ def measured(experiment: Experiment, records: list[dict]) -> dict[str, Measured]
                 origin=" and ".join(sorted({origin(r) for r in mine})),
                 commits=sorted({_commit(r) for r in mine}),
                 hardware=sorted({_machine(r) for r in mine}),
+                records=mine,
             )
     return found
 
@@ -181,6 +185,7 @@ def table1(experiment: Experiment, found: dict[str, Measured]) -> pd.DataFrame:
                 "Params exact": f"{found[name].parameters:,}" if name in found else "",
             }
             for name, entry in experiment.models.items()
+            if experiment.part(name) == "grid"
         ]
         table = pd.concat([table, pd.DataFrame(own)], ignore_index=True)
         table.insert(6, ours, table.pop(ours))
