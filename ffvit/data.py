@@ -22,6 +22,7 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, Sampler, Subset, default_collate
 
+from ffvit.augment import Augmentation, normalise
 from ffvit.config import Config, InputError
 from ffvit.images import (
     BadImage,
@@ -31,11 +32,14 @@ from ffvit.images import (
     file_name,
     read,
     seed_augmentation,
+    stored_transform,
     train_transform,
 )
 from ffvit.lifetime import serve_parent
 from ffvit.sources import SPLIT_SEED, choose_split, find_columns, open_dataset, opening, parquet_files
 from ffvit.stream import ParquetStream, StreamedImages
+
+AT_ONCE = 4096  # images augmented together on the device: enough that starting each operation costs nothing
 
 
 class Batch(NamedTuple):
@@ -97,20 +101,33 @@ class TrainBatches:
     Raises InputError where the images do not fill one batch, or a stream cannot be divided among the processes.
     """
 
-    def __init__(self, splits: Splits, config: Config, accumulation_steps: int = 1, rank: int = 0):
+    def __init__(
+        self,
+        splits: Splits,
+        config: Config,
+        accumulation_steps: int = 1,
+        rank: int = 0,
+        device: torch.device | str = "cpu",
+    ):
+        """device: where images are kept and augmented with augment="batch"; others come to it batch by batch."""
         if config.streaming:
-            images = StreamedImages(splits.train, config, accumulation_steps, rank)
-            self.source, sampler, num_images = images, None, len(splits.train)
+            self.source = StreamedImages(splits.train, config, accumulation_steps, rank)
+            self.loader = Loader(self.source, config, accumulation_steps)
+            num_images = len(splits.train)
         else:
-            images = AugmentedImages(splits.train, config)
-            self.source = sampler = EpochOrder(images, config, rank)
-            num_images = len(sampler.order)
+            self.source = EpochOrder(len(splits.train), config, rank)
+            if config.augment == "batch":
+                images = ResidentImages(splits.train, config, device)
+                self.loader = ResidentTrainLoader(images, self.source, accumulation_steps)
+            else:
+                images = AugmentedImages(splits.train, config)
+                self.loader = Loader(images, config, accumulation_steps, self.source)
+            num_images = len(self.source.order)
         self.num_updates = num_images // config.batch_size
         if not self.num_updates:
             raise InputError(
                 f"{num_images} training images do not fill one batch of {config.batch_size}: lower batch_size"
             )
-        self.loader = Loader(images, config, accumulation_steps, sampler)
 
     def __len__(self) -> int:
         """Updates per epoch."""
@@ -122,11 +139,15 @@ class TrainBatches:
         yield from self.loader
 
 
-def eval_loader(split: datasets.Dataset, config: Config, rank: int = 0) -> "Loader":
+def eval_loader(
+    split: datasets.Dataset, config: Config, rank: int = 0, device: torch.device | str = "cpu"
+) -> "Loader | ResidentEvalLoader":
     """Every image of a split exactly once over all processes: no padding, no dropping."""
-    images = Images(split, config)
-    mine = Subset(images, range(rank, len(images), config.num_processes))
-    return Loader(mine, config, config.accumulation_steps or 1)
+    parts = config.accumulation_steps or 1
+    mine = range(rank, len(split), config.num_processes)
+    if config.augment == "batch":
+        return ResidentEvalLoader(ResidentImages(split, config, device, mine), config.micro_batch(parts))
+    return Loader(Subset(Images(split, config), mine), config, parts)
 
 
 def first_images(split: "datasets.Dataset | ParquetStream", config: Config, count: int) -> list[tuple]:
@@ -148,7 +169,8 @@ class Images(torch.utils.data.Dataset):
         self.split = encoded(split)
         self.config = config
         self.transform = eval_transform(config)
-        self.kept = [self.item(row) for row in range(len(split))] if config.in_memory else None
+        keep = config.in_memory and config.augment == "image"
+        self.kept = [self.item(row) for row in range(len(split))] if keep else None
 
     def __len__(self) -> int:
         return len(self.split)
@@ -192,24 +214,95 @@ class AugmentedImages(Images):
 class EpochOrder(Sampler):
     """(epoch, position, row) for this process's positions in an epoch's order, the same for any number of processes."""
 
-    def __init__(self, images: Images, config: Config, rank: int):
+    def __init__(self, num_images: int, config: Config, rank: int):
         # As if for one process: the rule of both samplers is to deal its order out in turn, done below by position.
         if config.repeated_augmentation:
-            self.order = RepeatAugSampler(images, 1, 0, num_repeats=config.repeated_augmentation)
+            self.order = RepeatAugSampler(range(num_images), 1, 0, num_repeats=config.repeated_augmentation)
         else:
-            self.order = DistributedSampler(images, 1, 0, seed=config.seed)
+            self.order = DistributedSampler(range(num_images), 1, 0, seed=config.seed)
         self.config = config
         self.rank = rank
 
     def begin(self, epoch: int, updates: range) -> None:
         self.epoch, self.updates = epoch, updates
 
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        epoch, size = self.epoch, self.config.batch_size
-        self.order.set_epoch(epoch)
+    def mine(self) -> tuple[np.ndarray, np.ndarray]:
+        """(positions, rows)"""
+        self.order.set_epoch(self.epoch)
+        size = self.config.batch_size
         first, last = self.updates.start * size + self.rank, self.updates.stop * size
-        mine = itertools.islice(enumerate(self.order), first, last, self.config.num_processes)
-        return ((epoch, position, row) for position, row in mine)
+        positions = np.arange(first, last, self.config.num_processes)
+        return positions, np.fromiter(self.order, dtype=np.int64, count=len(self.order))[positions]
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        positions, rows = self.mine()
+        return ((self.epoch, position, row) for position, row in zip(positions.tolist(), rows.tolist()))
+
+
+class ResidentImages:
+    """Images of a split as numbers on a device: decoded, resized and cropped as an evaluation sees them.
+
+    rows: which; None for all. The target of an image that cannot be read is -1.
+    """
+
+    def __init__(self, split: datasets.Dataset, config: Config, device: torch.device | str, rows: range | None = None):
+        stored, images = stored_transform(config), Images(split, config)
+        rows = range(len(images)) if rows is None else rows
+        self.config = config
+        self.bad: list[BadImage] = []
+        pixels = torch.zeros(len(rows), config.in_chans, config.img_size, config.img_size, dtype=torch.uint8)
+        target = torch.full((len(rows),), -1)
+        for place, row in enumerate(rows):
+            image, label = images.read(row)
+            if isinstance(image, BadImage):
+                self.bad.append(image)
+            else:
+                pixels[place], target[place] = torch.as_tensor(stored(image)), label
+        self.readable = np.flatnonzero(target >= 0)
+        self.pixels, self.target = pixels.to(device), target.to(device)
+
+
+class ResidentTrainLoader:
+    """Micro-batches of a process, by EpochOrder; the next row that can be read stands in for one that cannot."""
+
+    def __init__(self, images: ResidentImages, order: EpochOrder, accumulation_steps: int):
+        check_not_all_bad(images.bad, len(images.pixels))
+        self.images = images
+        self.order = order
+        self.augmentation = Augmentation(images.config)
+        self.micro_batch = images.config.micro_batch(accumulation_steps)
+
+    def __iter__(self) -> Iterator[Batch]:
+        images, readable = self.images, self.images.readable
+        positions, rows = self.order.mine()
+        rows = readable[np.searchsorted(readable, rows) % len(readable)]
+        draws = self.augmentation.draw(self.order.epoch, len(self.order.order))
+        bad = images.bad
+        at_once = max(1, AT_ONCE // self.micro_batch) * self.micro_batch
+        for start in range(0, len(rows), at_once):
+            chosen = torch.from_numpy(rows[start : start + at_once]).to(images.pixels.device, non_blocking=True)
+            augmented = self.augmentation(images.pixels[chosen], draws[positions[start : start + at_once]])
+            target = images.target[chosen]
+            for part in zip(augmented.split(self.micro_batch), target.split(self.micro_batch)):
+                yield Batch(*part, bad)
+                bad = []
+
+
+class ResidentEvalLoader:
+    """Batches of an evaluation."""
+
+    def __init__(self, images: ResidentImages, batch_size: int):
+        self.images = images
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.images.pixels) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        images, bad = self.images, self.images.bad
+        for pixels, target in zip(images.pixels.split(self.batch_size), images.target.split(self.batch_size)):
+            yield Batch(normalise(pixels, images.config), target, bad)
+            bad = []
 
 
 class Loader(DataLoader):

@@ -126,6 +126,17 @@ def eval_transform(config: Config):
     )
 
 
+def stored_transform(config: Config):
+    """What an evaluation sees before it is made numbers: (C, H, W) uint8."""
+    return create_transform(
+        input_size=(config.in_chans, config.img_size, config.img_size),
+        is_training=False,
+        interpolation=config.interpolation,
+        crop_pct=config.crop_pct,
+        use_prefetcher=True,
+    )
+
+
 def seed_augmentation(*key: int) -> None:
     """Start the three generators that timm's transforms draw from. Takes 12 microseconds."""
     random.seed(repr(key))  # of a string: its SHA-512, the same on every machine

@@ -10,10 +10,13 @@ from torch import nn
 
 from ffvit.config import Config
 
+FUSED = ("adam", "adamw", "sgd")  # those of PyTorch that update all weights in one go
+
 
 def create_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """Decays parameters of two dimensions and more, but none that the model names in no_weight_decay()."""
-    return create_optimizer_v2(model, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
+    fused = {"fused": True} if config.optimizer in FUSED else {}
+    return create_optimizer_v2(model, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, **fused)
 
 
 def create_scheduler(config: Config, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> Scheduler:

@@ -2,8 +2,12 @@
 
 `python -m ffvit.record runs/digits/ff-seed0` scores the last weights on the test split, every image once, and writes
 results/digits/ff-seed0.json, last of all and atomically: a run without a record is unfinished.
+
+`python -m ffvit.record --trial runs/trials/a` writes down a run made to choose a recipe, as results/digits/trials/a.json:
+its validation scores and what it cost, and never a look at the test split.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -102,9 +106,23 @@ def write_record(run_dir: Path, evaluation: Evaluation, results_dir: Path | None
     return path
 
 
+def write_trial(run_dir: Path, results_dir: Path = RESULTS) -> Path:
+    """Keep what training left in the run's folder, under the folder's name. Returns the file."""
+    config, facts = open_run(run_dir)
+    path = results_dir / config.experiment / "trials" / f"{run_dir.name}.json"
+    checkpoint.write_atomically(path, json.dumps(facts, indent=1) + "\n")
+    return path
+
+
+def load_trials(experiment: str, results_dir: Path = RESULTS) -> list[dict]:
+    """All trials of an experiment, by file. Raises InputError for a file that is no whole trial."""
+    fields = {name: kind for name, kind in FIELDS.items() if name != "results"}
+    return [_read(path, fields) for path in sorted((results_dir / experiment / "trials").glob("*.json"))]
+
+
 def load_records(experiment: str, results_dir: Path = RESULTS) -> list[dict]:
     """All records of an experiment, by run id. Raises InputError for a file that is no whole record."""
-    return [_read(path) for path in sorted((results_dir / experiment).glob("*.json"))]
+    return [_read(path, FIELDS) for path in sorted((results_dir / experiment).glob("*.json"))]
 
 
 def origin(record: dict, runs_dir: Path = RUNS) -> str:
@@ -135,23 +153,27 @@ def _has_settings_of_its_experiment(config: Config) -> bool:
     return deciding(own.to_dict()) == deciding(config.to_dict())
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path, fields: dict[str, type]) -> dict:
     try:
         record = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: no valid JSON ({error}); delete it and run the pipeline again") from None
-    for name, kind in FIELDS.items():
+    for name, kind in fields.items():
         if not isinstance(record.get(name), kind):
             raise InputError(f"{path}: '{name}' must be {kind.__name__}; delete the file and run the pipeline again")
     return record
 
 
-def main(arguments: list[str]) -> int:
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: python -m ffvit.record RUN_DIR", file=sys.stderr)
-        return 2
-    run_dir = Path(os.path.relpath(arguments[0]))
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m ffvit.record", description=__doc__.splitlines()[0])
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--trial", action="store_true", help="write down its validation scores only")
+    options = parser.parse_args(arguments)
+    run_dir = Path(os.path.relpath(options.run_dir))
     try:
+        if options.trial:
+            print(f"trial: {os.path.relpath(write_trial(run_dir))}")
+            return 0
         config, _ = open_run(run_dir)
         evaluation = score(config, run_dir / "last.safetensors", data.load_splits(config))
         path = write_record(run_dir, evaluation)
@@ -165,4 +187,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

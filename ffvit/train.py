@@ -61,6 +61,7 @@ FREE_SETTINGS = {
     "compile",
     "parallel",
     "checkpoint_every",
+    "checkpoint_seconds",
     "tracker",
     "label",
 }
@@ -101,6 +102,7 @@ class Run:
     bad_images: dict[str, list] = field(default_factory=lambda: {"train": [], "validation": []})
     weights_sha256: dict[str, str] = field(default_factory=dict)
     first_epoch_here: int = 0  # of this process
+    saved_at: float = 0.0  # when this process last wrote a checkpoint
 
     @property
     def epoch(self) -> int:
@@ -155,7 +157,8 @@ def _train(config: Config, run_dir: Path, accelerator: Accelerator, stop: Stop) 
     )
     while run.epoch < config.total_epochs:
         meter = _train_epoch(run, stop)
-        # The checkpoint is of this moment, so scoring can be left at any other.
+        _save_when_due(run, meter)
+        # What a checkpoint of this moment would hold is not lost by leaving at any other, or checkpoint_seconds at most.
         with stop.at_once(lambda name: _stopped(name, f"after update {run.update}")):
             _score_epoch(run, meter)
     _finish(run)
@@ -175,9 +178,9 @@ def _set_up(config: Config, run_dir: Path, accelerator: Accelerator, keep: bool 
             checkpoint.write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=1))
     facts = _facts(config, splits, raw_model, device)
     parts = memory.accumulation_steps(config, num_classes, accelerator)
-    batches = data.TrainBatches(splits, config, parts, accelerator.process_index)
+    batches = data.TrainBatches(splits, config, parts, accelerator.process_index, device)
     scored_alike = replace(config, accumulation_steps=parts)
-    validation = data.eval_loader(splits.validation, scored_alike, accelerator.process_index)
+    validation = data.eval_loader(splits.validation, scored_alike, accelerator.process_index, device)
     if config.grad_checkpointing:
         raw_model.set_grad_checkpointing(True)
     ema = ModelEmaV3(raw_model, decay=config.ema_decay) if config.ema_decay else None
@@ -245,7 +248,7 @@ def _go_on_from_checkpoint(run: Run) -> None:
 
 
 def _train_epoch(run: Run, stop: Stop) -> progress.Meter:
-    """Make the updates of an epoch that are still to be made, and write a checkpoint. Returns what they took."""
+    """Make the updates of an epoch that are still to be made. Returns what they took."""
     config, accelerator, per_epoch = run.config, run.accelerator, len(run.batches)
     meter = progress.Meter(spent_s=run.seconds)
     batches = run.batches.epoch(run.epoch, run.done)
@@ -271,8 +274,14 @@ def _train_epoch(run: Run, stop: Stop) -> progress.Meter:
             raise _stopped(signal.Signals(number).name, f"after update {run.update}")
         if config.checkpoint_every and run.done % config.checkpoint_every == 0 and run.done < per_epoch:
             _save_state(run, meter)
-    _save_state(run, meter)
     return meter
+
+
+def _save_when_due(run: Run, meter: progress.Meter) -> None:
+    """The checkpoint after an epoch. The first process decides for all: their clocks differ."""
+    early = time.monotonic() - run.saved_at < run.config.checkpoint_seconds
+    if not parallel.highest(int(early and run.accelerator.is_main_process), run.cpu_group):
+        _save_state(run, meter)
 
 
 def _update(run: Run, batches: Iterator[data.Batch], meter: progress.Meter) -> None:
@@ -304,7 +313,7 @@ def _update(run: Run, batches: Iterator[data.Batch], meter: progress.Meter) -> N
 
 
 def _stopped(name: str, when: str) -> Stopped:
-    return Stopped(f"{STOPPED_BY} {name} {when}; the same command goes on from there")
+    return Stopped(f"{STOPPED_BY} {name} {when}; the same command goes on from the last checkpoint")
 
 
 def _score_epoch(run: Run, meter: progress.Meter) -> None:
@@ -367,7 +376,7 @@ def _save_state(run: Run, meter: progress.Meter) -> None:
 
     Raises TrainingError rather than keep weights or losses that are no numbers, or where the disk is full.
     """
-    accelerator = run.accelerator
+    accelerator, run.saved_at = run.accelerator, time.monotonic()
     sums = accelerator.gather(run.loss_sum[None]).tolist()
     for rank, value in enumerate(sums):
         _require_finite(value, f"training loss of process {rank}", run)
@@ -502,7 +511,12 @@ def _facts(config: Config, splits: data.Splits, model: nn.Module, device: torch.
             "macs": models.count_macs(model, (config.in_chans, config.img_size, config.img_size)),
             **models.cell(model),
         },
-        "dataset": {"fingerprint": splits.fingerprint, "images": splits.sizes, "classes": len(splits.classes)},
+        "dataset": {
+            "fingerprint": splits.fingerprint,
+            "images": splits.sizes,
+            "classes": len(splits.classes),
+            "class_names": splits.classes,
+        },
         **_circumstances(config, device),
     }
 

@@ -284,7 +284,7 @@ def test_an_image_is_augmented_anew_each_time():
 
 
 def order(settings, epoch, rank=0, count=107):
-    of_process = EpochOrder(range(count), settings, rank)
+    of_process = EpochOrder(count, settings, rank)
     of_process.begin(epoch, range(len(of_process.order) // settings.batch_size))
     return [row for _, _, row in of_process]
 
