@@ -10,12 +10,14 @@ from torch import nn
 
 from ffvit.config import Config
 
-FUSED = ("adam", "adamw", "sgd")  # those of PyTorch that update all weights in one go
+FUSED = ("adam", "adamw", "sgd")  # those of PyTorch that update all weights in one go, on a GPU several times faster
 
 
 def create_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """Decays parameters of two dimensions and more, but none that the model names in no_weight_decay()."""
-    fused = {"fused": True} if config.optimizer in FUSED else {}
+    # Not of a model in parts: with fused=True, torch 2.15 does not bring back the state of such a one as it was.
+    fits = config.optimizer in FUSED and config.device != "cpu" and config.parallel == "ddp"
+    fused = {"fused": True} if fits and torch.cuda.is_available() else {}
     return create_optimizer_v2(model, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, **fused)
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+import ffvit.data
 from ffvit import pictures
 from ffvit.config import InputError, load_experiment
 from ffvit.data import AugmentedImages, EpochOrder, TrainBatches, eval_loader, first_images, load_splits
@@ -208,6 +209,12 @@ AUGMENTED = dict(
 )
 
 
+# The same on the device, many at once.
+RESIDENT = dict(
+    in_memory=True, augment="batch", auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.0, interpolation="bilinear"
+)
+
+
 def augmented(**settings):
     return config(in_chans=3, mean=[0.5] * 3, std=[0.5] * 3, **AUGMENTED | settings)
 
@@ -227,13 +234,17 @@ def same(one, two):
     return len(one) == len(two) and all(torch.equal(x, y) for a, b in zip(one, two) for x, y in zip(a, b))
 
 
+@pytest.mark.parametrize("way", [{}, RESIDENT], ids=["image", "batch"])
 @pytest.mark.parametrize("repeats", [0, 3])
 @pytest.mark.parametrize("accumulation_steps", [1, 2, 4])
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_a_global_batch_is_the_same_for_any_processes_and_accumulation_steps(processes, accumulation_steps, repeats):
-    alone = augmented(repeated_augmentation=repeats)
+def test_a_global_batch_is_the_same_for_any_processes_and_accumulation_steps(
+    processes, accumulation_steps, repeats, way, monkeypatch
+):
+    monkeypatch.setattr(ffvit.data, "AT_ONCE", 40)
+    alone = augmented(repeated_augmentation=repeats, **way)
     splits = load_splits(alone)
-    several = augmented(repeated_augmentation=repeats, num_processes=processes)
+    several = augmented(repeated_augmentation=repeats, num_processes=processes, **way)
     for epoch in range(2):
         of_ranks = [batches(splits, several, epoch, 0, accumulation_steps, rank) for rank in range(processes)]
         together = [[torch.stack(x, dim=1).flatten(0, 1) for x in zip(*ranks)] for ranks in zip(*of_ranks, strict=True)]
@@ -241,10 +252,11 @@ def test_a_global_batch_is_the_same_for_any_processes_and_accumulation_steps(pro
         assert same(together, batches(splits, alone, epoch))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("way", [dict(num_workers=0), dict(num_workers=2), RESIDENT], ids=["0", "2", "batch"])
 @pytest.mark.parametrize("repeats", [0, 3])
-def test_an_epoch_goes_on_at_any_update_as_if_never_interrupted(repeats, workers):
-    settings = augmented(repeated_augmentation=repeats, num_workers=workers, num_processes=2)
+def test_an_epoch_goes_on_at_any_update_as_if_never_interrupted(repeats, way, monkeypatch):
+    monkeypatch.setattr(ffvit.data, "AT_ONCE", 40)
+    settings = augmented(repeated_augmentation=repeats, num_processes=2, **way)
     splits = load_splits(settings)
     of_process = TrainBatches(splits, settings, accumulation_steps=2, rank=1)
     whole = list(of_process.epoch(1))
@@ -313,13 +325,45 @@ def test_repeated_augmentation_follows_deits_rule(count, processes):
             assert order(settings, epoch, rank, count) == thrice[rank::processes][:kept]
 
 
+@pytest.mark.parametrize("way", [{}, RESIDENT], ids=["image", "batch"])
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("count", [7, 97])
-def test_every_image_is_evaluated_exactly_once(count, processes):
+def test_every_image_is_evaluated_exactly_once(count, processes, way):
     images = split(count, labels=list(range(count)), kind=NUMBER)
-    settings = colour("unused", num_processes=processes, batch_size=6)
+    settings = colour("unused", num_processes=processes, batch_size=6, **way)
     seen = [label for r in range(processes) for batch in eval_loader(images, settings, r) for label in batch.target]
     assert sorted(map(int, seen)) == list(range(count))
+
+
+def test_images_on_the_device_are_scored_as_those_of_the_loader_to_the_last_bit(tmp_path):
+    folder = shards(tmp_path / "data", with_files(37, {}), [37])
+    one_by_one = colour(folder, validation_split="test", interpolation="bilinear", crop_pct=0.875)
+    on_device = replace(one_by_one, **RESIDENT)
+    found = [
+        [batch[:2] for batch in eval_loader(load_splits(settings).train, settings)]
+        for settings in (one_by_one, on_device)
+    ]
+    assert same(*found)
+
+
+def test_bad_images_on_the_device_are_named_once_and_the_next_one_stands_in(tmp_path):
+    folder = shards(tmp_path / "data", with_files(37, {3: b"", 18: b"x", 19: b"x", 36: b"x"}), [37])
+    settings = colour(folder, validation_split="test", bad_images="skip", batch_size=4, **RESIDENT)
+    splits = load_splits(settings)
+    batches = list(TrainBatches(splits, settings).epoch(0))
+    assert sorted(image.index for batch in batches for image in batch.bad) == [3, 18, 19, 36]
+    rows = EpochOrder(37, settings, 0)
+    rows.begin(0, range(9))
+    labels = splits.train["label"]
+    stand_in = {3: 4, 18: 20, 19: 20, 36: 0}
+    assert torch.cat([batch.target for batch in batches]).tolist() == [
+        labels[stand_in.get(row, row)] for _, _, row in rows
+    ]
+    scored = list(eval_loader(splits.train, replace(settings, num_processes=2), rank=1))
+    assert sorted(image.index for batch in scored for image in batch.bad) == [3, 19]
+    assert sum((batch.target < 0).sum() for batch in scored) == 2
+    with pytest.raises(InputError, match=r"row 3 .*bad_images='skip'"):
+        TrainBatches(splits, replace(settings, bad_images="refuse"))
 
 
 def test_too_few_images_for_one_batch_are_refused():
@@ -619,10 +663,10 @@ def test_bad_images_of_a_stream_are_refused_or_skipped_alike_however_it_is_inter
             list(TrainBatches(load_splits(refusing), refusing).epoch(0))
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_dataset_without_one_whole_image_is_refused(tmp_path, streaming):
+@pytest.mark.parametrize("way", [dict(streaming=False), {}, dict(streaming=False, **RESIDENT)])
+def test_a_dataset_without_one_whole_image_is_refused(tmp_path, way):
     folder = shards(tmp_path / "data", with_files(20, dict.fromkeys(range(20), b"x")), [20])
-    settings = replace(streamed(folder, bad_images="skip"), streaming=streaming)
+    settings = replace(streamed(folder, bad_images="skip"), **way)
     with pytest.raises(InputError, match="20 training images one after the other cannot be read"):
         list(TrainBatches(load_splits(settings), settings).epoch(0))
 

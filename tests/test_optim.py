@@ -130,3 +130,16 @@ def test_averaged_weights_follow_deits_formula_from_the_first_update():
         average.update(model)
         expected = 0.9 * expected + 0.1 * model.weight.detach()
     assert torch.allclose(average.module.weight, expected)
+
+
+def test_on_a_gpu_all_weights_are_updated_in_one_go(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    model = torch.nn.Linear(2, 2)
+
+    def fused(**settings):
+        config = load_experiment("digits").config("ff", **settings)
+        return bool(optim.create_optimizer(config, model).param_groups[0].get("fused"))
+
+    assert fused() and fused(optimizer="sgd")
+    assert not fused(device="cpu") and not fused(optimizer="lamb")
+    assert not fused(parallel="fsdp", num_processes=2)

@@ -52,8 +52,10 @@ def test_finished_run_leaves_weights_and_facts_and_no_state(tmp_path):
     assert facts["dataset"]["images"]["train"] == 128
 
 
-def test_interrupted_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+@pytest.mark.parametrize("way", [{}, dict(augment="batch", interpolation="bilinear")], ids=["image", "batch"])
+def test_interrupted_run_goes_on_to_the_same_weights(tmp_path, monkeypatch, way):
     config = digits(
+        **way,
         epochs=3,
         max_train_images=256,
         mixup=0.8,
@@ -78,6 +80,19 @@ def test_interrupted_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     assert [e["train_loss"] for e in history(tmp_path / "whole")] == [
         e["train_loss"] for e in history(tmp_path / "pieces")
     ]
+
+
+def test_run_that_left_out_checkpoints_goes_on_from_an_older_one_to_the_same_weights(tmp_path, monkeypatch):
+    config = digits(epochs=3, max_train_images=128, checkpoint_seconds=3600.0)
+    train.train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_finish", lambda run: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train.train(config, tmp_path / "pieces")
+    assert [path.name for path in (tmp_path / "pieces" / "checkpoints").iterdir()] == ["00000002"]  # after epoch 1
+    train.train(config, tmp_path / "pieces")
+    whole, pieces = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "pieces"))
+    assert all(torch.equal(whole[k], pieces[k]) for k in whole)
 
 
 def test_finished_run_is_not_trained_again(tmp_path, capsys):
