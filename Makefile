@@ -3,6 +3,7 @@
 EXPERIMENT ?= digits
 DATASET ?=
 JOBS ?= 0
+RUNS_PER_GPU ?= 1
 PROFILE ?=
 SYSTEM_PYTHON ?= python3
 
@@ -15,12 +16,17 @@ BIN := .venv/bin/
 READY := .venv/ready
 endif
 
-.PHONY: help setup reproduce figures test lab faults benchmark lock
+.PHONY: help setup reproduce status figures test lab faults benchmark readme lock
 .DEFAULT_GOAL := help
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo "  EXPERIMENT=digits, cifar10, imagenet or a .toml file of your own; DATASET=<folder> for a local copy of its images; JOBS=<runs side by side>; PROFILE=slurm for a cluster"
+	@echo "  With these, where they apply:"
+	@echo "       EXPERIMENT=<name>   digits, cifar10, cifar10-cpu, imagenet, or a .toml file of your own"
+	@echo "       DATASET=<folder>    a local copy of its images"
+	@echo "       JOBS=<n>            runs side by side"
+	@echo "       RUNS_PER_GPU=<n>    small runs that share a GPU"
+	@echo "       PROFILE=slurm       on a cluster"
 
 setup: $(READY) ## Make .venv with the pinned dependencies (the others do this when needed)
 
@@ -33,7 +39,10 @@ setup: $(READY) ## Make .venv with the pinned dependencies (the others do this w
 	@touch $@
 
 reproduce: $(READY) ## Train, evaluate, and make every table and figure of EXPERIMENT
-	@$(BIN)python workflow/run.py reproduce "$(EXPERIMENT)" --dataset "$(DATASET)" --jobs $(JOBS) --profile "$(PROFILE)"
+	@$(BIN)python workflow/run.py reproduce "$(EXPERIMENT)" --dataset "$(DATASET)" --jobs $(JOBS) --runs-per-gpu $(RUNS_PER_GPU) --profile "$(PROFILE)"
+
+status: $(READY) ## List which runs of EXPERIMENT are recorded, begun or missing
+	@$(BIN)python -m ffvit.status "$(EXPERIMENT)"
 
 figures: $(READY) ## Make the tables and figures of EXPERIMENT again from recorded results: no training, no GPU
 	@$(BIN)python workflow/run.py figures "$(EXPERIMENT)" --jobs $(JOBS) --profile "$(PROFILE)"
@@ -48,8 +57,12 @@ lab: $(READY) ## Open JupyterLab on the notebooks
 faults: $(READY) ## Kill, fill and break runs in every way we know, and see that each goes on
 	@$(BIN)python benchmarks/faults.py
 
-benchmark: $(READY) ## Measure what the library costs beside a bare training loop
+benchmark: $(READY) ## Measure what the library costs beside a bare training loop, and whether training waits for images
 	@$(BIN)python benchmarks/overhead.py
+	@$(BIN)python benchmarks/steps.py
+
+readme: $(READY) ## Put what comes from records into the README again
+	@$(BIN)python benchmarks/page.py
 
 lock: $(READY) ## Pin again what pyproject.toml asks for
 	@$(BIN)uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --upgrade --no-header --output-file requirements.lock

@@ -1,4 +1,7 @@
-"""How a benchmark is written down: as CSV, as a page that says where it comes from, and in the README."""
+"""How a benchmark is written down: as CSV, as a page that says where it comes from, and in the README.
+
+`make readme` puts what comes from records into the README: the grid of the study and the claims ledger.
+"""
 
 import csv
 import datetime
@@ -6,9 +9,12 @@ import io
 
 import torch
 
-from ffvit import provenance
+from ffvit import claims, provenance, tables
 from ffvit.checkpoint import write_atomically
-from ffvit.config import ROOT
+from ffvit.config import ROOT, load_experiment
+from ffvit.record import load_records
+
+STUDY = "cifar10-cpu"  # the experiment whose records the README shows
 
 
 def write(name: str, title: str, rows: list[dict[str, str]], note: str, in_readme: list[str]) -> None:
@@ -31,12 +37,31 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 
 def origin(name: str) -> str:
-    git, machine, versions = provenance.git_state(), provenance.hardware(torch.device("cpu")), provenance.versions()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    git, machine, versions = provenance.git_state(), provenance.hardware(device), provenance.versions()
     commit = f"{(git['commit'] or 'unknown')[:10]}{', with changes' if git['dirty'] else ''}"
     return (
         f"Made by `python benchmarks/{name}.py` on {datetime.date.today()} at commit {commit}; {machine['cpu_cores']} cores "
-        f"of {machine['cpu']}, no GPU; {', '.join(f'{package} {version}' for package, version in versions.items())}."
+        f"of {machine['cpu']}, {machine['gpu'] or 'no GPU'}; {', '.join(f'{package} {version}' for package, version in versions.items())}."
     )
+
+
+def from_records() -> dict[str, str]:
+    """What the README shows of the study's records, by the name of its place there."""
+    experiment, records = load_experiment(STUDY), load_records(STUDY)
+    found = tables.measured(experiment, records)
+    rows = [
+        {
+            "patches mixed by": tables.WORDS[m.patches],
+            "features mixed by": tables.WORDS[m.features],
+            "parameters": f"{m.parameters:,}",
+            "multiply-adds": f"{m.macs:,}",
+            f"{experiment.scope}: top-1 (%)": str(m),
+        }
+        for m in found.values()
+    ]
+    ledger = claims.ledger(experiment, records)
+    return {"study": markdown(rows), "claims": f"**{claims.summary(ledger)}**\n\n{claims.compact(ledger)}"}
 
 
 def show(name: str, text: str) -> None:
@@ -47,3 +72,8 @@ def show(name: str, text: str) -> None:
     if not begin or not end:
         raise ValueError(f"{readme}: the lines <!-- {name} --> and <!-- end of {name} --> are missing")
     write_atomically(readme, f"{before}{begin}{text}{end}{after}")
+
+
+if __name__ == "__main__":
+    for place, text in from_records().items():
+        show(place, text)

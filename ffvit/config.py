@@ -229,6 +229,12 @@ def config_from_dict(values: dict) -> Config:
     return Config(**values)
 
 
+def with_defaults(values: dict) -> dict:
+    """Settings that were written down, those younger than the file with their default: as runs then were."""
+    defaults = {f.name: f.default for f in fields(Config) if f.default is not MISSING}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in {**defaults, **values}.items()}
+
+
 def parse_setting(text: str) -> tuple[str, object]:
     """'epochs=3' -> ('epochs', 3). Values are TOML; a bare word is a string."""
     key, separator, value = text.partition("=")

@@ -27,6 +27,7 @@ from ffvit.config import Config, InputError
 from ffvit.lifetime import SIGNALS, STOPPED
 from ffvit.train import STOPPED_BY, Stopped, TrainingError, parse
 
+RUNS_PER_GPU = "FFVIT_RUNS_PER_GPU"  # how many runs share a GPU; a variable of the environment, so that kernels have it
 # On CPUs, glibc gives the memory of every update back to the system and takes it again, page by page.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
 
@@ -60,6 +61,7 @@ def _launch(config: Config, run_dir: Path, on_line: Callable[[str], None], pass_
     environment = {**_environment(config), **os.environ, "PYTHONUNBUFFERED": "1"}
     last_lines: deque[str] = deque(maxlen=20)
     told: list[str] = []  # by the run itself, of its end; its launcher buries that under its own traceback
+    asked: list[int] = []  # signals that were passed on
     with _own_gpus(config, environment), open(run_dir / "log.txt", "a") as log:
         log.write(f"to go on with this run after an interruption: {again}\n")
         process = subprocess.Popen(
@@ -71,7 +73,7 @@ def _launch(config: Config, run_dir: Path, on_line: Callable[[str], None], pass_
             start_new_session=True,
         )
         try:
-            with _passing_signals_on(process.pid) if pass_signals else contextlib.nullcontext():
+            with _passing_signals_on(process.pid, asked) if pass_signals else contextlib.nullcontext():
                 for line in process.stdout:
                     log.write(line)
                     log.flush()
@@ -88,7 +90,8 @@ def _launch(config: Config, run_dir: Path, on_line: Callable[[str], None], pass_
         finally:
             _signal_group(process.pid, signal.SIGKILL)  # whoever is left when the launcher is gone
     text = "".join(told or last_lines)
-    if any(line.startswith(STOPPED_BY) for line in told):
+    before_it_listened = asked and process.returncode and not told
+    if before_it_listened or any(line.startswith(STOPPED_BY) for line in told):
         raise Stopped(f"{text}To go on:\n{again}")
     if process.returncode:
         raise TrainingError(
@@ -121,7 +124,8 @@ def _launcher(config: Config) -> list[str]:
 def _environment(config: Config) -> dict[str, str]:
     """What the processes of a run find set, if nobody set it before."""
     threads = str(max(1, (os.cpu_count() or 1) // config.num_processes))
-    processor = {"ACCELERATE_USE_CPU": "true"} if config.device == "cpu" else {}
+    on_cpu = config.device == "cpu" or config.device == "auto" and not torch.accelerator.is_available()
+    processor = {"ACCELERATE_USE_CPU": "true"} if on_cpu else {}
     return {"OMP_NUM_THREADS": threads, **processor, **KEEP_MEMORY}
 
 
@@ -131,9 +135,14 @@ def _signal_group(leader: int, number: int) -> None:
 
 
 @contextlib.contextmanager
-def _passing_signals_on(leader: int) -> Iterator[None]:
-    """What asks this process to stop asks the run."""
-    before = {n: signal.signal(n, lambda *_: _signal_group(leader, signal.SIGTERM)) for n in SIGNALS}
+def _passing_signals_on(leader: int, asked: list[int]) -> Iterator[None]:
+    """What asks this process to stop asks the run, and is noted in `asked`."""
+
+    def pass_on(number: int, _frame) -> None:
+        asked.append(number)
+        _signal_group(leader, signal.SIGTERM)
+
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
         yield
     finally:
@@ -143,23 +152,37 @@ def _passing_signals_on(leader: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_gpus(config: Config, environment: dict[str, str]) -> Iterator[None]:
-    """Give the run GPUs that no other run started here has, while there are any.
+    """Give the run GPUs, or a place on one, that no other run started here has, while there are any.
 
-    Snakemake counts GPUs but assigns none, so runs started side by side would all take the first.
+    Snakemake counts GPUs but assigns none, so runs started side by side would all take the first. A run of one process
+    takes one of the places of a GPU, and of every GPU the first one before a second; a run of several takes GPUs whole.
     """
+    places = range(_runs_per_gpu(environment))
+    visible = environment.get("CUDA_VISIBLE_DEVICES")  # a scheduler's choice
+    known = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    choices = [(gpu, [place]) for place in places for gpu in known]
+    if config.num_processes > 1:
+        choices = [(gpu, places) for gpu in known]
+    own: list[str] = []
     with contextlib.ExitStack() as held:
-        visible = environment.get("CUDA_VISIBLE_DEVICES")  # a scheduler's choice
-        known = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
-        free: list[str] = []
-        for name in known if config.device != "cpu" else []:
-            file = f"ffvit-{getpass.getuser()}-gpu-{name.replace('/', '-')}.lock"
-            with contextlib.suppress(Timeout):
-                if len(free) < config.num_processes:
-                    held.enter_context(FileLock(Path(tempfile.gettempdir()) / file, timeout=0))
-                    free.append(name)
-        if len(free) == config.num_processes:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(free)
+        for gpu, wanted in choices if config.device != "cpu" else []:
+            if len(own) < config.num_processes:
+                with contextlib.suppress(Timeout), contextlib.ExitStack() as all_or_none:
+                    for place in wanted:
+                        name = f"ffvit-{getpass.getuser()}-gpu-{gpu.replace('/', '-')}-place-{place}.lock"
+                        all_or_none.enter_context(FileLock(Path(tempfile.gettempdir()) / name, timeout=0))
+                    held.enter_context(all_or_none.pop_all())
+                    own.append(gpu)
+        if len(own) == config.num_processes:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
         yield
+
+
+def _runs_per_gpu(environment: dict[str, str]) -> int:
+    given = environment.get(RUNS_PER_GPU, "1")
+    if not given.isdecimal() or int(given) < 1:
+        raise InputError(f"the environment's {RUNS_PER_GPU} must be a whole number from 1 on, got '{given}'")
+    return int(given)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,7 +17,16 @@ from pathlib import Path
 import torch
 
 from ffvit import checkpoint, data, models
-from ffvit.config import RESULTS, RUNS, Config, Experiment, InputError, config_from_dict, load_experiment
+from ffvit.config import (
+    RESULTS,
+    RUNS,
+    Config,
+    Experiment,
+    InputError,
+    config_from_dict,
+    load_experiment,
+    with_defaults,
+)
 from ffvit.evaluate import Evaluation, evaluate
 from ffvit.train import FREE_SETTINGS
 
@@ -134,7 +143,8 @@ def origin(record: dict, runs_dir: Path = RUNS) -> str:
 
 def deciding(config: dict) -> dict:
     """The settings that decide a result: all but the machine's, the seed, the names, and where the images lie."""
-    return {name: value for name, value in config.items() if name not in FREE_SETTINGS | {"seed", "dataset"}}
+    free = FREE_SETTINGS | {"seed", "dataset"}
+    return {name: value for name, value in with_defaults(config).items() if name not in free}
 
 
 def _sha256_of(weights: str | Path) -> str | None:

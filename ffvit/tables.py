@@ -98,8 +98,8 @@ def measured(experiment: Experiment, records: list[dict], part: str = "grid") ->
                 top1_percent=[r["results"]["top1_percent"] for r in mine],
                 run_ids=[r["run_id"] for r in mine],
                 origin=" and ".join(sorted({origin(r) for r in mine})),
-                commits=sorted({_commit(r) for r in mine}),
-                hardware=sorted({_machine(r) for r in mine}),
+                commits=sorted({commit(r) for r in mine}),
+                hardware=sorted({machine(r) for r in mine}),
                 records=mine,
             )
     return found
@@ -237,7 +237,8 @@ def display(table: pd.DataFrame) -> Styler:
 
 def save(table: pd.DataFrame, stem: Path, formats: tuple[str, ...], caption: str, source: str) -> None:
     """Write a table as csv, md and tex. source: where its numbers come from; a column of the csv, a note elsewhere."""
-    note = f"Reported: as printed in the paper ({BLANK}: blank there). {source}"
+    reported = any("reported" in column.lower() for column in table)
+    note = f"{f'Reported: as printed in the paper ({BLANK}: blank there). ' if reported else ''}{source}"
     if "csv" in formats:
         checkpoint.write_atomically(stem.with_suffix(".csv"), table.assign(Provenance=note).to_csv(index=False))
     if "md" in formats:
@@ -248,12 +249,14 @@ def save(table: pd.DataFrame, stem: Path, formats: tuple[str, ...], caption: str
         checkpoint.write_atomically(stem.with_suffix(".tex"), f"% {note}\n{body}")
 
 
-def _commit(record: dict) -> str:
+def commit(record: dict) -> str:
+    """The code that a run was made with, its first ten digits."""
     git = record["git"]
     return f"{(git['commit'] or 'unknown')[:10]}{' with changes' if git['dirty'] else ''}"
 
 
-def _machine(record: dict) -> str:
+def machine(record: dict) -> str:
+    """Where a run was made: processes x what they computed on."""
     hardware = record["hardware"]
     name = hardware["gpu"] or hardware["cpu"]
     return f"{hardware['processes']} x {name}"

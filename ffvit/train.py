@@ -43,7 +43,7 @@ from timm.utils import ModelEmaV3, random_seed
 from torch import Tensor, nn
 
 from ffvit import checkpoint, data, memory, models, optim, parallel, progress, provenance
-from ffvit.config import Config, InputError, config_from_dict, load_experiment, parse_setting
+from ffvit.config import Config, InputError, config_from_dict, load_experiment, parse_setting, with_defaults
 from ffvit.evaluate import evaluate
 from ffvit.images import BadImage
 from ffvit.lifetime import STOPPED, Stop
@@ -356,10 +356,11 @@ def _finish(run: Run) -> None:
     if run.ema:
         _save_weights(run, "ema.safetensors", run.ema.module)
     if accelerator.is_main_process:
-        bad = {split: sorted({tuple(b) for b in found}) for split, found in run.bad_images.items()}
         facts = run.facts | {
             "history": run.history,
-            "bad_images": {split: [BadImage(*b)._asdict() for b in found] for split, found in bad.items()},
+            "bad_images": {
+                split: [BadImage(*image)._asdict() for image in found] for split, found in run.bad_images.items()
+            },
             "weights_sha256": run.weights_sha256,
             "duration_s": sum(e["seconds"] for e in run.history),
             "peak_memory_mb": progress.peak_memory_mb(accelerator.device),
@@ -478,7 +479,7 @@ def _already_finished(config: Config, run_dir: Path) -> bool:
     """Whether the folder holds this very run, finished. Raises InputError where it holds another one."""
     begun = (run_dir / "checkpoints").exists() or (run_dir / "training.json").exists()
     if begun and (run_dir / "config.json").exists():
-        there = json.loads((run_dir / "config.json").read_text())
+        there = with_defaults(json.loads((run_dir / "config.json").read_text()))
         asked = config.to_dict()
         # A stream's order is of its readers.
         readers = {"num_workers", "num_processes", "accumulation_steps"}

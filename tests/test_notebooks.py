@@ -67,7 +67,9 @@ def test_evaluation_takes_any_checkpoint(trained, tmp_path):
     assert not (tmp_path / "digits").exists()
 
 
-@pytest.mark.parametrize("name", ["01_architecture", "04_table1", "05_attention_only", "06_training_curves"])
+@pytest.mark.parametrize(
+    "name", ["01_architecture", "04_table1", "05_attention_only", "06_training_curves", "07_claims", "08_study"]
+)
 def test_notebook_makes_its_figures_and_tables(name, trained, tmp_path):
     folder, _ = trained
     where = {} if name == "01_architecture" else {"results_dir": str(folder / "results")}
@@ -77,11 +79,16 @@ def test_notebook_makes_its_figures_and_tables(name, trained, tmp_path):
         "04_table1": ["table1.csv", "table1.md", "table1.tex"],
         "05_attention_only": ["attention_only.csv", "attention_only.md", "attention_only.png"],
         "06_training_curves": ["training_curves.png"],
+        "07_claims": ["claims.csv", "claims.md"],
+        "08_study": [
+            *(f"{table}.{form}" for table in ("study", "pairs", "agreement") for form in ("csv", "md")),
+            *("accuracy_by_cost.png", "per_class.png", "agreement.png"),
+        ],
     }[name]
     assert all((tmp_path / "digits" / file).stat().st_size > 500 for file in made)
 
 
-@pytest.mark.parametrize("name", ["04_table1", "05_attention_only", "06_training_curves"])
+@pytest.mark.parametrize("name", ["04_table1", "05_attention_only", "06_training_curves", "07_claims", "08_study"])
 def test_notebook_works_without_any_record(name, tmp_path):
     run(name, tmp_path, results_dir=str(tmp_path), figures_dir=str(tmp_path))
     assert all("not run" in table.read_text() for table in (tmp_path / "digits").glob("*.md"))

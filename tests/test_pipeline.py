@@ -1,32 +1,38 @@
 """The pipeline, in a copy of the project: complete, idle when nothing changed, and true to what was interrupted."""
 
 import contextlib
+import importlib.util
 import json
 import os
-import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+import tomllib
 from pathlib import Path
 
 import psutil
 import pytest
+
+from ffvit import launch
+from ffvit.config import InputError, load_experiment
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("ffvit", "notebooks", "workflow", "experiments")
 
 
 def smoke_experiment(project, name, models, **settings):
-    """experiments/<name>.toml, cut down to one seed, the models named, and a few images."""
-    text = (project / "experiments" / f"{name}.toml").read_text()
-    head, *tables = re.split(r"^(?=\[)", text, flags=re.M)
-    kept = [t for t in tables if not t.startswith("[models.") or t.split("]")[0].removeprefix("[models.") in models]
-    for key in settings:
-        kept = [re.sub(rf"^{key} = .*\n", "", t, flags=re.M) for t in kept]
-    given = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
-    head = re.sub(r"^seeds = .*$", "seeds = [0]", head, flags=re.M)
-    (project / "experiments" / "smoke.toml").write_text(head + "".join(kept) + given)
+    """experiments/<name>.toml, cut down to the first seed, the models named, and a few images."""
+    content = tomllib.loads((project / "experiments" / f"{name}.toml").read_text())
+    tables = {"settings": content["settings"] | settings}
+    tables |= {f'models."{model}"': content["models"][model] for model in models}
+    text = "".join(f"{key} = {json.dumps(content[key])}\n" for key in ("title", "scope", "about"))
+    text += "seeds = [0]\n"
+    for table, values in tables.items():
+        text += f"[{table}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+    (project / "experiments" / "smoke.toml").write_text(text)
 
 
 @pytest.fixture
@@ -51,7 +57,7 @@ def test_pipeline_makes_everything_once_and_only_what_is_missing(project):
     smoke_experiment(project, "digits", ["ff"], epochs=1, warmup_epochs=0, max_train_images=128)
     code, output = pipeline(project, "reproduce")
     assert code == 0, output
-    assert len(artefacts(project)) == 12
+    assert len(artefacts(project)) == 25
     assert (project / "results/smoke/ff-seed0.json").exists()
 
     # Saved in JupyterLab, with outputs: nothing to train, nothing to draw.
@@ -117,17 +123,151 @@ def test_killed_pipeline_leaves_no_process_and_the_next_call_goes_on(project):
     assert code == 0 and "train ff, seed 0" in output
 
 
+def missing(project, *options):
+    command = [sys.executable, "-m", "ffvit.missing", "smoke", *options]
+    return subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_missing_runs_stop_with_checkpoints_go_on_and_leave_the_pipeline_nothing_to_train(project):
+    smoke_experiment(project, "digits", ["ff"], epochs=100, warmup_epochs=0, max_train_images=64, max_eval_images=50)
+    run = project / "runs/smoke/ff-seed0"
+    first = missing(project)
+    while not list(run.glob("checkpoints/0*")):
+        assert first.poll() is None, first.stdout.read()
+        time.sleep(0.05)
+    first.send_signal(signal.SIGINT)  # Ctrl-C
+    output = first.communicate(timeout=30)[0]
+    assert first.returncode == 75 and "1 runs are left: the same command goes on" in output
+    assert list(run.glob("checkpoints/0*")) and not (run / "training.json").exists()
+
+    second = missing(project)
+    output = second.communicate()[0]
+    assert second.returncode == 0 and "ff-seed0: top-1" in output, output
+    assert "going on after update" in (run / "missing.log").read_text()
+    record = json.loads((project / "results/smoke/ff-seed0.json").read_text())
+    assert len(record["history"]) == 100 and record["resumed"]
+
+    code, output = pipeline(project, "reproduce", "--", "--dry-run")
+    assert code == 0 and "figures_04_table1" in output
+    assert "train ff, seed 0" not in output and "evaluate ff" not in output
+    third = missing(project)
+    assert "0 of 1 runs are missing" in third.communicate()[0] and third.returncode == 0
+
+
+@pytest.fixture
+def gpus(monkeypatch, tmp_path):
+    """Pretend that there are so many, of which none is taken; and take some for a run of so many processes."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def there_are(count, runs_per_gpu):
+        monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: count)
+
+        def take(num_processes=1):
+            environment = {"FFVIT_RUNS_PER_GPU": str(runs_per_gpu)}
+            config = load_experiment("digits").config("ff", num_processes=num_processes)
+            taken = launch._own_gpus(config, environment)
+            taken.__enter__()
+            return environment.get("CUDA_VISIBLE_DEVICES"), taken
+
+        return take
+
+    return there_are
+
+
+def test_small_runs_go_to_different_gpus_before_they_share_one(gpus):
+    take = gpus(2, runs_per_gpu=2)
+    (first, place), *others = [take() for _ in range(5)]
+    assert [first, *(gpu for gpu, _ in others)] == ["0", "1", "0", "1", None]
+    place.__exit__(None, None, None)
+    assert take()[0] == "0"  # where there is a place again
+
+
+def test_run_of_several_processes_takes_whole_gpus(gpus):
+    take = gpus(3, runs_per_gpu=2)
+    held = [take(), take(2), take(), take(), take(2)]
+    assert [gpu for gpu, _ in held] == ["0", "1,2", "0", None, None]
+
+
+def test_a_wrong_number_of_runs_for_a_gpu_is_told(gpus):
+    for wrong in ("0", "two", "-1", "1.5"):
+        with pytest.raises(InputError, match=f"FFVIT_RUNS_PER_GPU must be a whole number from 1 on, got '{wrong}'"):
+            gpus(1, wrong)()
+
+
+@pytest.mark.parametrize(
+    "jobs, runs_per_gpu, expected",
+    [
+        (0, 1, ["--cores", "16", "--resources", "gpu=2"]),
+        (0, 4, ["--cores", "16", "--resources", "gpu=8"]),
+        (3, 4, ["--cores", "15", "--resources", "gpu=8"]),
+        (0, 20, ["--cores", "40", "--resources", "gpu=40"]),
+    ],
+)
+def test_jobs_fill_the_places_on_gpus_and_divide_the_cores(monkeypatch, jobs, runs_per_gpu, expected):
+    spec = importlib.util.spec_from_file_location("run", ROOT / "workflow/run.py")
+    run = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(run)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setenv("FFVIT_RUNS_PER_GPU", "")
+    monkeypatch.setattr(run.os, "cpu_count", lambda: 16)
+    settings = {}
+    assert run.on_this_machine(jobs, runs_per_gpu, settings) == expected
+    side_by_side = jobs or 2 * runs_per_gpu
+    assert settings == {"gpus": "2", "runs_per_gpu": str(runs_per_gpu), "threads": str(max(1, 16 // side_by_side))}
+    assert os.environ["FFVIT_RUNS_PER_GPU"] == str(runs_per_gpu)
+
+
+ODD = """
+title = "odd"
+scope = "odd"
+about = "odd"
+seeds = [0, 1]
+settings = { recipe = "small_images", dataset = "digits", model = "ff_tiny_patch16_224" }
+[models]
+"a.b-1" = { label = "A" }
+"c-d" = { label = "B", seeds = [3, 5, 7], num_processes = 2 }
+e_f = { label = "C", seeds = [9], num_processes = 4, part = "data" }
+g = { label = "D", device = "cpu" }
+"""
+
+
+def test_every_model_has_its_own_seeds_and_places(project, monkeypatch):
+    (project / "experiments/smoke.toml").write_text(ODD)
+    with open(project / "workflow/Snakefile", "a") as file:
+        file.write("\nprint('places', *map(places, SEEDS), file=sys.stderr)\n")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    code, output = pipeline(project, "reproduce", "--runs-per-gpu", "3", "--", "--dry-run", "--printshellcmds")
+    assert code == 0, output
+    assert "places 1 6 6 0" in output
+    for model, seeds in {"a.b-1": [0, 1], "c-d": [3, 5, 7], "e_f": [9], "g": [0, 1]}.items():
+        assert output.count(f"-r model {model} -y 'seeds: {seeds}' -r results_dir results") == 1
+        for seed in seeds:
+            assert output.count(f"-r model {model} -p seed {seed} ") == 1
+    assert output.count("-r results_dir") == 4 and output.count("-p seed") == 8
+
+
+def test_runs_share_the_gpus_of_this_machine_only(project):
+    smoke_experiment(project, "digits", ["ff"])
+    for options, message in (
+        (["--runs-per-gpu", "0"], "--runs-per-gpu 0: give a whole number from 1 on"),
+        (["--runs-per-gpu", "2", "--profile", "slurm"], "a cluster gives every job GPUs of its own"),
+    ):
+        code, output = pipeline(project, "reproduce", *options)
+        assert code == 2 and message in output
+
+
 def test_unknown_experiment_is_named_with_the_known_ones(project):
     done = subprocess.run(
         [sys.executable, str(project / "workflow/run.py"), "reproduce", "digitz"], capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert "no experiment 'digitz'; known: cifar10, digits, imagenet" in done.stderr
+    assert "no experiment 'digitz'; known: cifar10, cifar10-cpu, digits, imagenet" in done.stderr
 
 
 def test_pipeline_runs_on_cifar10(project, shared):
     small = dict(epochs=1, warmup_epochs=0, batch_size=64, max_train_images=256, max_eval_images=100, num_workers=0)
-    smoke_experiment(project, "cifar10", ["ff"], **small, depth=2, mixed_precision="no")
+    smoke_experiment(project, "cifar10", ["ff"], **small, depth=2, mixed_precision="no", compile=False)
     code, output = pipeline(project, "reproduce", "--dataset", str(shared / "data/cifar10"))
     assert code == 0, output
     record = json.loads((project / "results/smoke/ff-seed0.json").read_text())

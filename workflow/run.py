@@ -44,20 +44,23 @@ def guarded() -> Iterator[None]:
         yield
 
 
-def on_this_machine(jobs: int, settings: dict[str, str]) -> list[str]:
+def on_this_machine(jobs: int, runs_per_gpu: int, settings: dict[str, str]) -> list[str]:
     """Snakemake's arguments for jobs side by side here; adds to the settings what they may take."""
     gpus = gpu_count()
-    jobs = jobs or gpus or 2
+    places = gpus * runs_per_gpu
+    jobs = jobs or places or 2
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    settings |= {"gpus": str(gpus), "threads": str(threads)}
-    return ["--cores", str(jobs * threads), "--resources", f"gpu={gpus}"]
+    settings |= {"gpus": str(gpus), "runs_per_gpu": str(runs_per_gpu), "threads": str(threads)}
+    os.environ["FFVIT_RUNS_PER_GPU"] = str(runs_per_gpu)  # for ffvit.launch, which chooses the GPU
+    return ["--cores", str(jobs * threads), "--resources", f"gpu={places}"]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=("reproduce", "figures"))
     parser.add_argument("experiment", help="a name in experiments/, or the path of a .toml file")
-    parser.add_argument("--jobs", type=int, default=0, help="runs side by side; default: one per GPU, 2 without")
+    parser.add_argument("--jobs", type=int, default=0, help="runs side by side; default: all that GPUs take, 2 without")
+    parser.add_argument("--runs-per-gpu", type=int, default=1, help="small runs that share a GPU of this machine")
     parser.add_argument("--dataset", default="", help="a local copy of the experiment's images")
     parser.add_argument("--profile", default="", help="slurm, or a profile folder of your own; default: this machine")
     parser.add_argument("snakemake", nargs="*", help="further arguments for Snakemake, after --")
@@ -86,6 +89,10 @@ def main() -> int:
         known = ", ".join(sorted(p.name for p in profiles.iterdir() if p.name != "default"))
         print(f"error: no profile '{options.profile}'; known: {known}, or a folder with config.yaml", file=sys.stderr)
         return 2
+    if options.runs_per_gpu < 1 or (profile and options.runs_per_gpu > 1):
+        why = "a cluster gives every job GPUs of its own" if profile else "give a whole number from 1 on"
+        print(f"error: --runs-per-gpu {options.runs_per_gpu}: {why}", file=sys.stderr)
+        return 2
 
     (ROOT / "runs").mkdir(exist_ok=True)
     os.chdir(ROOT)
@@ -97,7 +104,7 @@ def main() -> int:
         # A scheduler gives a job what it asks for, and keeps it when this process is gone.
         arguments += ["--profile", str(profile), *(["--jobs", str(options.jobs)] if options.jobs else [])]
     else:
-        arguments += on_this_machine(options.jobs, settings)
+        arguments += on_this_machine(options.jobs, options.runs_per_gpu, settings)
     arguments += ["--forceall"] if options.task == "figures" else []
     arguments += [*options.snakemake, "--config", *(f"{name}={value}" for name, value in settings.items())]
     # The system frees this lock when the process dies, however it dies; Snakemake's own would outlive a kill.

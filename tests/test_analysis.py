@@ -1,0 +1,285 @@
+"""The study: statistics as computed by hand, blanks where nothing was run, and pairs only of what compares."""
+
+import copy
+import json
+import math
+
+import matplotlib.pyplot as plt
+import pytest
+
+from ffvit import analysis, figures, tables
+from ffvit.config import RESULTS, InputError, load_experiment
+from ffvit.record import load_records
+
+STUDY, DIGITS = load_experiment("cifar10"), load_experiment("digits")
+RECORDED = json.loads((RESULTS / "digits/ff-seed0.json").read_text())
+FIGURES = (figures.accuracy_by_cost, figures.data_size, figures.per_class, figures.agreement)
+
+
+@pytest.fixture(autouse=True)
+def figures_are_closed():
+    yield
+    plt.close("all")
+
+
+def made(name, seed=0, top1=80.0, experiment=STUDY, **results):
+    """A record of digits, rewritten as one of another experiment's runs with 10 test images."""
+    config = experiment.config(name, seed)
+    record = copy.deepcopy(RECORDED)
+    images = config.max_train_images or 45000
+    record |= {"run_id": config.run_id, "config": config.to_dict(), "history": record["history"][:3]}
+    record["model"] |= dict(zip(("patches", "features"), analysis.cell_of(config.model)))
+    record["dataset"] |= {"fingerprint": f"of {images}", "images": {"train": images, "validation": 5000, "test": 10}}
+    record["hardware"] |= {"gpu": None, "processes": 1, "cpu": "A Processor"}
+    record["results"] |= {"images": 10, "top1_percent": top1, "mistakes": "0:1 1:2"} | results
+    return record
+
+
+def several(name, *top1, **more):
+    return [made(name, seed, value, **more) for seed, value in enumerate(top1)]
+
+
+def row(table, **cells):
+    """The one row with these cells."""
+    fits = [r for r in table.to_dict("records") if all(r[column] == value for column, value in cells.items())]
+    assert len(fits) == 1
+    return fits[0]
+
+
+def texts(figure):
+    return " ".join(text.get_text() for panel in figure.axes for text in panel.texts)
+
+
+def test_interval_is_students():
+    half = 2.7764 * math.sqrt(2.5) / math.sqrt(5)  # t of 4 degrees of freedom, sd and n of 1, ..., 5
+    assert analysis.interval([1, 2, 3, 4, 5]) == pytest.approx((3 - half, 3 + half), abs=1e-3)
+
+
+def test_a_single_seed_has_neither_interval_nor_test():
+    assert analysis.interval([3.0]) is None and analysis.Difference([3.0]).p is None
+
+
+@pytest.mark.parametrize(
+    "points, p",
+    [
+        ([1, 3], 1 - 2 / math.pi * math.atan(2)),  # t = 2 / 1, one degree of freedom: Cauchy's
+        ([1, 2, 3], 1 - math.sqrt(12 / (12 + 2))),  # t = 2 / sqrt(1 / 3), t² = 12, two degrees of freedom
+        ([-1, 1], 1.0),
+    ],
+)
+def test_paired_test_gives_the_closed_forms(points, p):
+    assert analysis.Difference(points).p == pytest.approx(p)
+
+
+def test_holm_is_as_by_hand():
+    # In order: 4 x 0.005, 3 x 0.01, 2 x 0.03, 1 x 0.04, none below the one before.
+    assert analysis.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert analysis.holm([0.6, 0.7]) == [1, 1] and analysis.holm([]) == []
+
+
+def test_models_are_compared_by_seed_and_not_by_order():
+    found = analysis.everything(STUDY, [made("ff", 1, 90), made("ff", 2, 80), made("vit", 2, 79), made("vit", 3, 50)])
+    assert analysis.difference(found["ff"], found["vit"]).points == [1]
+
+
+def test_runs_on_different_images_are_no_pair_and_both_are_named():
+    records = [made("ff"), made("vit")]
+    records[1]["dataset"]["fingerprint"] = "another"
+    for table in (analysis.pairs, analysis.agreement):
+        with pytest.raises(InputError, match="ff-seed0 and vit-seed0 of cifar10 are of different images"):
+            table(STUDY, records)
+
+
+def test_every_model_of_the_study_meets_ff_only_of_its_part():
+    grid = [("ff", other) for other in ("vit", "attention_only", "ff_attention")]
+    matched = [("ff", f"{other}_matched") for _, other in grid]
+    rest = [("ff_long", "vit_long"), ("ff_10", "vit_10"), ("ff_30", "vit_30"), ("ff_loader", "ff")]
+    assert analysis.comparisons(STUDY) == grid + matched + rest
+
+
+def test_a_model_is_compared_with_ff_only_of_its_size():
+    pairs = analysis.comparisons(load_experiment("imagenet"))
+    assert {("ff_base", "deit_base"), ("ff_large", "vit_large"), ("ff_tiny", "deit_tiny")} < set(pairs) and len(
+        pairs
+    ) == 5
+
+
+@pytest.mark.parametrize(
+    "ff, vit, words",
+    [
+        ([90, 91, 92], [80.0, 81.1, 81.9], "FF only better"),
+        ([80, 81.1, 81.9], [90, 91, 92], "FF only worse"),
+        ([80, 81, 82], [82, 80, 81], "no difference shown (n=3)"),
+        ([80], [90], "too few seeds (n=1)"),
+        ([80.1, 81.1], [80.2, 81.2], "the same difference in all 2 seeds: no test"),
+    ],
+)
+def test_verdict_goes_by_the_corrected_test(ff, vit, words):
+    table = analysis.pairs(STUDY, several("ff", *ff) + several("vit", *vit))
+    assert row(table, Part="The models at one shape", Difference="FF only − ViT")["What the seeds show"] == words
+
+
+def test_correction_counts_the_tests_of_all_parts():
+    # p of [1, 3] is 0.295: as one of two tests 0.590, and the other no less.
+    records = several("ff", 81, 83) + several("vit", 80, 80) + several("ff_10", 81, 83) + several("vit_10", 80, 80)
+    table = analysis.pairs(STUDY, records)
+    tested = table[table["p"] != ""]
+    assert tested["p"].tolist() == ["0.295"] * 2 and tested["p (Holm)"].tolist() == ["0.590"] * 2
+    assert row(table, Difference="FF only − ViT, 4,500 images")["CIFAR-10 top-1 (points)"] == "+2.00 (n=2)"
+    assert row(table, Difference="FF only − ViT, 13,500 images")["What the seeds show"] == "not run"
+
+
+def test_images_one_by_one_are_compared_with_the_grids_batches():
+    table = analysis.pairs(STUDY, several("ff", 80, 80) + several("ff_loader", 81, 82))
+    found = row(table, Difference="FF only, images one by one − in batches")
+    assert found["Part"] == "Images augmented one by one" and found["CIFAR-10 top-1 (points)"] == "+1.50 (n=2)"
+
+
+def test_study_has_a_row_for_every_model_and_says_what_was_not_run():
+    table = analysis.study(STUDY, several("ff", 80, 82) + [made("vit_10", top1=70)])
+    assert len(table) == len(STUDY.models) + 1
+    assert (table["CIFAR-10 top-1 (%)"] == "not run").sum() == len(table) - 3
+    again = row(table, Part="The models at equal multiply-adds", Model="FF only (the grid's run)")
+    first = row(table, Part="The models at one shape", Model="FF only")
+    assert {k: v for k, v in again.items() if k not in ("Part", "Model")}.items() <= first.items()
+    assert first["CIFAR-10 top-1 (%)"] == "81.00 ± 1.41 (n=2)"
+    half = 12.706  # t of 1 degree of freedom x 1.414 / sqrt(2)
+    assert first["95 % interval"] == f"{81 - half:.2f} to {81 + half:.2f}"
+    few = row(table, Model="ViT, 4,500 images")
+    assert few["95 % interval"] == "none: fewer than 2 seeds" and few["Training images"] == "4,500"
+
+
+def test_sources_name_the_runs_of_all_parts():
+    records = [made("ff"), made("vit_matched"), made("ff_long"), made("vit_10"), made("ff_loader")]
+    words = tables.sources(analysis.everything(STUDY, records))
+    assert all(r["run_id"] in words for r in records)
+
+
+def test_agreement_is_as_counted_by_hand():
+    records = [made("ff", mistakes="0:1 1:2 2:3"), made("vit", mistakes="1:2 2:5 3:1 4:1")]
+    found = {(a.first, a.second): a for a in analysis.agreements(STUDY, records)}
+    both = found["ff", "vit"]
+    assert both.pairs == 1 and both.errors == pytest.approx((30, 40))
+    assert both.both == pytest.approx(20) and both.independent == pytest.approx(12)  # images 1 and 2; 0.3 x 0.4
+    assert both.overlap == pytest.approx(40) and both.independent_overlap == pytest.approx(100 * 12 / (30 + 40 - 12))
+    assert both.same_answer == pytest.approx(50)  # image 1 of images 1 and 2
+    assert (found["ff", "ff"].pairs, found["ff", "ff"].why_blank) == (0, "too few seeds")
+    assert found["vit", "attention_only"].why_blank == "not run"
+
+
+def test_seeds_of_a_model_are_all_paired_and_averaged():
+    answers = ("0:1 1:1", "0:1 1:2", "")
+    records = [made("ff", seed, mistakes=text) for seed, text in enumerate(answers)]
+    seeds = analysis.agreements(STUDY, records)[0]
+    assert seeds.pairs == 3 and seeds.both == pytest.approx(20 / 3)
+    assert seeds.overlap == pytest.approx(100 / 3)  # 100, 0 and 0
+    assert seeds.same_answer == pytest.approx(50)  # of the one pair with common mistakes
+
+
+def test_records_without_mistakes_leave_a_blank():
+    records = [made("ff"), made("vit"), made("vit", 1)]
+    del records[0]["results"]["mistakes"]
+    table = analysis.agreement(STUDY, records)
+    assert row(table, **{"Runs of": "FF only; ViT"})["Wrong (%)"] == "mistakes not recorded"
+    assert row(table, **{"Runs of": "ViT"})["Pairs of runs"] == 1
+
+
+def trial(name, seed, top1, **settings):
+    record = made(name, seed)
+    del record["results"]
+    record["config"] |= settings
+    record["history"][-1]["validation_top1_percent"] = top1
+    return record
+
+
+def test_trials_say_in_what_they_differ_the_best_first():
+    found = [
+        trial("vit", 0, 50.0),
+        trial("ff", 0, 60.0),
+        trial("ff", 1, 62.0),
+        trial("ff", 0, 70.0, epochs=3, base_lr=0.5),
+    ]
+    del found[0]["config"]["augment"]  # written by a version without it: had its default, "image"
+    table = analysis.trials(STUDY, found)
+    assert table["Settings unlike the experiment's"].tolist() == [
+        "base_lr=0.5, epochs=3",
+        "as chosen",
+        'augment="image"',
+    ]
+    assert table["Validation top-1 (%)"].tolist() == ["70.00 (n=1)", "61.00 ± 1.41 (n=2)", "50.00 (n=1)"]
+    assert table["Seeds"].tolist() == ["0", "0, 1", "0"] and table["Name"].tolist() == ["ff", "ff", "vit"]
+    assert analysis.trial_sources(found).startswith("Validation images, after the last epoch, of 4 trials: commit ")
+
+
+def test_no_trial_is_a_row_that_says_so():
+    assert analysis.trials(STUDY, [])["Model"].tolist() == ["not run"]
+
+
+@pytest.mark.parametrize("experiment", ["digits", "cifar10-cpu", "imagenet"])
+def test_nothing_run_makes_tables_and_figures_that_say_so(experiment):
+    experiment = load_experiment(experiment)
+    for make in (analysis.study, analysis.pairs, analysis.agreement):
+        assert (make(experiment, []) == "not run").any(axis=None)
+    for draw in FIGURES:
+        assert "not run" in texts(draw(experiment, []))
+
+
+def test_digits_records_make_all_tables_and_figures(tmp_path):
+    records = load_records("digits")
+    table = analysis.pairs(DIGITS, records)
+    assert row(table, Difference="FF only − ViT")["digits top-1 (points)"].endswith(f"(n={len(DIGITS.seeds)})")
+    for draw in FIGURES:
+        if draw is not figures.data_size:
+            figure = draw(DIGITS, records)
+            assert "not run" not in texts(figure)
+            figures.save(figure, tmp_path / "figure.png", source="")
+
+
+def test_a_cell_looks_the_same_in_every_part_and_whatever_is_missing():
+    assert figures.look(STUDY, "vit_matched") == figures.look(STUDY, "vit_10") == figures.look(STUDY, "vit")
+    assert len({figures.look(STUDY, n)[0] for n in ("ff", "vit", "attention_only", "ff_attention")}) == 4
+    records = [made("vit"), made("vit_long")]
+    alone = figures.training_curves(STUDY, records, tables.measured(STUDY, records)).axes[0].lines[0]
+    thick, thin = figures.accuracy_by_cost(STUDY, records).axes[0].lines
+    assert alone.get_color() == thick.get_color() == thin.get_color() == figures.look(STUDY, "vit")[0]
+    assert thick.get_linewidth() > thin.get_linewidth()
+
+
+def test_training_costs_three_passes_over_the_whole_batches():
+    record = made("ff")
+    record["model"]["macs"], record["config"]["batch_size"] = 10, 512
+    line = figures.accuracy_by_cost(STUDY, [record]).axes[2].lines[0]
+    images = 87 * 512  # of 45,000, in batches of 512
+    assert line.get_xdata() * 1e6 == pytest.approx([3 * 10 * images * epoch for epoch in (1, 2, 3)])
+
+
+def test_times_of_different_hardware_carry_a_warning():
+    records = [made("ff"), made("vit")]
+    assert "not comparable" not in texts(figures.accuracy_by_cost(STUDY, records))
+    records[1]["hardware"]["cpu"] = "B Processor"
+    assert "not comparable:\n1 x A Processor\n1 x B Processor" in texts(figures.accuracy_by_cost(STUDY, records))
+
+
+def test_data_size_takes_all_images_from_the_grid():
+    records = [made("ff", top1=90), made("ff_10", top1=70), made("vit_30", top1=75)]
+    panel = figures.data_size(STUDY, records).axes[0]
+    assert [t.get_text() for t in panel.get_xticklabels()] == ["4,500", "13,500", "45,000"]
+    ff = next(line for line in panel.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 2)
+    assert list(ff.get_xdata()) == [4500, 45000] and list(ff.get_ydata()) == [70, 90]
+
+
+def test_classes_are_named_where_the_record_names_them():
+    scores = [float(value) for value in range(10)]
+    records = [made("ff", per_class_percent=scores), made("vit", per_class_percent=[5.0] * 9 + [None])]
+    assert _classes(records) == [str(c) for c in range(9)]  # the last has no images
+    records[0]["dataset"]["class_names"] = list("abcdefghij")
+    assert _classes(records) == list("abcdefghi")
+
+
+def test_of_many_classes_those_at_either_end_are_shown():
+    records = [made("ff", per_class_percent=list(range(100))), made("vit", per_class_percent=[50.0] * 100)]
+    assert _classes(records) == [str(c) for c in (*range(15), *range(85, 100))]
+
+
+def _classes(records):
+    return [t.get_text() for t in figures.per_class(STUDY, records).axes[0].get_xticklabels()]

@@ -1,0 +1,327 @@
+"""What is there of an experiment and what is missing is told as it is; and what is missing is run, stopped and gone on with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+
+import psutil
+import pytest
+import torch
+
+from ffvit import checkpoint, launch, missing, record, status
+from ffvit.config import PARTS, RESULTS, Experiment, InputError, load_experiment
+from ffvit.status import BEGUN, MISSING, OTHER, RECORDED, UNSCORED
+from ffvit.train import Stopped
+
+
+@pytest.fixture
+def experiment():
+    """Two models, the second one in another part and with seeds of its own."""
+    digits = load_experiment("digits")
+    models = {"ff": digits.models["ff"], "ff_10": {**digits.models["ff"], "part": "data", "seeds": [0], "epochs": 6}}
+    return Experiment(**{**vars(digits), "models": models, "seeds": [0, 1]})
+
+
+@pytest.fixture
+def look(experiment, tmp_path):
+    """Where each run stands, by run id."""
+    return lambda: {s.config.run_id: s for s in status.standings(experiment, tmp_path / "results", tmp_path / "runs")}
+
+
+def write_record(folder, config, **changes):
+    """results/<experiment>/<run id>.json, as it was written for these settings."""
+    settings = {name: value for name, value in (config.to_dict() | changes).items() if value != "absent"}
+    facts = {name: kind() for name, kind in record.FIELDS.items()} | {"run_id": config.run_id, "config": settings}
+    file = folder / "results" / config.experiment / f"{config.run_id}.json"
+    checkpoint.write_atomically(file, json.dumps(facts))
+    return file
+
+
+def begin_run(folder, config, epochs=0, **changes):
+    """runs/<experiment>/<run id>/ with a checkpoint after so many epochs."""
+    run = folder / "runs" / config.experiment / config.run_id
+    state = {"model": {"weight": torch.zeros(2)}}
+    checkpoint.save_state(run / "checkpoints", 10 * epochs, state, {"state": {}}, {"history": [{}] * epochs})
+    (run / "config.json").write_text(json.dumps(config.to_dict() | changes))
+    return run
+
+
+def finish_run(folder, config, epochs=0, **changes):
+    run = begin_run(folder, config, epochs, **changes)
+    (run / "training.json").write_text("{}")
+    return run
+
+
+def states(look):
+    return {run_id: s.state for run_id, s in look().items()}
+
+
+def test_every_run_of_a_new_experiment_is_missing(look):
+    assert states(look) == {"ff-seed0": MISSING, "ff-seed1": MISSING, "ff_10-seed0": MISSING}
+
+
+def test_record_counts_whatever_its_machine_seed_label_and_dataset_folder(experiment, look, tmp_path):
+    write_record(tmp_path, experiment.config("ff", 1), num_workers=3, compile=True, label="another", dataset="folder")
+    assert states(look) == {"ff-seed0": MISSING, "ff-seed1": RECORDED, "ff_10-seed0": MISSING}
+
+
+def test_record_with_other_settings_counts_as_missing(experiment, look, tmp_path):
+    write_record(tmp_path, experiment.config("ff"), epochs=7)
+    write_record(tmp_path, experiment.config("ff", 1), of_another_version=1)
+    assert states(look) == {"ff-seed0": OTHER, "ff-seed1": OTHER, "ff_10-seed0": MISSING}
+    assert status.report(experiment, list(look().values()), "x").splitlines()[-2].startswith("0 of 3 runs recorded")
+
+
+def test_record_older_than_a_setting_had_its_default(experiment, look, tmp_path):
+    write_record(tmp_path, experiment.config("ff"), augment="absent")
+    assert look()["ff-seed0"].state == RECORDED
+
+
+def test_recorded_runs_of_this_repository_are_found():
+    digits = load_experiment("digits")
+    found = status.standings(digits)
+    recorded = {path.stem for path in (RESULTS / "digits").glob("*.json")}
+    assert {s.config.run_id for s in found if s.state == RECORDED} == recorded
+
+
+@pytest.mark.parametrize("content", [b"", b'{"run_id": "ff', b"[]", b"\xff\xfe", b'{"config": {}}'])
+def test_damaged_record_is_named_with_the_cure_and_the_listing_goes_on(experiment, look, tmp_path, content):
+    write_record(tmp_path, experiment.config("ff")).write_bytes(content)
+    write_record(tmp_path, experiment.config("ff", 1))
+    assert states(look) == {"ff-seed0": MISSING, "ff-seed1": RECORDED, "ff_10-seed0": MISSING}
+    [problem] = look()["ff-seed0"].problems
+    assert "results/digits/ff-seed0.json is damaged" in problem and problem.endswith(": delete it")
+    assert "ff-seed0.json" in status.report(experiment, list(look().values()), "x")
+
+
+def test_begun_run_tells_the_epoch_that_its_newest_checkpoint_is_in(experiment, look, tmp_path):
+    begin_run(tmp_path, experiment.config("ff"), 1)
+    begin_run(tmp_path, experiment.config("ff"), 2)
+    begin_run(tmp_path, experiment.config("ff_10"), 5)
+    found = look()
+    assert (found["ff-seed0"].state, found["ff-seed0"].detail) == (BEGUN, "epoch 3 of 18")
+    assert (found["ff_10-seed0"].state, found["ff_10-seed0"].detail) == (BEGUN, "epoch 6 of 6")
+
+
+def test_damaged_checkpoint_is_named_and_the_one_before_it_counts(experiment, look, tmp_path):
+    config = experiment.config("ff")
+    begin_run(tmp_path, config, 1)
+    newest = begin_run(tmp_path, config, 2) / "checkpoints" / "00000020" / "progress.json"
+    newest.write_text("{")
+    found = look()["ff-seed0"]
+    assert (found.state, found.detail) == (BEGUN, "epoch 2 of 18")
+    assert "00000020: progress.json" in found.problems[0] and "from the checkpoint before" in found.problems[0]
+    (newest.parent.parent / "00000010" / "manifest.json").unlink()
+    found = look()["ff-seed0"]
+    assert found.state == MISSING
+    assert "is whole" in found.problems[0] and "delete the folder to start the run again" in found.problems[0]
+
+
+def test_finished_run_without_a_record_is_not_scored(experiment, look, tmp_path):
+    finish_run(tmp_path, experiment.config("ff"))
+    write_record(tmp_path, experiment.config("ff"), epochs=7)  # of before, to be replaced
+    assert look()["ff-seed0"].state == UNSCORED
+
+
+@pytest.mark.parametrize("make", [begin_run, finish_run])
+def test_folder_of_a_run_with_other_settings_is_in_the_way(experiment, look, tmp_path, make):
+    make(tmp_path, experiment.config("ff"), 1, base_lr=1.0)
+    found = look()["ff-seed0"]
+    assert found.state == OTHER and "holds a run with other settings: delete the folder" in found.problems[0]
+
+
+@pytest.mark.parametrize("name", ["config.json", "training.json"])
+def test_damaged_folder_of_a_run_is_named_with_the_cure(experiment, look, tmp_path, name):
+    (finish_run(tmp_path, experiment.config("ff")) / name).write_bytes(b"\xff")
+    found = look()["ff-seed0"]
+    assert found.state == MISSING and "runs/digits/ff-seed0 is damaged" in found.problems[0]
+    assert found.problems[0].endswith("delete the folder to start the run again")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar10-cpu", "digits", "imagenet"])
+def test_listing_is_aligned_and_at_most_100_columns_wide(name, tmp_path):
+    experiment = load_experiment(name)
+    text = status.report(experiment, status.standings(experiment, tmp_path, tmp_path), name)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100
+    states = [line for line in lines if "  missing " in line]
+    assert len(states) == len(experiment.models) and len({line.index("  missing ") for line in states}) == 1
+    listed = " ".join(lines[lines.index("Not recorded:") :]).split()
+    assert {config.run_id for config in experiment.configs()} <= set(listed)
+    titles = [title for part, title in PARTS.items() if part in map(experiment.part, experiment.models)]
+    assert [line for line in lines if line in PARTS.values()] == titles
+
+
+def test_listing_says_each_state_of_a_model_once_and_how_to_go_on(experiment, look, tmp_path):
+    write_record(tmp_path, experiment.config("ff"))
+    begin_run(tmp_path, experiment.config("ff", 1), 4)
+    assert status.report(experiment, list(look().values()), "digits").splitlines() == [
+        "Handwritten digits, 8x8 pixels: its runs, by seed",
+        "",
+        "The models at one shape",
+        "  ff     FF only  recorded 0",
+        "                  begun 1 (epoch 5 of 18)",
+        "",
+        "Fewer training images",
+        "  ff_10  FF only  missing 0",
+        "",
+        "Not recorded:",
+        "  ff-seed1 ff_10-seed0",
+        "",
+        "1 of 3 runs recorded; the rest:",
+        "  make reproduce EXPERIMENT=digits  all that was not run here, with tables and figures",
+        "  python -m ffvit.missing digits    what is missing, nothing else",
+    ]
+
+
+def test_status_succeeds_and_unknown_experiment_is_named(capsys):
+    assert status.main(["digits"]) == 0
+    assert "runs recorded" in capsys.readouterr().out
+    assert status.main(["digitz"]) == 2
+    assert "did you mean 'digits'" in capsys.readouterr().err
+    assert status.main([]) == 2
+
+
+def test_runs_are_chosen_by_model_seed_and_part(experiment):
+    def chosen(models=(), seeds=(), part="", **settings):
+        return [config.run_id for config in missing.choose(experiment, list(models), list(seeds), part, **settings)]
+
+    assert chosen() == ["ff-seed0", "ff-seed1", "ff_10-seed0"]
+    assert chosen(seeds=[0]) == ["ff-seed0", "ff_10-seed0"]
+    assert chosen(["ff"], [1], "grid", num_workers=2, dataset="folder") == ["ff-seed1"]
+    for wrong, message in (
+        ({"models": ["fff"]}, "digits has no model 'fff'; did you mean 'ff'"),
+        ({"seeds": [7]}, "no run of these models, seeds and part"),
+        ({"epochs": 1}, "'epochs' decides a result"),
+    ):
+        with pytest.raises(InputError, match=message):
+            chosen(**wrong)
+
+
+def test_wrong_arguments_of_missing_are_told(capsys):
+    for arguments, message in (
+        (["digitz"], "did you mean 'digits'"),
+        (["digits", "epochs=1"], "'epochs' decides a result"),
+        (["digits", "--jobs", "-1"], "must not be negative"),
+        (["experiments/digits.toml"], "give the name of a file in experiments/"),
+    ):
+        assert missing.main(arguments) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_runs_side_by_side_share_cores_and_gpus(experiment, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(missing.os, "cpu_count", lambda: 16)
+    one, two = experiment.config("ff"), experiment.config("ff", num_processes=2)
+    for config, jobs, gpus, threads, runs_per_gpu in (
+        (one, 4, 1, "4", "4"),
+        (one, 5, 2, "3", "3"),
+        (two, 4, 8, "2", "1"),
+        (one, 32, 0, "1", "1"),
+    ):
+        found = missing.environment(config, jobs, gpus)
+        assert (found["OMP_NUM_THREADS"], found["FFVIT_RUNS_PER_GPU"]) == (threads, runs_per_gpu)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert missing.environment(one, 4, 1)["OMP_NUM_THREADS"] == "7"
+
+
+# What a command of a run may do, instead of training for real.
+MODULES = {
+    "good": "print('good')",
+    "bad": "import sys; print('error: no luck'); print('and more'); sys.exit(2)",
+    "long": """
+import pathlib, signal, sys, time
+def stop(*_):
+    print('stopped by SIGTERM')
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path(sys.argv[1]).touch()
+time.sleep(60)
+""",
+}
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """Make a job of these modules."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in MODULES.items():
+        (tmp_path / f"{name}.py").write_text(text)
+
+    def make(name, *modules):
+        made = missing.Job(load_experiment("digits").config("ff"), MISSING, [], dict(os.environ))
+        made.run_id, made.folder = name, tmp_path / "runs" / name
+        made.commands = deque([module, f"{name}.begun"] for module in modules)
+        return made
+
+    return make
+
+
+def test_run_is_trained_and_then_scored_and_a_finished_one_only_scored(experiment):
+    config = experiment.config("ff", 1)
+    train, score = missing.Job(config, MISSING, ["num_workers=2"], {}).commands
+    run = ["--experiment", "digits", "--model", "ff", "--seed", "1", "num_workers=2"]
+    assert train == ["ffvit.launch", *run]
+    assert score[0] == "ffvit.record" and score[1].endswith("runs/digits/ff-seed1")
+    assert list(missing.Job(config, UNSCORED, [], {}).commands) == [score]
+
+
+def test_failed_run_is_named_with_its_log_and_does_not_stop_the_others(job, capsys):
+    jobs = deque([job("a", "bad", "good"), job("b", "good", "good"), job("c", "good", "bad"), job("d", "good")])
+    failed, left = missing.run(jobs, 2, time.monotonic() + 60, [])
+    assert ([j.run_id for j in failed], left) == (["a", "c"], 0)
+    assert "a: exit code 2: error: no luck; the log is " in failed[0].error and "runs/a/missing.log" in failed[0].error
+    told = capsys.readouterr().out
+    assert "b: good" in told and "d: good" in told and "c: good" not in told
+
+
+@pytest.mark.parametrize("why", ["time", "signal"])
+def test_runs_stop_when_the_time_is_up_or_a_signal_asks(job, tmp_path, capsys, why):
+    began = time.monotonic()
+    jobs = deque(job(name, "long", "good") for name in "abc")
+
+    class Asked(list):
+        def __bool__(self):
+            return why == "signal" and {path.stem for path in tmp_path.glob("*.begun")} == {"a", "b"}
+
+    failed, left = missing.run(jobs, 2, began + (1.5 if why == "time" else 60), Asked())
+    assert (failed, left) == ([], 3) and time.monotonic() - began < 20
+    assert "2 runs write their checkpoints" in capsys.readouterr().out
+    assert not (tmp_path / "c.begun").exists()
+
+
+def test_run_that_is_asked_to_stop_before_it_listens_has_stopped_and_not_failed(tmp_path, monkeypatch):
+    # Its imports take seconds, in which a signal kills it.
+    importing = "import os, signal, time; time.sleep(0.5); os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
+    monkeypatch.setattr(launch, "_launcher", lambda config: ["-c", importing])
+    with pytest.raises(Stopped):
+        launch.launch(load_experiment("digits").config("ff"), tmp_path, pass_signals=True)
+
+
+DRIVER = """
+import os, sys
+# It needs no package of the notebooks and the pipeline.
+sys.modules.update(dict.fromkeys(["papermill", "IPython", "ipykernel", "matplotlib", "seaborn", "snakemake"]))
+from collections import deque
+from pathlib import Path
+from ffvit import missing
+from ffvit.config import load_experiment
+job = missing.Job(load_experiment("digits").config("ff"), missing.UNSCORED, [], dict(os.environ))
+job.folder, job.commands = Path("run"), deque([["long", "a.begun"]])
+missing.run(deque([job]), 1, float("inf"), [])
+"""
+
+
+def test_killed_driver_that_has_only_what_training_needs_leaves_nothing_behind(job, tmp_path):
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER])
+    while not (tmp_path / "a.begun").exists():
+        assert driver.poll() is None
+        time.sleep(0.05)
+    [child] = psutil.Process(driver.pid).children()
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    child.wait(timeout=5)
