@@ -3,10 +3,12 @@
 Random resized crop, flip and RandAugment with the increasing operations (Cubuk et al. 2019, arXiv:1909.13719, as timm has
 them), each image with numbers of its own. A pixel differs from Pillow's by rounding at most (tests/test_augment.py).
 
-The numbers are drawn on the host, so that which image gets which operation is known there: on a GPU nothing waits.
+The numbers are drawn on the host, so that which image gets which operation is known there. Nothing here waits for a GPU:
+no constant is copied to it twice, nothing is read back.
 """
 
 import re
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -79,19 +81,19 @@ class Augmentation:
         chosen[draws.apply[:, layer] >= policy["p"]] = -1
         level = (policy["m"] + policy["mstd"] * draws.noise[:, layer]).clip(0, MAX_MAGNITUDE) / MAX_MAGNITUDE
         level[draws.sign[:, layer] < 0.5] *= -1
-        fill = 255 * torch.tensor(self.config.mean, device=device).view(-1, 1, 1)
+        fill = (255 * _channels(self.config.mean, device)).round()
         result = images.clone()
         for number, (operation, value) in enumerate(OPERATIONS.values()):
             rows = np.flatnonzero(chosen == number)
             if len(rows):
                 at = torch.from_numpy(rows).to(device, non_blocking=True)
-                result[at] = operation(images[at], _column(value(level[rows]), device)[:, :, None, None], fill.round())
+                result[at] = operation(images[at], _column(value(level[rows]), device)[:, :, None, None], fill)
         return result
 
 
 def normalise(images: Tensor, config: Config) -> Tensor:
     """0 to 255 -> as models see them, by the very arithmetic of timm's transforms."""
-    mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (config.mean, config.std))
+    mean, std = (_channels(v, images.device) for v in (config.mean, config.std))
     return images.float().div(255).sub(mean).div(std)
 
 
@@ -129,6 +131,11 @@ def _crops(draws: Draws, size: int, scale: tuple, ratio: tuple) -> tuple[np.ndar
     )
     left, top = (np.floor(draws.corner[:, i] * (size - v + 1)) for i, v in enumerate((width, height)))
     return left, top, width, height
+
+
+@cache
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def _column(values: np.ndarray, device: torch.device) -> Tensor:
@@ -184,10 +191,9 @@ def _brightness(x: Tensor, factor: Tensor, _) -> Tensor:
 
 
 def _sharpness(x: Tensor, factor: Tensor, _) -> Tensor:
-    kernel = torch.tensor([[1.0, 1.0, 1.0], [1.0, 5.0, 1.0], [1.0, 1.0, 1.0]], device=x.device) / 13
-    inner = F.conv2d(x.flatten(0, 1)[:, None], kernel[None, None]).add(0.5).floor().view(*x.shape[:2], -1)
     smooth = x.clone()  # the edge stays as it is
-    smooth[:, :, 1:-1, 1:-1] = inner.view_as(smooth[:, :, 1:-1, 1:-1])
+    inner = smooth[:, :, 1:-1, 1:-1]  # the pixel five times, its neighbours once
+    inner.add_(F.avg_pool2d(x, 3, stride=1, divisor_override=1) + 3 * inner).div_(13).add_(0.5).floor_()
     return _blend(smooth, x, factor)
 
 
@@ -213,15 +219,15 @@ def _translate_y(x: Tensor, share: Tensor, fill: Tensor) -> Tensor:
 
 def _affine(x: Tensor, fill: Tensor, *matrix: Tensor | int) -> Tensor:
     """A pixel at (u, v), from -1 to 1, is taken from (a u + b v + c, d u + e v + f); matrix: a to f."""
-    rows = [torch.as_tensor(entry, dtype=x.dtype, device=x.device).flatten().expand(len(x)) for entry in matrix]
+    rows = [e.flatten() if isinstance(e, Tensor) else x.new_full((len(x),), e) for e in matrix]
     grid = F.affine_grid(torch.stack(rows, dim=1).view(-1, 2, 3), list(x.shape), align_corners=False)
     outside = ((grid < -1) | (grid >= 1)).any(-1)[:, None]
     return torch.where(outside, fill, F.grid_sample(x, grid, padding_mode="border", align_corners=False).round())
 
 
 def _grey(x: Tensor) -> Tensor:
-    weights = torch.tensor([19595.0, 38470.0, 7471.0], device=x.device).view(3, 1, 1)  # ITU-R 601-2, times 2^16
-    return ((x * weights).sum(1, keepdim=True).add(2**15) / 2**16).floor()
+    red, green, blue = x.split(1, dim=1)
+    return ((19595 * red + 38470 * green + 7471 * blue + 2**15) / 2**16).floor()  # ITU-R 601-2, weights times 2^16
 
 
 def _blend(start: Tensor, x: Tensor, factor: Tensor) -> Tensor:

@@ -77,7 +77,9 @@ def test_training_needs_no_notebook_or_pipeline_package():
         "pygments",
         "tabulate",
     ]
-    block = f"import sys; sys.modules.update(dict.fromkeys({companion})); import ffvit.train, ffvit.record"
+    block = (
+        f"import sys; sys.modules.update(dict.fromkeys({companion})); import ffvit.train, ffvit.record, ffvit.missing"
+    )
     assert subprocess.run([sys.executable, "-c", block], capture_output=True).returncode == 0
 
 

@@ -1,5 +1,6 @@
 """Records, tables and figures: reported and measured are never taken for one another, and all say where they come from."""
 
+import importlib
 import json
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import timm
 from PIL import Image
 
 from ffvit import data, figures, models, record, tables, train
-from ffvit.config import InputError, load_experiment
+from ffvit.config import ROOT, InputError, load_experiment
 from ffvit.reported import load_reported
 
 MACHINE = {"device": "cpu", "gpu": None, "processes": 1, "cpu": "A Processor", "cpu_cores": 2}
@@ -192,3 +193,11 @@ def test_a_score_of_other_images_gets_no_record(trial):
     fewer = data.load_splits(replace(config, max_eval_images=50))
     with pytest.raises(InputError, match="50 images scored, its test split has 360"):
         record.write_record(folder, record.score(config, folder / "last.safetensors", fewer))
+
+
+def test_the_readme_shows_what_the_records_say(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    page = importlib.import_module("page")
+    readme = (ROOT / "README.md").read_text()
+    for name, text in page.from_records().items():
+        assert f"<!-- {name} -->\n{text}<!-- end of {name} -->\n" in readme, f"{name}: run `make readme`"
