@@ -17,6 +17,7 @@ from typing import NamedTuple
 import datasets
 import numpy as np
 import PIL.Image
+import psutil
 import torch
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
@@ -248,6 +249,7 @@ class ResidentImages:
     def __init__(self, split: datasets.Dataset, config: Config, device: torch.device | str, rows: range | None = None):
         stored, images = stored_transform(config), Images(split, config)
         rows = range(len(images)) if rows is None else rows
+        _check_room(len(rows) * config.in_chans * config.img_size**2, torch.device(device))
         self.config = config
         self.bad: list[BadImage] = []
         pixels = torch.zeros(len(rows), config.in_chans, config.img_size, config.img_size, dtype=torch.uint8)
@@ -326,6 +328,17 @@ class Loader(DataLoader):
             yield from super().__iter__()
         except InputError as error:  # torch puts the worker's traceback before the message
             raise InputError(str(error).rpartition("InputError: ")[2].strip()) from None
+
+
+def _check_room(needed: int, device: torch.device) -> None:
+    free = psutil.virtual_memory().available
+    if device.type == "cuda":
+        free = min(free, torch.cuda.mem_get_info(device)[0])
+    if needed > free:
+        raise InputError(
+            f"augment='batch' keeps all images on the device: they take {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are "
+            "free; set augment='image', or a smaller img_size"
+        )
 
 
 def _batch(items: list[tuple[Tensor, int, list[BadImage]]]) -> Batch:

@@ -42,7 +42,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3, random_seed
 from torch import Tensor, nn
 
-from ffvit import checkpoint, data, memory, models, optim, parallel, progress, provenance
+from ffvit import augment, checkpoint, data, memory, models, optim, parallel, progress, provenance
 from ffvit.config import Config, InputError, config_from_dict, load_experiment, parse_setting, with_defaults
 from ffvit.evaluate import evaluate
 from ffvit.images import BadImage
@@ -168,6 +168,7 @@ def _set_up(config: Config, run_dir: Path, accelerator: Accelerator, keep: bool 
     """Every part of a run at its start. keep: whether anything will be written."""
     device = accelerator.device
     models.check(config)
+    augment.check(config)
     random_seed(config.seed)
     splits = data.load_splits(config)
     num_classes = len(splits.classes)

@@ -239,11 +239,13 @@ def test_resumed_run_keeps_where_it_began(tmp_path, monkeypatch):
     assert facts["git"]["commit"] != "later" and [r["git"]["commit"] for r in facts["resumed"]] == ["later"]
 
 
-def test_unknown_model_or_optimizer_is_told_before_images_are_read(tmp_path, monkeypatch):
+def test_what_is_unknown_is_told_before_images_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(train.data, "load_splits", None)
+    in_batches = dict(augment="batch", interpolation="bilinear", in_chans=3, mean=[0.5] * 3, std=[0.5] * 3)
     for settings, message in (
         ({"model": "ff_tinny_patch16_224"}, "unknown to timm"),
         ({"optimizer": "adamww"}, "unknown to timm"),
+        (in_batches | {"auto_augment": "original"}, "auto_augment 'original'"),
     ):
         with pytest.raises(InputError, match=message):
             train.train(dataclasses.replace(digits(), **settings), tmp_path)
