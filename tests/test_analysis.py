@@ -30,6 +30,7 @@ def made(name, seed=0, top1=80.0, experiment=STUDY, **results):
     record |= {"run_id": config.run_id, "config": config.to_dict(), "history": record["history"][:3]}
     record["model"] |= dict(zip(("patches", "features"), analysis.cell_of(config.model)))
     record["dataset"] |= {"fingerprint": f"of {images}", "images": {"train": images, "validation": 5000, "test": 10}}
+    record["dataset"].pop("class_names", None)  # of the digits
     record["hardware"] |= {"gpu": None, "processes": 1, "cpu": "A Processor"}
     record["results"] |= {"images": 10, "top1_percent": top1, "mistakes": "0:1 1:2"} | results
     return record
