@@ -33,7 +33,6 @@ from ffvit.images import (
     file_name,
     read,
     seed_augmentation,
-    stored_transform,
     train_transform,
 )
 from ffvit.lifetime import serve_parent
@@ -247,7 +246,7 @@ class ResidentImages:
     """
 
     def __init__(self, split: datasets.Dataset, config: Config, device: torch.device | str, rows: range | None = None):
-        stored, images = stored_transform(config), Images(split, config)
+        stored, images = eval_transform(config, normalised=False), Images(split, config)
         rows = range(len(images)) if rows is None else rows
         _check_room(len(rows) * config.in_chans * config.img_size**2, torch.device(device))
         self.config = config

@@ -115,7 +115,8 @@ def train_transform(config: Config):
     )
 
 
-def eval_transform(config: Config):
+def eval_transform(config: Config, normalised: bool = True):
+    """An image as a model sees it, (C, H, W); not normalised: the same before it is divided and shifted, as uint8."""
     return create_transform(
         input_size=(config.in_chans, config.img_size, config.img_size),
         is_training=False,
@@ -123,17 +124,7 @@ def eval_transform(config: Config):
         crop_pct=config.crop_pct,
         mean=config.mean,
         std=config.std,
-    )
-
-
-def stored_transform(config: Config):
-    """What an evaluation sees before it is made numbers: (C, H, W) uint8."""
-    return create_transform(
-        input_size=(config.in_chans, config.img_size, config.img_size),
-        is_training=False,
-        interpolation=config.interpolation,
-        crop_pct=config.crop_pct,
-        use_prefetcher=True,
+        use_prefetcher=not normalised,
     )
 
 
