@@ -8,7 +8,7 @@ import warnings
 # Progress is printed as plain lines, which a log can hold; tqdm need not ask for widgets.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
-from ffvit import models  # noqa: E402  registers the models with timm
+from ffvit import lit, models  # noqa: E402  registers the models with timm
 from ffvit.checkpoint import load_weights  # noqa: E402
 
-__all__ = ["load_weights", "models"]
+__all__ = ["lit", "load_weights", "models"]

@@ -24,6 +24,7 @@ ORDER = [
     "data",
     "checkpoint",
     "models",
+    "lit",
     "evaluate",
     "optim",
     "memory",
