@@ -5,8 +5,9 @@ A checkpoint of a run is a folder, `<checkpoints>/<update, 8 digits>/`: model.sa
 one, optimizer.safetensors, progress.json, and manifest.json with the size and sha256 of the others. It exists whole or
 not at all; `find_state` passes over one that was damaged later.
 
-Weights of ours are safetensors. The author's are DeiT training checkpoints, pickles whose only foreign type is an
-`argparse.Namespace`; they are read with `weights_only=True` and that one type allowed.
+Weights of ours are safetensors. Authors' are pickles: DeiT training checkpoints (the report's author), and plain state
+dicts or training checkpoints with settings (LIT's). They are read with `weights_only=True` and two foreign types allowed:
+`argparse.Namespace`, and yacs' `CfgNode`, a dict for which an OrderedDict stands in.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import re
 import shutil
 import tempfile
 import urllib.parse
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,7 +139,7 @@ def load_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict, dict]:
 def load_weights(model: nn.Module, path_or_url: str | Path, sha256: str | None = None) -> nn.Module:
     """Load a checkpoint, every key and shape of it, into a model of this library or of timm.
 
-    path_or_url: our `.safetensors`, or the author's `.pth`; an http(s) address is downloaded once into torch's
+    path_or_url: our `.safetensors`, or an author's `.pth`; an http(s) address is downloaded once into torch's
     hub folder. sha256: refuse a file with another hash.
     Raises InputError for a file that is missing, damaged, not safe to read, or of another model.
     """
@@ -150,9 +152,10 @@ def load_weights(model: nn.Module, path_or_url: str | Path, sha256: str | None =
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
-            with torch.serialization.safe_globals([argparse.Namespace]):
+            with torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]):
                 state = torch.load(path, map_location="cpu", weights_only=True)
-    state = state.get("model", state) if isinstance(state, dict) else None
+    for container in ("state_dict", "model"):  # mmcv's, and DeiT's and Swin's
+        state = state.get(container, state) if isinstance(state, dict) else None
     if not isinstance(state, dict) or not all(isinstance(k, str) and _is_plain(v) for k, v in state.items()):
         raise InputError(f"{path}: holds no state dict of tensors")
     load_strictly(model, _our_names(state), path)
@@ -175,7 +178,10 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> Non
             problems.append(f"{key} is {theirs.dtype}, the model's {ours.dtype}")
     if problems:
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        raise InputError(f"{path}: the weights of another model: {shown}")
+        whose = ""
+        if hasattr(model, "describe_weights") and (theirs := model.describe_weights(state)):
+            whose = f" ({theirs}; this one is {model.describe_weights(own)})"
+        raise InputError(f"{path}: the weights of another model{whose}: {shown}")
     model.load_state_dict(state)
 
 
@@ -315,7 +321,9 @@ def _is_plain(value) -> bool:
 
 
 def _our_names(state: dict) -> dict:
-    """The author's names become ours; any other state dict stays as it is."""
+    """The author's names become ours; any other state dict stays as it is, without what DDP puts before its names."""
+    if all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
     if not any(".mlp1." in key for key in state):
         return state
     renamed = {}

@@ -1,4 +1,7 @@
+import argparse
 import math
+import sys
+import types
 
 import pytest
 import timm
@@ -10,11 +13,13 @@ from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
 from ffvit import lit
+from ffvit.checkpoint import load_weights, save_weights
 from ffvit.config import InputError
 from ffvit.lit import (
     DeformableConv,
     DeformableMerging,
     GlobalAttention,
+    RelativeLIT,
     Resample,
     relative_position_index,
 )
@@ -649,3 +654,124 @@ def test_a_shape_that_does_not_fit_is_refused(shape, message):
 def test_an_image_too_small_for_three_mergings_is_refused(name):
     with pytest.raises(InputError, match="16x12 pixels is too small"):
         small(name)(torch.zeros(1, 1, 16, 12))
+
+
+class CfgNode(dict):
+    """As yacs' own: a dict with attributes."""
+
+
+CfgNode.__module__, CfgNode.__qualname__ = "yacs.config", "CfgNode"
+
+
+def in_containers(state):
+    yield "bare", state
+    yield "detection", {"state_dict": state, "meta": {"epoch": 12}}
+    yield "distributed", {"model": {f"module.{key}": value for key, value in state.items()}}
+    yield "lit_ti", {"model": state, "epoch": 299, "args": argparse.Namespace(model="lit_ti"), "global_step": 3000}
+    settings = CfgNode(MODEL=CfgNode(NAME="lit_s"), TAG="default")
+    settings.__dict__["__immutable__"] = True
+    yield "lit_s", {"model": state, "max_accuracy": 81.5, "epoch": 299, "config": settings}
+
+
+@pytest.mark.parametrize("name", LINEAGES)
+def test_official_checkpoints_load_in_every_container(monkeypatch, tmp_path, name):
+    yacs = types.ModuleType("yacs.config")
+    yacs.CfgNode = CfgNode
+    trained = randomised(small(name))
+    for container, content in in_containers(trained.state_dict()):
+        with monkeypatch.context() as patch:  # yacs is there where it is written, not where it is read
+            patch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+            patch.setitem(sys.modules, "yacs.config", yacs)
+            torch.save(content, tmp_path / f"{container}.pth")
+        loaded = load_weights(small(name), tmp_path / f"{container}.pth").state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in trained.state_dict().items())
+    save_weights(tmp_path / "ours.safetensors", trained)
+    loaded = load_weights(small(name), tmp_path / "ours.safetensors").state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in trained.state_dict().items())
+
+
+def test_another_variants_checkpoint_is_refused_by_its_name(monkeypatch, tmp_path):
+    shapes = {"lit_s": (4, 8, 12, 16), "lit_b": (8, 16, 24, 32)}
+    for name, dims in shapes.items():
+        monkeypatch.setitem(lit.VARIANTS, name, (RelativeLIT, dict(SMALL, embed_dims=dims)))
+    torch.save(timm.create_model("lit_b").state_dict(), tmp_path / "lit.pth")
+    with pytest.raises(InputError) as raised:
+        load_weights(timm.create_model("lit_s"), tmp_path / "lit.pth")
+    assert (
+        "lit.pth: the weights of another model (lit_b: widths 8-16-24-32, depths 1-1-2-1, attention in stages 3 and 4, "
+        in str(raised.value)
+    )
+    assert "; this one is lit_s: widths 4-8-12-16, depths" in str(raised.value)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_checkpoint_tells_which_variant_it_is_of(name):
+    model = on_meta(name)
+    told = model.describe_weights(model.state_dict())
+    assert told == (
+        f"{name}: widths {'-'.join(map(str, WIDTHS[name]))}, depths {'-'.join(map(str, DEPTHS[name]))}, "
+        "attention in stages 3 and 4, deformable merging, 49 tokens in stage 4, 1000 classes"
+    )
+    assert (
+        on_meta(name, img_size=384, attention_stages=(4,), deformable=False).describe_weights(model.state_dict())
+        == told
+    )
+
+
+@pytest.mark.parametrize("name", LINEAGES)
+@pytest.mark.parametrize(
+    "shape, told",
+    [
+        (dict(img_size=64), "16 tokens in stage 4"),
+        (dict(attention_stages=(4,)), "attention in stages 4,"),
+        (dict(deformable=False), "plain merging"),
+        (dict(num_classes=7), "7 classes"),
+        (dict(depths=(1, 1, 1, 1)), "another LIT: widths 4-8-12-16, depths 1-1-1-1"),
+    ],
+)
+def test_a_checkpoint_of_another_shape_is_refused_and_described(tmp_path, name, shape, told):
+    torch.save(small(name, **shape).state_dict(), tmp_path / "lit.pth")
+    with pytest.raises(InputError) as raised:
+        load_weights(small(name), tmp_path / "lit.pth")
+    theirs, ours = str(raised.value).split("; this one is ")
+    assert told in theirs and told not in ours
+
+
+def test_a_truncated_checkpoint_is_refused_and_changes_nothing(tmp_path):
+    model = small("lit_s")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    torch.save(model.state_dict(), tmp_path / "lit.pth")
+    content = (tmp_path / "lit.pth").read_bytes()
+    (tmp_path / "lit.pth").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="lit.pth: cannot be read safely"):
+        load_weights(model, tmp_path / "lit.pth")
+    part = dict(list(before.items())[:20])
+    torch.save({"model": part}, tmp_path / "part.pth")
+    with pytest.raises(InputError, match="is missing; and "):
+        load_weights(model, tmp_path / "part.pth")
+    foreign = {"norm.weight": torch.ones(()), "pos_embed4": torch.ones(3), "block1.0.norm2.weight": torch.ones(())}
+    torch.save(foreign, tmp_path / "foreign.pth")
+    with pytest.raises(InputError, match="another LIT: widths 0"):
+        load_weights(model, tmp_path / "foreign.pth")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", LINEAGES)
+def test_official_weights_put_in_place_by_hand_are_loaded(monkeypatch, tmp_path, name):
+    def fail(url, *_, **__):
+        raise ConnectionResetError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    shape = SMALL | dict(num_classes=1000)
+    with pytest.raises(InputError, match=f"could not download .*LIT/releases/download/v1.0/{name}.pth") as raised:
+        timm.create_model(name, pretrained=True, **shape)
+    place = str(raised.value).partition("put it at ")[2]
+    trained = timm.create_model(name, **shape)
+    torch.save(trained.state_dict(), place)
+    fewer = timm.create_model(name, pretrained=True, **shape | dict(num_classes=5)).state_dict()
+    backbone = timm.create_model(name, pretrained=True, features_only=True, **shape).model.state_dict()
+    for state in (fewer, backbone):
+        assert all(torch.equal(v, trained.state_dict()[k]) for k, v in state.items() if not k.startswith("head"))
+    assert fewer["head.weight"].shape == (5, 16) and "head.weight" not in backbone
