@@ -307,6 +307,7 @@ def test_deformable_convolution_is_in_fp32_under_autocast(monkeypatch):
     seen = []
 
     def recording(*tensors, **kwargs):
+        assert not torch.is_autocast_enabled("cpu")
         seen.extend(t.dtype for t in tensors)
         return deform_conv2d(*tensors, **kwargs)
 
