@@ -49,10 +49,16 @@ class Config:
     patch_size: int | None = None
     embed_dim: int | None = None
     depth: int | None = None
-    num_heads: int | None = None
+    num_heads: int | tuple[int, ...] | None = None  # of a pyramid, one for each stage
     mlp_ratio: float | None = None
     drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
+    drop_path_rate: float | None = 0.0
+    # Shape of a pyramid (LIT), one value for each stage
+    embed_dims: tuple[int, ...] | None = None
+    depths: tuple[int, ...] | None = None
+    mlp_ratios: tuple[float, ...] | None = None
+    attention_stages: tuple[int, ...] | None = None  # those with attention, from 1
+    deformable: bool | None = None  # whether mergings look where they choose to, or plain convolutions merge
 
     # Images
     dataset: str  # "digits", a hub id, or a local folder (parquet, image folder or save_to_disk)
@@ -95,8 +101,10 @@ class Config:
     warmup_epochs: int = 5
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
+    scale_all_lr: bool = False  # warmup_lr and min_lr, too, are for 512 images, as Swin has it
+    offset_lr_ratio: float = 1.0  # of deformable mergings: the offset weights' share of the rate
     cooldown_epochs: int = 0  # at min_lr, after `epochs`
-    schedule_per: str = "epoch"  # as DeiT steps it, see ffvit.recipes.deit; or "update"
+    schedule_per: str = "epoch"  # as DeiT steps it, see ffvit.recipes.deit; "update", or "late update", as Swin
     clip_grad: float = 0.0  # global norm; 0: none
     ema_decay: float = 0.0  # of an averaged copy of the weights, saved beside the raw ones; 0: none
 
@@ -131,6 +139,12 @@ class Config:
     def lr(self) -> float:
         """Peak learning rate: linear in the global batch (DeiT's rule, arXiv:2012.12877, section 6)."""
         return self.base_lr * self.batch_size / 512
+
+    @property
+    def lowest_lr(self) -> tuple[float, float]:
+        """Learning rates at the start of the warm-up and at the end of the cosine."""
+        scale = self.batch_size / 512 if self.scale_all_lr else 1
+        return self.warmup_lr * scale, self.min_lr * scale
 
     @property
     def total_epochs(self) -> int:
@@ -286,10 +300,13 @@ def _check(c: Config) -> None:
         "embed_dim",
         "depth",
         "num_heads",
+        "embed_dims",
+        "depths",
         "shuffle_buffer",
     ):
         value = getattr(c, name)
-        need(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+        least = min(value, default=0) if isinstance(value, tuple) else value
+        need(least is None or least >= 1, f"{name} must be at least 1, got {value}")
     for name in ("mlp_ratio", "crop_pct"):
         value = getattr(c, name)
         need(value is None or value > 0, f"{name} must be positive, got {value}")
@@ -311,6 +328,7 @@ def _check(c: Config) -> None:
         "weight_decay",
         "warmup_lr",
         "min_lr",
+        "offset_lr_ratio",
         "clip_grad",
         "mixup",
         "cutmix",
@@ -321,10 +339,10 @@ def _check(c: Config) -> None:
     ):
         need(getattr(c, name) >= 0, f"{name} must not be negative, got {getattr(c, name)}")
     for name in ("drop_rate", "drop_path_rate", "validation_fraction", "label_smoothing", "ema_decay"):
-        need(0 <= getattr(c, name) < 1, f"{name} must be in [0, 1), got {getattr(c, name)}")
+        need(0 <= (getattr(c, name) or 0) < 1, f"{name} must be in [0, 1), got {getattr(c, name)}")
     for name, choices in {
         "in_chans": (1, 3),
-        "schedule_per": ("epoch", "update"),
+        "schedule_per": ("epoch", "update", "late update"),
         "mixed_precision": ("no", "bf16", "fp16"),
         "device": ("auto", "cuda", "cpu", "mps"),
         "interpolation": ("bicubic", "bilinear", "nearest"),

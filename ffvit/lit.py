@@ -214,8 +214,8 @@ class LIT(nn.Module):
         super().__init__()
         shape = dict(embed_dims=embed_dims, depths=depths, num_heads=num_heads, mlp_ratios=mlp_ratios)
         for name, values in shape.items():
-            if len(values) != 4:
-                raise InputError(f"{name}={values}: one for each of the four stages")
+            if len(values) != 4 or min(values) <= 0:
+                raise InputError(f"{name}={values}: one for each of the four stages, none of them 0 or less")
         if not set(attention_stages) <= {1, 2, 3, 4}:
             raise InputError(f"attention_stages={attention_stages}: the stages are 1, 2, 3 and 4")
         for stage in attention_stages:
@@ -360,7 +360,8 @@ def _taken(indices: int | list[int] | None) -> list[int]:
 class AbsoluteLIT(LIT):
     """LIT-Ti, after PVT: learned positions added in each stage, and a class token that enters in the fourth.
 
-    Where the fourth stage has no attention, a class token would see nothing of the image: the mean is taken instead.
+    Where the fourth stage has no attention, the class token sees nothing of the image: there the class is read from the
+    mean of all tokens, to which it adds a constant.
     """
 
     relative, pads, norm_eps = False, False, 1e-6
@@ -369,11 +370,10 @@ class AbsoluteLIT(LIT):
         self.patch_embed1 = patch_embed
         self.patch_embed2, self.patch_embed3, self.patch_embed4 = mergings
         self.block1, self.block2, self.block3, self.block4 = stages
-        attends = any(block.attn for block in self.block4)
         for s, (grid, info) in enumerate(zip(self.grids, self.feature_info), 1):
-            num_tokens = math.prod(grid) + (s == 4 and attends)  # with the class token: 7 * 7 + 1 = 50
+            num_tokens = math.prod(grid) + (s == 4)  # with the class token: 7 * 7 + 1 = 50
             setattr(self, f"pos_embed{s}", nn.Parameter(torch.empty(1, num_tokens, info["num_chs"])))
-        self.cls_token = nn.Parameter(torch.empty(1, 1, self.embed_dim)) if attends else None
+        self.cls_token = nn.Parameter(torch.empty(1, 1, self.embed_dim))
         self.resample = nn.ModuleList(Resample("bilinear") for _ in range(4))
 
     @property
@@ -404,10 +404,10 @@ class AbsoluteLIT(LIT):
 
     @property
     def pooling(self):
-        return "avg" if self.cls_token is None else "token"
+        return "token" if self.block4[0].attn else "avg"
 
     def pool(self, tokens):
-        return tokens.mean(dim=1) if self.cls_token is None else tokens[:, 0]
+        return tokens[:, 0] if self.pooling == "token" else tokens.mean(dim=1)
 
     def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True):
         if prune_head:

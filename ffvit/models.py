@@ -275,15 +275,22 @@ def ff_attention_tiny_patch16_224(pretrained=False, **kwargs) -> PatchFeatureMix
     return _create("ff_attention_tiny_patch16_224", pretrained, **(shape | kwargs))
 
 
+# Settings of a run that are arguments of its model, where they are not None.
+SHAPE = (
+    *("img_size", "in_chans", "drop_rate", "drop_path_rate"),
+    *("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"),
+    *("embed_dims", "depths", "mlp_ratios", "attention_stages", "deformable"),
+)
+
+
 def create(config: Config, num_classes: int) -> nn.Module:
     """The model of a run. Raises InputError for an unknown name and for a shape that does not fit."""
     if not timm.is_model(config.model):
         raise InputError(f"model '{config.model}' is unknown to timm{suggest(config.model, timm.list_models())}")
-    shape = {k: getattr(config, k) for k in ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")}
-    regular = {k: getattr(config, k) for k in ("img_size", "in_chans", "drop_rate", "drop_path_rate")}
+    settings = {k: getattr(config, k) for k in SHAPE}
     try:
         model = timm.create_model(
-            config.model, num_classes=num_classes, **regular, **{k: v for k, v in shape.items() if v is not None}
+            config.model, num_classes=num_classes, **{k: v for k, v in settings.items() if v is not None}
         )
     except (TypeError, AssertionError) as error:
         raise InputError(f"model '{config.model}' cannot have the shape that the settings give it: {error}") from None

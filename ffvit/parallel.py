@@ -55,6 +55,13 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sta
         optimizer.load_state_dict(state)
 
 
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the first one's buffers: batch norms keep means of what their own process saw."""
+    if torch.distributed.is_initialized():
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
 def cpu_group() -> torch.distributed.ProcessGroup | None:
     """The processes of the run, to agree through the CPU: on the GPU that would wait for the work queued there."""
     return torch.distributed.new_group(backend="gloo") if torch.distributed.is_initialized() else None

@@ -28,6 +28,42 @@ def deit() -> dict:
     # fmt: on
 
 
+def lit_ti() -> dict:
+    """LIT-Ti's training setup (Pan et al. 2022, arXiv:2105.14217; the official code's configuration of lit_ti): DeiT's,
+    with offset weights at a hundredth of the rate.
+
+    Command:  make reproduce EXPERIMENT=imagenet-lit, or for one model on a node of 8 GPUs
+              python -m ffvit.launch --experiment imagenet-lit --model lit_ti num_processes=8
+    Hardware: 8 GPUs x 128 images, as in the paper. Batch norms take the images of one process, in parts if
+              accumulation_steps says so: other numbers than 128 are another training.
+    Time:     not measured.
+    Expected: ImageNet top-1 81.1 % (the README of the official code). Not run here.
+
+    At 1024 images the offsets' rate rises to 1e-5 in the warm-up and stays there: min_lr is of all groups alike. Offset
+    biases have the whole rate and no decay. There is no cooldown, no average, and no warm-up of drop path. The official
+    code trains in fp16; bf16 needs no scaler.
+    """
+    return deit() | dict(cooldown_epochs=0, drop_path_rate=None, ema_decay=0.0, offset_lr_ratio=0.01)
+
+
+def lit() -> dict:
+    """The training setup of LIT-S, M and B (Pan et al. 2022, arXiv:2105.14217; the official code's configurations), which
+    is Swin's: a longer warm-up, a schedule by updates, clipped gradients, no repeated augmentation.
+
+    Command:  python -m ffvit.launch --experiment imagenet-lit --model lit_s num_processes=8
+    Hardware: 8 GPUs x 128 images, as in the paper; LIT-B with grad_checkpointing=true. See lit_ti on batch norms.
+    Time:     not measured.
+    Expected: ImageNet top-1 of LIT-S 81.5 %, M 83.0 %, B 83.4 % (the README of the official code). Not run here.
+
+    warmup_lr and min_lr are for 512 images, as base_lr is: at 1024 they are 1e-6 and 1e-5, as lit_ti has them. Swin's loop
+    steps the schedule after an update with its index, so the first two both have the warm-up's first rate: a late update.
+    """
+    return lit_ti() | dict(
+        warmup_epochs=20, warmup_lr=5e-7, min_lr=5e-6, scale_all_lr=True, schedule_per="late update",
+        clip_grad=5.0, repeated_augmentation=0,
+    )  # fmt: skip
+
+
 def small_images() -> dict:
     """For images of a few pixels on a laptop: minutes, not days. No flips, since a mirrored digit is another sign.
 
@@ -65,4 +101,4 @@ def small_photographs() -> dict:
     # fmt: on
 
 
-RECIPES = {recipe.__name__: recipe for recipe in (deit, small_images, small_photographs)}
+RECIPES = {recipe.__name__: recipe for recipe in (deit, lit_ti, lit, small_images, small_photographs)}

@@ -184,7 +184,9 @@ def _set_up(config: Config, run_dir: Path, accelerator: Accelerator, keep: bool 
     validation = data.eval_loader(splits.validation, scored_alike, accelerator.process_index, device)
     if config.grad_checkpointing:
         raw_model.set_grad_checkpointing(True)
-    ema = ModelEmaV3(raw_model, decay=config.ema_decay) if config.ema_decay else None
+    # All at once only of weights of one kind: in parts they are, the buffers of batch norms are not.
+    at_once = config.parallel == "ddp"
+    ema = ModelEmaV3(raw_model, decay=config.ema_decay, foreach=at_once) if config.ema_decay else None
     if ema:
         ema.to(device)
     # Scheduler and loaders stay outside prepare(): accelerate would step the one once per process and shard the others
@@ -323,6 +325,7 @@ def _score_epoch(run: Run, meter: progress.Meter) -> None:
     training_s = meter.epoch_s
     lr = optim.set_rate(config, run.scheduler, run.epoch, run.update - 1)  # the last of the epoch, also after a resume
     add_up = partial(accelerator.reduce, reduction="sum")
+    parallel.share_buffers(run.raw_model)  # each process scores a part, all by the weights that will be saved
     score = evaluate(_whole_model(run), run.validation, run.num_classes, accelerator.device, add_up)
     _require_finite(score.loss, "validation loss", run)
     _note_bad_images(run, "validation", score.bad_images)

@@ -2,7 +2,9 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
+from ffvit import models
 from ffvit.config import (
     EXPERIMENTS,
     Config,
@@ -29,14 +31,49 @@ def test_every_experiment_loads_and_gives_every_run_a_folder_of_its_own(name):
     assert {config.run_dir.parent.name for config in experiment.configs()} == {name}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_experiment_holds_the_cells_of_the_grid_and_the_ff_model(name):
+LIT = [name for name in NAMES if "lit" in name.split("-")]
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(LIT)))
+def test_every_experiment_of_the_report_holds_the_cells_of_the_grid_and_the_ff_model(name):
     timm_names = {entry["model"] for entry in load_experiment(name).models.values()}
     assert timm_names >= {
         "ff_tiny_patch16_224",
         "attention_only_tiny_patch16_224",
         "ff_attention_tiny_patch16_224",
     }
+
+
+@pytest.mark.parametrize("name", sorted(set(LIT) - {"imagenet-lit"}))
+def test_attention_is_put_into_every_stage_from_the_last_on_with_deformable_and_with_plain_merging(name):
+    experiment = load_experiment(name)
+    configs = [experiment.config(model) for model in experiment.models]
+    assert [(c.attention_stages, c.deformable) for c in configs] == [
+        (tuple(range(first, 5)), deformable) for deformable in (True, False) for first in (5, 4, 3, 2, 1)
+    ]
+    alike = {(c.model, c.embed_dims, c.depths, c.num_heads, c.mlp_ratios, c.offset_lr_ratio, c.epochs) for c in configs}
+    assert len(alike) == 1 and len(experiment.seeds) >= 3
+
+
+@pytest.mark.parametrize(
+    "model, recipe, drop_path_rate",
+    [("lit_ti", "lit_ti", 0.1), ("lit_s", "lit", 0.2), ("lit_m", "lit", 0.3), ("lit_b", "lit", 0.5)],
+)
+def test_lit_on_imagenet_is_trained_as_published(model, recipe, drop_path_rate):
+    config = load_experiment("imagenet-lit").config(model, num_processes=8)
+    assert (config.recipe, config.batch_size, config.micro_batch(1), config.lr) == (recipe, 1024, 128, 1e-3)
+    assert (config.epochs, config.total_epochs, config.weight_decay, config.optimizer) == (300, 300, 0.05, "adamw")
+    assert config.lowest_lr == (1e-6, 1e-5) and config.offset_lr_ratio == 0.01
+    assert (config.mixup, config.cutmix, config.label_smoothing, config.random_erasing) == (0.8, 1.0, 0.1, 0.25)
+    assert (config.auto_augment, config.hflip, config.crop_scale) == ("rand-m9-mstd0.5-inc1", 0.5, (0.08, 1.0))
+    assert (config.interpolation, config.crop_pct, config.ema_decay) == ("bicubic", 0.875, 0)
+    swin = (20, "late update", 5.0, 0)
+    deit = (5, "epoch", 0.0, 3)
+    ours = config.warmup_epochs, config.schedule_per, config.clip_grad, config.repeated_augmentation
+    assert ours == (deit if model == "lit_ti" else swin)
+    with torch.device("meta"):
+        blocks = models.create(config, 10).blocks
+    assert blocks[-1].drop_path.drop_prob == pytest.approx(drop_path_rate)  # the model's own
 
 
 def test_an_unknown_setting_is_refused_with_a_close_one():
@@ -181,6 +218,11 @@ def test_any_timm_model_gets_the_experiments_settings():
         (dict(patch_size=-2), "patch_size"),
         (dict(embed_dim=0), "embed_dim"),
         (dict(num_heads=0), "num_heads"),
+        (dict(num_heads=[3, 0]), r"num_heads must be at least 1, got \(3, 0\)"),
+        (dict(num_heads=[3, "6"]), "num_heads must be int, got '6'"),
+        (dict(embed_dims=[]), r"embed_dims must be at least 1, got \(\)"),
+        (dict(attention_stages=3), "attention_stages must be tuple or NoneType, got 3"),
+        (dict(offset_lr_ratio=-1), "offset_lr_ratio must not be negative"),
         (dict(epochs=0), "epochs must be at least 1"),
         (dict(epochs=2, warmup_epochs=2), r"warmup_epochs \(2\) must be fewer than epochs \(2\)"),
         (dict(seed=-1), "seed must not be negative"),

@@ -18,15 +18,17 @@ def imagenet(model="ff_tiny", **settings):
     return load_experiment("imagenet").config(model, **settings)
 
 
-def rate(config, when, per_epoch=1):
+def rate(config, when, per_epoch=1, peak_ratio=1):
     """The learning rate in closed form. when: epochs, or updates of which `per_epoch` make an epoch."""
-    peak = config.base_lr * config.batch_size / 512
+    peak = config.base_lr * config.batch_size / 512 * peak_ratio
     warmup, whole = config.warmup_epochs * per_epoch, config.epochs * per_epoch
+    scale = config.batch_size / 512 if config.recipe == "lit" else 1  # Swin's habit
+    start, floor = config.warmup_lr * scale, config.min_lr * scale
     if when < warmup:
-        return config.warmup_lr + (peak - config.warmup_lr) * when / warmup
+        return start + (peak - start) * when / warmup
     if when >= whole:
-        return config.min_lr
-    return config.min_lr + (peak - config.min_lr) * (1 + math.cos(math.pi * when / whole)) / 2
+        return floor
+    return floor + (peak - floor) * (1 + math.cos(math.pi * when / whole)) / 2
 
 
 def stepped(config, per_epoch, first_update=0):
@@ -86,6 +88,79 @@ def test_positions_of_the_reports_model_decay_as_the_authors_did():
     groups = names_by_decay(models.create(imagenet(depth=1), 10), imagenet(depth=1))
     assert {"pos_encoding.pos_embed", "pos_encoding.cls_pos_embed"} <= groups[0.05]
     assert "cls_token" in groups[0.0]
+
+
+def lit(name, **settings):
+    return load_experiment("imagenet-lit").config(name, **settings)
+
+
+@pytest.mark.parametrize(
+    "name, spared, decayed, offsets",
+    [
+        ("lit_ti", (119, 58_304), (59, 19_811_584), (3, 16_384)),
+        ("lit_s", (106, 121_432), (45, 27_830_784), (3, 21_504)),
+        ("lit_m", (214, 286_312), (93, 49_064_448), (3, 21_504)),
+        ("lit_b", (214, 381_408), (93, 86_882_304), (3, 28_672)),
+    ],
+)
+def test_lits_offset_weights_have_a_rate_of_their_own_and_all_groups_the_official_sizes(name, spared, decayed, offsets):
+    with torch.device("meta"):
+        model = models.create(lit(name), 1000)
+    optimizer = optim.create_optimizer(lit(name), model)
+    counts = [(len(g["params"]), sum(p.numel() for p in g["params"])) for g in optimizer.param_groups]
+    assert counts == [spared, decayed, offsets]
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.0, 0.05, 0.05]
+    assert [g["lr"] for g in optimizer.param_groups] == [1e-3, 1e-3, 1e-5]
+    groups = {n: i for i, g in enumerate(optimizer.param_groups) for n, p in model.named_parameters() if is_in(p, g)}
+    assert {n for n, i in groups.items() if i == 2} == {n for n in groups if n.endswith("conv_offset.weight")}
+    assert {i for n, i in groups.items() if n.endswith("conv_offset.bias")} == {0}  # the whole rate, and no decay
+    assert {i for n, i in groups.items() if n.startswith("pos_embed")} <= {1}
+    assert {i for n, i in groups.items() if n.startswith("cls_token") or "bias_table" in n} == {0}
+
+
+def is_in(parameter, group):
+    return any(parameter is p for p in group["params"])
+
+
+def test_with_offsets_at_the_whole_rate_there_is_no_third_group():
+    with torch.device("meta"):
+        model = models.create(lit("lit_ti"), 10)
+    assert len(optim.create_optimizer(lit("lit_ti", offset_lr_ratio=1), model).param_groups) == 2
+
+
+@pytest.mark.parametrize("name, per_epoch", [("lit_ti", 1), ("lit_s", 4)])
+def test_after_the_warm_up_offsets_of_lit_stay_at_1e_5(name, per_epoch):
+    config = lit(name)
+    rates = rates_of_offsets(config, per_epoch)
+    for step, lr in rates.items():
+        late = max(0, step - 1)  # DeiT is an epoch late, Swin an update
+        assert abs(lr - rate(config, late, per_epoch, peak_ratio=0.01)) <= 1e-12
+    assert rates[0] == rates[1] == 1e-6
+    assert [rates[epoch * per_epoch] for epoch in (25, 150, 299)] == pytest.approx([1e-5] * 3, rel=1e-9)
+
+
+def rates_of_offsets(config, per_epoch):
+    weights = [nn.Parameter(torch.zeros(2, 2)) for _ in range(2)]
+    groups = [{"params": weights[:1]}, {"params": weights[1:], "lr": config.lr * config.offset_lr_ratio}]
+    scheduler = optim.create_scheduler(config, torch.optim.AdamW(groups, lr=config.lr), per_epoch)
+    rates = {}
+    for update in range(config.total_epochs * per_epoch):
+        optim.set_rate(config, scheduler, update // per_epoch, update)
+        rates[update] = scheduler.optimizer.param_groups[1]["lr"]
+    return rates
+
+
+def test_at_half_the_batch_lit_tis_offsets_go_up_to_the_floor_and_lit_ss_floor_comes_down():
+    rates = rates_of_offsets(lit("lit_ti", batch_size=512), per_epoch=1)
+    assert rates[6] == pytest.approx(5e-6, rel=0.01) and rates[299] == pytest.approx(1e-5, rel=0.01)
+    assert lit("lit_s", batch_size=512).lowest_lr == (5e-7, 5e-6)
+    assert rates_of_offsets(lit("lit_s", batch_size=512), per_epoch=2)[599] == pytest.approx(5e-6)
+
+
+def test_every_update_of_lit_s_has_swins_rate_and_an_epochs_first_one_is_late():
+    config = lit("lit_s", epochs=30)
+    for update, lr in stepped(config, per_epoch=10).items():
+        assert abs(lr - rate(config, max(0, update - 1), per_epoch=10)) <= 1e-12
 
 
 def test_the_optimizer_is_deits():

@@ -15,9 +15,10 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from ffvit import checkpoint, lifetime, train
+from ffvit import checkpoint, data, lifetime, models, train
 from ffvit import launch as launch_module
 from ffvit.config import InputError, load_experiment
+from ffvit.evaluate import evaluate
 from ffvit.launch import launch
 from ffvit.lifetime import STOPPED
 from ffvit.train import Stopped, TrainingError
@@ -25,6 +26,11 @@ from ffvit.train import Stopped, TrainingError
 
 def digits(model="ff", **settings):
     return load_experiment("digits").config(model, **{"epochs": 2, "warmup_epochs": 0, "device": "cpu", **settings})
+
+
+def lit(**settings):
+    small = {"epochs": 2, "warmup_epochs": 0, "device": "cpu", "max_train_images": 256, "embed_dims": [8, 16, 16, 16]}
+    return load_experiment("digits-lit").config("all", **{**small, "num_heads": [1, 1, 2, 2], **settings})
 
 
 def history(run_dir):
@@ -52,9 +58,13 @@ def test_finished_run_leaves_weights_and_facts_and_no_state(tmp_path):
     assert facts["dataset"]["images"]["train"] == 128
 
 
-@pytest.mark.parametrize("way", [{}, dict(augment="batch", interpolation="bilinear")], ids=["image", "batch"])
-def test_interrupted_run_goes_on_to_the_same_weights(tmp_path, monkeypatch, way):
-    config = digits(
+@pytest.mark.parametrize(
+    "make, way",
+    [(digits, {}), (digits, dict(augment="batch", interpolation="bilinear")), (lit, {})],
+    ids=["image", "batch", "lit"],
+)
+def test_interrupted_run_goes_on_to_the_same_weights(tmp_path, monkeypatch, make, way):
+    config = make(
         **way,
         epochs=3,
         max_train_images=256,
@@ -255,6 +265,18 @@ def quiet(line):
     pass
 
 
+@pytest.mark.parametrize("options", [{"grad_checkpointing": True}, {"compile": True}])
+def test_options_of_memory_and_speed_change_no_result_of_lit(tmp_path, options):
+    if "compile" in options and not shutil.which("g++"):
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    config = lit(epochs=1, depths=[1, 1, 1, 1])
+    train.train(config, tmp_path / "plain")
+    train.train(dataclasses.replace(config, **options), tmp_path / "option")
+    plain, option = history(tmp_path / "plain")[0], history(tmp_path / "option")[0]
+    for name in ("train_loss", "validation_loss"):
+        assert option[name] == pytest.approx(plain[name], rel=1e-4)
+
+
 @pytest.mark.parametrize("options", [{"accumulation_steps": 4}, {"grad_checkpointing": True}, {"compile": True}])
 def test_options_of_memory_and_speed_change_no_result_beyond_rounding(tmp_path, options):
     if "compile" in options and not shutil.which("g++"):
@@ -277,8 +299,12 @@ def test_two_processes_see_every_loss_of_one_over_fifty_updates(tmp_path):
     assert len(history(tmp_path / "two")) == 50
 
 
-def test_split_weights_give_the_results_of_whole_ones_and_go_on_after_a_stop(tmp_path):
-    config = digits(num_processes=2, max_train_images=320, ema_decay=0.9, depth=2, embed_dim=32)
+@pytest.mark.parametrize("model", ["ff", "lit"])
+def test_split_weights_give_the_results_of_whole_ones_and_go_on_after_a_stop(tmp_path, model):
+    if model == "ff":
+        config = digits(num_processes=2, max_train_images=320, ema_decay=0.9, depth=2, embed_dim=32)
+    else:
+        config = lit(num_processes=2, ema_decay=0.9)
     launch(config, tmp_path / "ddp", on_line=quiet)
 
     def stop_once(line):
@@ -305,6 +331,28 @@ def test_a_cluster_that_asks_for_its_machine_gets_it_and_the_run_goes_on_later(t
     assert first.returncode == STOPPED == 75 and f"stopped by {number.name}" in output
     path, damaged = checkpoint.find_state(tmp_path / "checkpoints")
     assert f"after update {int(path.name)}" in output and not damaged
+
+
+def test_lit_is_scored_by_the_statistics_that_are_saved_though_each_process_has_its_own(tmp_path):
+    config = lit(num_processes=2)
+    launch(config, tmp_path, on_line=quiet)
+    model = models.create(config, 10)
+    checkpoint.load_weights(model, tmp_path / "last.safetensors")
+    alone = dataclasses.replace(config, num_processes=1)
+    score = evaluate(model, data.eval_loader(data.load_splits(alone).validation, alone), 10)
+    assert history(tmp_path)[-1]["validation_loss"] == pytest.approx(score.loss, rel=1e-5)
+
+
+def test_offsets_of_lit_learn_at_a_rate_of_their_own(tmp_path):
+    config = lit(epochs=3)
+    train.train(config, tmp_path)
+    state = load_file(tmp_path / "last.safetensors")
+    moved = {
+        kind: [v.abs().max() for k, v in state.items() if f"conv_offset.{kind}" in k] for kind in ("weight", "bias")
+    }
+    # AdamW moves a weight by about the rate an update, and here are 12.
+    assert len(moved["weight"]) == 3 and all(0 < m <= 12 * config.lr / 100 for m in moved["weight"])
+    assert max(moved["bias"]) > 12 * config.lr / 100
 
 
 def test_a_run_may_go_on_with_another_number_of_processes(tmp_path):
