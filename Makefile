@@ -22,7 +22,8 @@ endif
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo "  With these, where they apply:"
-	@echo "       EXPERIMENT=<name>   digits, cifar10, cifar10-cpu, imagenet, or a .toml file of your own"
+	@echo "       EXPERIMENT=<name>   digits, cifar10, cifar10-cpu, imagenet; digits-lit, cifar10-lit,"
+	@echo "                           cifar10-lit-cpu, imagenet-lit; or a .toml file of your own"
 	@echo "       DATASET=<folder>    a local copy of its images"
 	@echo "       JOBS=<n>            runs side by side"
 	@echo "       RUNS_PER_GPU=<n>    small runs that share a GPU"

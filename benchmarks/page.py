@@ -1,6 +1,6 @@
 """How a benchmark is written down: as CSV, as a page that says where it comes from, and in the README.
 
-`make readme` puts what comes from records into the README: the grid of the study and the claims ledger.
+`make readme` puts what comes from records into the README: the grid of the study, the stages of LIT and the claims ledger.
 """
 
 import csv
@@ -9,12 +9,14 @@ import io
 
 import torch
 
-from ffvit import claims, provenance, tables
+from ffvit import claims, provenance, stages, tables
 from ffvit.checkpoint import write_atomically
 from ffvit.config import ROOT, load_experiment
 from ffvit.record import load_records
+from ffvit.reported import reported
 
-STUDY = "cifar10-cpu"  # the experiment whose records the README shows
+# The experiments whose records the README shows.
+STUDY, STAGES = "cifar10-cpu", "cifar10-lit-cpu"
 
 
 def write(name: str, title: str, rows: list[dict[str, str]], note: str, in_readme: list[str]) -> None:
@@ -61,7 +63,46 @@ def from_records() -> dict[str, str]:
         for m in found.values()
     ]
     ledger = claims.ledger(experiment, records)
-    return {"study": markdown(rows), "claims": f"**{claims.summary(ledger)}**\n\n{claims.compact(ledger)}"}
+    return {
+        "study": markdown(rows),
+        "lit": markdown(lit_rows()),
+        "stages": markdown(stage_rows()),
+        "claims": f"**{claims.summary(ledger)}**\n\n{claims.compact(ledger)}",
+    }
+
+
+def lit_rows() -> list[dict[str, str]]:
+    rows = []
+    for name, (label, layout) in stages.PUBLISHED.items():
+        exact, printed = stages.costs(layout), reported(stages.IMAGENET, name, "top1", stages.PAPER)
+        known = f"`{name}`" if name == layout.model else f"{label} ({stages.words(layout.stages)}, plain merging)"
+        rows.append(
+            {
+                "model": known,
+                "parameters": f"{exact.parameters:,}",
+                "multiply-adds": f"{exact.macs:,}",
+                "ImageNet top-1, reported (%)": f"{printed.value:.1f}",
+            }
+        )
+    return rows
+
+
+def stage_rows() -> list[dict[str, str]]:
+    experiment = load_experiment(STAGES)
+    table = stages.measured_table(experiment, load_records(STAGES))
+    table["Top-1 (%)"] = table.pop(f"{experiment.scope} top-1 (%)")
+    wide = table.pivot(index="Attention in", columns="Merging", values=["Multiply-adds", "Top-1 (%)"])
+    return [
+        {
+            "attention in": place,
+            **{
+                f"{merging} merging: {what}": wide.loc[place, (column, merging)]
+                for merging in ("deformable", "plain")
+                for what, column in (("multiply-adds", "Multiply-adds"), ("top-1 (%)", "Top-1 (%)"))
+            },
+        }
+        for place in dict.fromkeys(table["Attention in"])
+    ]
 
 
 def show(name: str, text: str) -> None:

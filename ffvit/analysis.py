@@ -110,27 +110,53 @@ def study(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
             label = experiment.models[name]["label"]
             label += "" if experiment.part(name) == part else " (the grid's run)"
             label += f", {experiment.config(name).max_train_images:,} images" if part == "data" else ""
-            rows.append({"Part": title, "Model": label, **_measures(experiment, found.get(name))})
+            rows.append({"Part": title, "Model": label, **measures(experiment, found.get(name))})
     return pd.DataFrame(rows)
+
+
+def measures(experiment: Experiment, m: Measured | None) -> dict:
+    """The columns of a model in a table of what was measured. m: None, it was not run."""
+    columns = {
+        "Params": lambda: f"{m.parameters:,}",
+        "Multiply-adds": lambda: f"{m.macs:,}",
+        "Epochs": lambda: len(m.records[0]["history"]),
+        "Training images": lambda: f"{m.records[0]['dataset']['images']['train']:,}",
+        f"{experiment.scope} top-1 (%)": lambda: str(m),
+        "95 % interval": lambda: _interval_words(m.top1_percent, ".2f"),
+        "Training (min)": lambda: f"{statistics.mean(r['duration_s'] for r in m.records) / 60:.3g}",
+        "Images/s": lambda: f"{statistics.median(e['images_per_s'] for r in m.records for e in r['history']):,.0f}",
+        "Hardware": lambda: ", ".join(m.hardware),
+    }
+    if m is None:
+        return {column: NOT_RUN if "top-1" in column else "" for column in columns}
+    return {column: value() for column, value in columns.items()}
 
 
 def pairs(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
     """Differences in top-1, seed by seed, with Holm's correction over all tests of the table."""
-    found = everything(experiment, records)
-    compared = [
-        (a, b, difference(found[a], found[b]) if a in found and b in found else None)
-        for a, b in comparisons(experiment)
-    ]
-    tested = [i for i, (*_, d) in enumerate(compared) if d and d.p is not None]
-    corrected = dict(zip(tested, holm([compared[i][2].p for i in tested])))
+    compared = [(first, second, *_words(experiment, first, second)) for first, second in comparisons(experiment)]
+    table = differences(experiment, everything(experiment, records), compared)
+    parts = [experiment.part(first if experiment.part(first) == "loader" else second) for first, second, *_ in compared]
+    table.insert(0, "Part", [PARTS[part] for part in parts])
+    return table
+
+
+def differences(
+    experiment: Experiment, found: dict[str, Measured], compared: list[tuple[str, str, str, str]]
+) -> pd.DataFrame:
+    """One row a comparison: top-1 of the first model less the second's, in points, and Holm's correction over all rows.
+
+    compared: names of two models, and the words for each. Raises InputError for runs on different images.
+    """
+    both = [difference(found[a], found[b]) if a in found and b in found else None for a, b, *_ in compared]
+    tested = [i for i, d in enumerate(both) if d and d.p is not None]
+    corrected = dict(zip(tested, holm([both[i].p for i in tested])))
     rows = []
-    for i, (first, second, d) in enumerate(compared):
-        ours, theirs, where = _words(experiment, first, second)
+    for i, (d, (*_, ours, theirs)) in enumerate(zip(both, compared)):
         n = 0 if d is None else len(d.points)
         rows.append(
             {
-                "Part": PARTS[experiment.part(first if experiment.part(first) == "loader" else second)],
-                "Difference": f"{ours} − {theirs}{where}",
+                "Difference": f"{ours} − {theirs}",
                 f"{experiment.scope} top-1 (points)": f"{statistics.mean(d.points):+.2f} (n={n})" if n else NOT_RUN,
                 "95 % interval": _interval_words(d.points, "+.2f") if n else "",
                 "p": _p_words(d.p) if i in corrected else "",
@@ -266,31 +292,13 @@ def _ff_only(experiment: Experiment, name: str) -> str | None:
     return next((n for n in own if size(n) == size(name)), own[0] if own else None)
 
 
-def _words(experiment: Experiment, first: str, second: str) -> tuple[str, str, str]:
-    """Two models compared, and where the comparison differs from others of its part."""
+def _words(experiment: Experiment, first: str, second: str) -> tuple[str, str]:
+    """What to call two models compared; the second also says where the comparison differs from others of its part."""
     ours, theirs = (experiment.models[name]["label"] for name in (first, second))
     if experiment.part(first) == "loader":
-        return f"{ours}, images one by one", "in batches", ""
+        return f"{ours}, images one by one", "in batches"
     images = experiment.config(second).max_train_images
-    return ours, theirs, f", {images:,} images" if experiment.part(second) == "data" else ""
-
-
-def _measures(experiment: Experiment, m: Measured | None) -> dict:
-    """The columns of a model in the study."""
-    columns = {
-        "Params": lambda: f"{m.parameters:,}",
-        "Multiply-adds": lambda: f"{m.macs:,}",
-        "Epochs": lambda: len(m.records[0]["history"]),
-        "Training images": lambda: f"{m.records[0]['dataset']['images']['train']:,}",
-        f"{experiment.scope} top-1 (%)": lambda: str(m),
-        "95 % interval": lambda: _interval_words(m.top1_percent, ".2f"),
-        "Training (min)": lambda: f"{statistics.mean(r['duration_s'] for r in m.records) / 60:.3g}",
-        "Images/s": lambda: f"{statistics.median(e['images_per_s'] for r in m.records for e in r['history']):,.0f}",
-        "Hardware": lambda: ", ".join(m.hardware),
-    }
-    if m is None:
-        return {column: NOT_RUN if "top-1" in column else "" for column in columns}
-    return {column: value() for column, value in columns.items()}
+    return ours, theirs + (f", {images:,} images" if experiment.part(second) == "data" else "")
 
 
 def _interval_words(values: list[float], form: str) -> str:

@@ -324,9 +324,9 @@ def accuracy_by_cost(experiment: Experiment, records: list[dict]) -> Figure:
         text = "\n".join(["different hardware, not comparable:", *machines])
         axes[0, 1].text(0.97, 0.04, text, transform=axes[0, 1].transAxes, ha="right", fontsize=9, bbox=WHITE)
     for m in grid + matched:
-        _points(axes[1, 1], m.parameters / 1e6, m.top1_percent, look(experiment, m.name), hollow=m in matched)
+        mean_and_seeds(axes[1, 1], m.parameters / 1e6, m.top1_percent, look(experiment, m.name), hollow=m in matched)
     axes[1, 1].set(title="Parameters", xlabel="millions", ylabel="test top-1 (%)")
-    _finish(*axes.flat)
+    finish(*axes.flat)
     kinds = [Line2D([], [], color="0.3", lw=0.9, label="thin: longer training")] if long else []
     if matched:
         hollow = dict(marker="o", markerfacecolor="white", markersize=8, label="hollow: at equal multiply-adds")
@@ -351,14 +351,14 @@ def data_size(experiment: Experiment, records: list[dict]) -> Figure:
         line = {found[n].records[0]["dataset"]["images"]["train"]: found[n] for n in names if n in found}
         color, dashes, _ = look(experiment, cell)
         for x, m in line.items():
-            _points(panel, x, m.top1_percent, look(experiment, cell))
+            mean_and_seeds(panel, x, m.top1_percent, look(experiment, cell))
         if line:
             panel.plot(sorted(line), [line[x].mean for x in sorted(line)], color=color, linestyle=dashes, lw=1.8)
         ticks |= set(line)
         drawn += line.values()
     panel.set_xticks([], minor=True)
     panel.set_xticks(sorted(ticks), [f"{x:,}" for x in sorted(ticks)])
-    _finish(panel)
+    finish(panel)
     _legend(figure, experiment, drawn)
     figure.suptitle(f"{experiment.title}.\n{MARKS}", x=0.01, ha="left")
     return figure
@@ -381,7 +381,7 @@ def per_class(experiment: Experiment, records: list[dict]) -> Figure:
             panel.set_title(f"FF only less ViT: {MOST_CLASSES} of {points.shape[1]:,} classes, those at either end")
         names = pairs[0][0]["dataset"].get("class_names", range(points.shape[1]))
         for x, i in enumerate(order):
-            _points(panel, x, points[:, i].tolist(), ("0.25", "-", "o"))
+            mean_and_seeds(panel, x, points[:, i].tolist(), ("0.25", "-", "o"))
         panel.set_xticks(range(len(order)), [names[i] for i in order])
         turned = dict(rotation=90) if len(order) > 12 else {}
         panel.tick_params(axis="x", length=0, **turned)
@@ -392,7 +392,7 @@ def per_class(experiment: Experiment, records: list[dict]) -> Figure:
         )
         panel.legend(frameon=False, loc="upper left")
         panel.set_xlabel("class")
-    _finish(panel)
+    finish(panel)
     figure.suptitle(
         f"{experiment.title}, paired by seed (n={len(pairs)}). Above 0, FF only is better.\n{MARKS}", x=0.01, ha="left"
     )
@@ -453,10 +453,11 @@ def _agreement_words(a: analysis.Agreement, measure: str) -> str:
     return f"{value:.1f}{independent}\nn={a.pairs}"
 
 
-def _points(panel: Axes, x: float, values: list[float], style: tuple, hollow: bool = False) -> None:
+def mean_and_seeds(panel: Axes, x: float, values: list[float], style: tuple, hollow: bool = False) -> None:
     """The mean over seeds, from SEEDS_OF_AN_INTERVAL on its 95 % interval, and beside it the seeds."""
     color, _, marker = style
-    beside = offset_copy(panel.transData, panel.figure, x=8, units="points")
+    # Hollow to the left: where two stand at one place, both can be read.
+    beside = offset_copy(panel.transData, panel.figure, x=-8 if hollow else 8, units="points")
     panel.plot([x] * len(values), values, ".", color=color, markersize=6, markeredgewidth=0, transform=beside)
     panel.update_datalim([(x, value) for value in values])  # of what is moved aside, matplotlib takes no notice
     limits = analysis.interval(values) if len(values) >= SEEDS_OF_AN_INTERVAL else None
@@ -473,7 +474,7 @@ def _training_macs(m: Measured) -> np.ndarray:
     return 3 * m.macs * seen * np.arange(1, len(m.records[0]["history"]) + 1.0)
 
 
-def _finish(*panels: Axes) -> None:
+def finish(*panels: Axes) -> None:
     """A grid behind what is there; "not run" where there is nothing."""
     for panel in panels:
         panel.grid(True)

@@ -49,6 +49,11 @@ MAX_CONFUSION_CLASSES = 100  # with more classes, the confusion matrix and the m
 
 def open_run(run_dir: Path) -> tuple[Config, dict]:
     """Settings and facts of a finished run. Raises InputError for one that is not finished."""
+    if not (run_dir / "config.json").is_file():
+        raise InputError(
+            f"{run_dir} holds no run; train it first, with make reproduce EXPERIMENT=<its experiment> or python -m "
+            f"ffvit.launch --experiment <it> --model <its model> --run-dir {run_dir}"
+        )
     if not (run_dir / "training.json").is_file():
         raise InputError(
             f"{run_dir} holds no finished run; go on with: python -m ffvit.launch --config {run_dir / 'config.json'} "
@@ -78,10 +83,13 @@ def score(config: Config, weights: str | Path, splits: data.Splits, device: str 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = checkpoint.load_weights(models.create(config, len(splits.classes)), weights, _sha256_of(weights))
-    # One process scores what several trained: all images, in batches of the same size.
+    return evaluate(model.to(device), data.eval_loader(splits.test, alone(config)), len(splits.classes), device)
+
+
+def alone(config: Config) -> Config:
+    """What several processes trained, for one to score: all images, in batches of the same size."""
     size = config.micro_batch(config.accumulation_steps or 1)
-    alone = replace(config, num_processes=1, accumulation_steps=1, batch_size=size, parallel="ddp")
-    return evaluate(model.to(device), data.eval_loader(splits.test, alone), len(splits.classes), device)
+    return replace(config, num_processes=1, accumulation_steps=1, batch_size=size, parallel="ddp")
 
 
 def write_record(run_dir: Path, evaluation: Evaluation, results_dir: Path | None = None) -> Path:

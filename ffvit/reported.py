@@ -1,4 +1,4 @@
-"""Numbers that papers print, as data: reported.csv, checked whenever it is read. A blank stays blank."""
+"""Numbers that papers publish, as data: reported.csv, checked whenever it is read. A blank stays blank."""
 
 import csv
 import math
@@ -8,23 +8,34 @@ from pathlib import Path
 from ffvit.config import InputError
 
 CSV = Path(__file__).with_name("reported.csv")
-UNITS = {"parameters": "million", "top1": "percent", "epochs": "epochs", "num_tokens": "tokens"}
+UNITS = {
+    "parameters": "million",
+    "macs": "giga",
+    "top1": "percent",
+    "box_ap": "percent",
+    "mask_ap": "percent",
+    "miou": "percent",
+    "epochs": "epochs",
+    "num_tokens": "tokens",
+}
+# "report": the FF-only report itself; "paper": another one; "readme": the README of a paper's official code.
+SOURCES = ("report", "paper", "readme")
 
 
 @dataclass(frozen=True)
 class Reported:
     paper: str
-    place: str  # in the paper
-    model: str  # timm's name for it
+    place: str  # in the source: a table, a section, or what was measured
+    model: str  # timm's name for it, or one of our own where timm has none
     metric: str
-    value: float | None  # None: the paper leaves it blank
+    value: float | None  # None: the source leaves it blank
     unit: str
-    source: str  # "report": the FF-only report itself; "paper": another one
+    source: str  # one of SOURCES
     note: str
 
 
 def load_reported(path: Path = CSV) -> list[Reported]:
-    """Every row of the file. Raises InputError with the line for a wrong unit, number, or a number given twice."""
+    """Every row of the file. Raises InputError with the line for a wrong unit, source or number, or one given twice."""
     rows: list[Reported] = []
     with open(path, newline="") as file:
         reader = csv.DictReader(file)
@@ -34,6 +45,8 @@ def load_reported(path: Path = CSV) -> list[Reported]:
                 raise InputError(f"{where}: needs the columns {', '.join(Reported.__dataclass_fields__)}")
             if UNITS.get(cells["metric"]) != cells["unit"]:
                 raise InputError(f"{where}: metric '{cells['metric']}' in '{cells['unit']}'; known: {UNITS}")
+            if cells["source"] not in SOURCES:
+                raise InputError(f"{where}: source '{cells['source']}'; known: {', '.join(SOURCES)}")
             try:
                 value = float(cells["value"]) if cells["value"] else None
             except ValueError:
@@ -52,7 +65,7 @@ def load_reported(path: Path = CSV) -> list[Reported]:
 
 
 def reported(place: str, model: str, metric: str, paper: str = "arXiv:2105.02723") -> Reported:
-    """One number, or KeyError where the papers are silent."""
+    """One number, or KeyError where the sources are silent."""
     for row in load_reported():
         if (row.paper, row.place, row.model, row.metric) == (paper, place, model, metric):
             return row

@@ -238,11 +238,11 @@ def display(table: pd.DataFrame) -> Styler:
 def save(table: pd.DataFrame, stem: Path, formats: tuple[str, ...], caption: str, source: str) -> None:
     """Write a table as csv, md and tex. source: where its numbers come from; a column of the csv, a note elsewhere."""
     reported = any("reported" in column.lower() for column in table)
-    note = f"{f'Reported: as printed in the paper ({BLANK}: blank there). ' if reported else ''}{source}"
+    note = f"{f'Reported: as its authors print it ({BLANK}: blank there). ' if reported else ''}{source}"
     if "csv" in formats:
         checkpoint.write_atomically(stem.with_suffix(".csv"), table.assign(Provenance=note).to_csv(index=False))
     if "md" in formats:
-        text = f"**{caption}**\n\n{table.to_markdown(index=False)}\n\n{note}\n"
+        text = f"**{caption}**\n\n{table.to_markdown(index=False, disable_numparse=True)}\n\n{note}\n"
         checkpoint.write_atomically(stem.with_suffix(".md"), text)
     if "tex" in formats:
         body = table.to_latex(index=False, escape=True, caption=caption)

@@ -130,6 +130,15 @@ def test_correction_counts_the_tests_of_all_parts():
     assert row(table, Difference="FF only − ViT, 13,500 images")["What the seeds show"] == "not run"
 
 
+def test_any_models_compare_under_any_words():
+    found = analysis.everything(STUDY, several("vit", 81, 83) + several("ff_attention", 80, 80))
+    compared = [("vit", "ff_attention", "this", "that"), ("vit", "ff", "this", "the other")]
+    table = analysis.differences(STUDY, found, compared)
+    assert table["Difference"].tolist() == ["this − that", "this − the other"]
+    assert table["CIFAR-10 top-1 (points)"].tolist() == ["+2.00 (n=2)", "not run"]
+    assert table["p (Holm)"].tolist() == ["0.295", ""]  # one test: nothing to correct
+
+
 def test_images_one_by_one_are_compared_with_the_grids_batches():
     table = analysis.pairs(STUDY, several("ff", 80, 80) + several("ff_loader", 81, 82))
     found = row(table, Difference="FF only, images one by one − in batches")

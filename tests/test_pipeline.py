@@ -85,6 +85,25 @@ def test_pipeline_makes_everything_once_and_only_what_is_missing(project):
     assert "recorded, 1 runs" in (project / "figures/smoke/table1.md").read_text()
 
 
+def test_pipeline_of_lit_makes_its_own_figures_and_from_records_leaves_those_that_need_weights(project):
+    models = ["stages34", "all_plain"]
+    smoke_experiment(project, "digits-lit", models, epochs=1, warmup_epochs=0, max_train_images=128, max_eval_images=50)
+    code, output = pipeline(project, "reproduce")
+    assert code == 0, output
+    made = artefacts(project)
+    assert {Path(name).stem for name in made} == {
+        *("training_curves", "lit_imagenet", "lit_retinanet", "lit_mask_rcnn", "lit_semantic_fpn"),
+        *("stage_costs", "stages", "stage_pairs", "trials", "offsets", "attention_maps", "attention_distance"),
+    }
+    shutil.rmtree(project / "runs")
+    code, output = pipeline(project, "figures")
+    assert code == 0, output
+    again = artefacts(project)
+    kept = {name for name in made if again[name] == made[name]}
+    assert {Path(name).stem for name in kept} == {"offsets", "attention_maps", "attention_distance"}
+    assert "2 runs" in (project / "figures/smoke/stages.md").read_text()
+
+
 def test_failed_run_keeps_its_log_and_the_next_call_goes_on(project):
     smoke_experiment(project, "digits", ["ff"], epochs=1, warmup_epochs=0, max_train_images=128, dataset="./nowhere")
     code, output = pipeline(project, "reproduce")

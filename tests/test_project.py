@@ -39,8 +39,10 @@ ORDER = [
     "tables",
     "analysis",
     "figures",
+    "stages",
     "claims",
     "pictures",
+    "visualise",
     "notebook",
 ]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

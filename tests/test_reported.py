@@ -14,6 +14,19 @@ TABLE1 = {  # model: (parameters in millions, ImageNet top-1 in percent); None: 
     "deit_large_patch32_224": (None, None),
     "ff_large_patch32_224": (206, 71.4),
 }
+LIT = "arXiv:2105.14217"
+LIT_README = {  # place: {model: numbers in the order of the metrics}
+    ("ImageNet-1K", "parameters", "macs", "top1"): {
+        "lit_ti": (19, 3.6, 81.1),
+        "lit_s": (27, 4.1, 81.5),
+        "lit_m": (48, 8.6, 83.0),
+        "lit_b": (86, 15.0, 83.4),
+        "pvt_msa": (20, 8.4, 80.9),
+    },
+    ("RetinaNet, COCO 1x", "parameters", "box_ap"): {"lit_ti": (30, 41.6), "lit_s": (39, 41.6)},
+    ("Mask R-CNN, COCO 1x", "parameters", "box_ap", "mask_ap"): {"lit_ti": (40, 42.0, 39.1), "lit_s": (48, 42.9, 39.6)},
+    ("Semantic FPN, ADE20K", "parameters", "miou"): {"lit_ti": (24, 41.3), "lit_s": (32, 41.7)},
+}
 HEADER = "paper,place,model,metric,value,unit,source,note\n"
 
 
@@ -64,6 +77,35 @@ def test_deit_bases_published_figure_is_kept_as_another_papers():
     assert (row.value, row.source) == (81.8, "paper")
 
 
+@pytest.mark.parametrize("place, metrics", [(place, metrics) for place, *metrics in LIT_README])
+def test_lits_tables_are_what_the_readme_of_its_code_says(place, metrics):
+    rows = [r for r in load_reported() if (r.paper, r.place) == (LIT, place)]
+    table = LIT_README[place, *metrics]
+    assert {m: tuple(reported(place, m, what, LIT).value for what in metrics) for m in table} == table
+    assert len(rows) == len(table) * len(metrics) and {r.source for r in rows} == {"readme"}
+
+
+def test_every_number_of_lit_is_in_one_of_its_readmes_tables():
+    assert {r.place for r in load_reported() if r.paper == LIT} == {place for place, *_ in LIT_README}
+
+
+@pytest.mark.parametrize(
+    "place, model, metric, words",
+    [
+        *(
+            ("ImageNet-1K", model, "parameters", "Without the classifier")
+            for model in ("lit_ti", "lit_s", "lit_m", "lit_b")
+        ),
+        ("ImageNet-1K", "pvt_msa", "parameters", "would be 19"),
+        ("ImageNet-1K", "pvt_msa", "top1", "attention in all four stages and plain merging"),
+        ("ImageNet-1K", "lit_ti", "macs", "they are multiply-adds"),
+        ("Semantic FPN, ADE20K", "lit_ti", "miou", "8k"),
+    ],
+)
+def test_an_oddity_of_lits_readme_stands_beside_its_number(place, model, metric, words):
+    assert words in reported(place, model, metric, LIT).note
+
+
 def test_a_number_the_papers_do_not_give_is_a_key_error():
     with pytest.raises(KeyError, match="ff_attention_tiny_patch16_224"):
         reported("Table 1", "ff_attention_tiny_patch16_224", "top1")
@@ -72,6 +114,7 @@ def test_a_number_the_papers_do_not_give_is_a_key_error():
 @pytest.mark.parametrize(
     "rows, trouble",
     [
+        (["p,T,m,top1,61.4,percent,blog,"], r"line 2: source 'blog'; known: report, paper, readme"),
         (["p,T,m,top1,61.4,million,report,"], r"line 2: metric 'top1' in 'million'"),
         (["p,T,m,speed,61.4,percent,report,"], r"line 2: metric 'speed'"),
         (["p,T,m,top1,61.4,percent,report,", "p,T,n,top1,6l.4,percent,report,"], r"line 3: '6l.4' is no value"),
