@@ -51,7 +51,8 @@ from ffvit.lifetime import STOPPED, Stop
 STOPPED_BY = "stopped by"  # how the line begins that says so
 SETTLE, MEASURE = 3, 7  # updates before an estimate: memory is allotted and kernels chosen; timed
 WORTH_AN_ESTIMATE_S = 600
-# May differ when a run goes on: beyond rounding, and which process draws which random number, they change no result.
+# May differ when a run goes on: beyond rounding, which process draws which random number, and of how many images LIT's
+# batch norms take their statistics, they change no result.
 FREE_SETTINGS = {
     "device",
     "num_workers",

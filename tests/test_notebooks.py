@@ -94,6 +94,15 @@ def test_notebook_works_without_any_record(name, tmp_path):
     assert all("not run" in table.read_text() for table in (tmp_path / "digits").glob("*.md"))
 
 
+@pytest.mark.parametrize("name", ["09_lit", "10_stages"])
+def test_notebook_of_lit_works_without_any_record(name, tmp_path):
+    run(name, tmp_path, results_dir=str(tmp_path), figures_dir=str(tmp_path))
+    tables = {path.stem: path.read_text() for path in (tmp_path / "digits-lit").glob("*.md")}
+    counted = tables.pop("stage_costs", "19,886,272")
+    assert "19,886,272" in counted and len(tables) in (3, 4)
+    assert all("not run" in table for table in tables.values())
+
+
 def test_misspelt_parameter_stops_the_notebook_before_any_work(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="no parameter 'epoch'; did you mean 'epochs'"):
         run("02_train", tmp_path, epoch=1, run_dir=str(tmp_path / "run"))

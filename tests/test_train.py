@@ -265,6 +265,15 @@ def quiet(line):
     pass
 
 
+def test_lit_trains_in_half_precision_too(tmp_path):
+    config = lit(epochs=1, depths=[1, 1, 1, 1])
+    train.train(config, tmp_path / "single")
+    launch(dataclasses.replace(config, mixed_precision="bf16"), tmp_path / "half", on_line=quiet)
+    single, half = history(tmp_path / "single")[0], history(tmp_path / "half")[0]
+    assert half["train_loss"] == pytest.approx(single["train_loss"], rel=1e-2)
+    assert half["train_loss"] != single["train_loss"]
+
+
 @pytest.mark.parametrize("options", [{"grad_checkpointing": True}, {"compile": True}])
 def test_options_of_memory_and_speed_change_no_result_of_lit(tmp_path, options):
     if "compile" in options and not shutil.which("g++"):
