@@ -49,7 +49,7 @@ def origin(name: str) -> str:
 
 
 def from_records() -> dict[str, str]:
-    """What the README shows of the study's records, by the name of its place there."""
+    """What the README shows of records and of what is counted on models, by the name of its place there."""
     experiment, records = load_experiment(STUDY), load_records(STUDY)
     found = tables.measured(experiment, records)
     rows = [

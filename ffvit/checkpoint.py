@@ -180,7 +180,7 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> Non
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
         whose = ""
         if hasattr(model, "describe_weights") and (theirs := model.describe_weights(state)):
-            whose = f" ({theirs}; this one is {model.describe_weights(own)})"
+            whose = f" ({theirs}; this one is {model.describe_weights(own)}; create one of that shape to load them)"
         raise InputError(f"{path}: the weights of another model{whose}: {shown}")
     model.load_state_dict(state)
 

@@ -58,7 +58,7 @@ class Config:
     depths: tuple[int, ...] | None = None
     mlp_ratios: tuple[float, ...] | None = None
     attention_stages: tuple[int, ...] | None = None  # those with attention, from 1
-    deformable: bool | None = None  # whether mergings look where they choose to, or plain convolutions merge
+    deformable: bool | None = None  # whether mergings choose where to look, or are plain: a convolution and a norm
 
     # Images
     dataset: str  # "digits", a hub id, or a local folder (parquet, image folder or save_to_disk)
@@ -175,7 +175,7 @@ class Experiment:
         return self.models[model].get("part", "grid")
 
     def seeds_of(self, model: str) -> list[int]:
-        return self.models[model].get("seeds", self.seeds)
+        return self.models.get(model, {}).get("seeds", self.seeds)
 
     def config(self, model: str, seed: int = 0, **overrides) -> Config:
         """The settings of one run.

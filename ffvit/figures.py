@@ -189,7 +189,7 @@ def training_curves(experiment: Experiment, records: list[dict], found: dict[str
         ("validation_loss", "Validation loss"),
         ("validation_top1_percent", "Validation top-1 (%)"),
     )
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4 + 0.12 * max(0, len(found) - 4)), layout="constrained")
     for panel, (column, title) in zip(axes, panels):
         panel.set(title=title, xlabel="epoch")
         panel.grid(True)
@@ -211,7 +211,8 @@ def training_curves(experiment: Experiment, records: list[dict], found: dict[str
         panel.set_ylabel("")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     if found:
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(found), frameon=False)
+        columns = len(found) if len(found) <= 4 else 2
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
     figure.suptitle(f"{experiment.title}: mean over seeds; bands from lowest to highest seed", x=0.01, ha="left")
     return figure
 

@@ -18,6 +18,7 @@ import re
 import torch
 from timm.layers import Attention, DropPath, Mlp, PatchEmbed, to_2tuple, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
@@ -33,7 +34,8 @@ OFFICIAL_WEIGHTS = "https://github.com/ziplab/LIT/releases/download/v1.0/"
 class DeformableConv(DeformConv2d):
     """A 2x2 convolution of stride 2 whose taps are moved by learned offsets. (B, C, H, W) -> (B, C', H // 2, W // 2).
 
-    Offsets are unbounded, in tokens of the input, and zero at first: then this is the plain convolution.
+    Offsets are unbounded, in tokens of the input, and zero at first: then this is the plain convolution. On CUDA gradients
+    are summed in no fixed order, so that two runs of one seed differ by rounding.
     """
 
     def __init__(self, dim: int, out_dim: int):
@@ -86,7 +88,8 @@ class PlainMerging(nn.Module):
 class Resample(nn.Module):
     """A learned map at another size: (h*w, C) -> (h'*w', C).
 
-    Where no gradients are recorded, a size is computed once and kept until the map changes.
+    Where no gradients are recorded, a size is computed once and kept until the map changes, as far as PyTorch counts its
+    changes, or the mode of the model is set.
     """
 
     KEPT = 8  # sizes; detection sees hundreds
@@ -186,8 +189,8 @@ class LIT(nn.Module):
 
     Args: img_size and patch_size in pixels. embed_dims, depths, num_heads, mlp_ratios: one for each stage; num_heads is
     read in the stages with attention. attention_stages: those with attention, from 1; LIT has it in (3, 4).
-    deformable: whether mergings are, or plain convolutions. Images may have other sizes than img_size: positions,
-    which are stored for img_size, are resampled.
+    deformable: whether mergings are, or plain: a convolution and a layer norm. Images may have other sizes than img_size:
+    positions, which are stored for img_size, are resampled.
     Raises InputError for a shape that does not fit, and in forward for an image that leaves the last stage no token.
     """
 
@@ -195,6 +198,7 @@ class LIT(nn.Module):
     pads: bool  # an image is made divisible into patches by zeros at the right and bottom, or by leaving out the rest
     norm_eps: float  # of blocks and final norm; that of the patches is 1e-5 in both lineages
     pooling: str  # "token", that of the class, or "avg"
+    stage_names: tuple[str, ...]  # of the modules
 
     def __init__(
         self,
@@ -214,7 +218,7 @@ class LIT(nn.Module):
         super().__init__()
         shape = dict(embed_dims=embed_dims, depths=depths, num_heads=num_heads, mlp_ratios=mlp_ratios)
         for name, values in shape.items():
-            if len(values) != 4 or min(values) <= 0:
+            if not isinstance(values, (tuple, list)) or len(values) != 4 or min(values) <= 0:
                 raise InputError(f"{name}={values}: one for each of the four stages, none of them 0 or less")
         if not set(attention_stages) <= {1, 2, 3, 4}:
             raise InputError(f"attention_stages={attention_stages}: the stages are 1, 2, 3 and 4")
@@ -225,7 +229,8 @@ class LIT(nn.Module):
         self.patch_size = patch_size
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dims[-1]
         self.feature_info = [
-            dict(num_chs=dim, reduction=patch_size * 2**s, module=f"stages.{s}") for s, dim in enumerate(embed_dims)
+            dict(num_chs=dim, reduction=patch_size * 2**s, module=name)
+            for s, (dim, name) in enumerate(zip(embed_dims, self.stage_names))
         ]
         self.grad_checkpointing = False
         self.grids = self.grids_of(to_2tuple(img_size))
@@ -310,9 +315,9 @@ class LIT(nn.Module):
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise InputError(f"output_fmt='{output_fmt}': maps are NCHW or NHWC")
-        take = _taken(indices)
+        take, last = feature_take_indices(4, indices)
         maps = []
-        for stage in range(max(take) + 1 if intermediates_only else 4):
+        for stage in range(last + 1 if intermediates_only else 4):
             tokens, x = self.run_stage(stage, x)
             if stage in take:
                 image = self.norm(x) if norm and stage == 3 else x
@@ -325,7 +330,7 @@ class LIT(nn.Module):
             self.norm = nn.Identity()
         if prune_head:
             self.reset_classifier(0)
-        return _taken(indices)
+        return feature_take_indices(4, indices)[0]
 
     @property
     def blocks(self) -> list[Block]:
@@ -350,13 +355,6 @@ class LIT(nn.Module):
         return describe(state)
 
 
-def _taken(indices: int | list[int] | None) -> list[int]:
-    """The stages meant, from 0, as timm counts: all, the last so many, or those of a list, also from the end."""
-    if indices is None or isinstance(indices, int):
-        return list(range(4)[-(indices or 4) :])
-    return [range(4)[index] for index in indices]
-
-
 class AbsoluteLIT(LIT):
     """LIT-Ti, after PVT: learned positions added in each stage, and a class token that enters in the fourth.
 
@@ -365,6 +363,7 @@ class AbsoluteLIT(LIT):
     """
 
     relative, pads, norm_eps = False, False, 1e-6
+    stage_names = ("block1", "block2", "block3", "block4")
 
     def place(self, patch_embed, mergings, stages):
         self.patch_embed1 = patch_embed
@@ -423,6 +422,7 @@ class RelativeLIT(LIT):
     """LIT-S, M and B, after Swin: a bias for each offset between tokens in each attention, and the mean as the pool."""
 
     relative, pads, norm_eps, pooling = True, True, 1e-5, "avg"
+    stage_names = ("layers.0", "layers.1", "layers.2", "layers.3")
 
     def place(self, patch_embed, mergings, stages):
         self.patch_embed = patch_embed

@@ -42,7 +42,8 @@ def advice(config: Config) -> str:
     return (
         f"out of memory with {share // now} images at a time in each of {config.num_processes} processes. Set "
         f"accumulation_steps={more}: {share // more} images at a time and still {config.batch_size} an update, at the "
-        f"same learning rate, so the recipe stays the same; accumulation_steps=0 finds the number by itself. {cures}"
+        "same learning rate, so the recipe stays the same, but for batch norms, of which LIT's deformable mergings have "
+        f"some; accumulation_steps=0 finds the number by itself. {cures}"
     )
 
 

@@ -33,9 +33,9 @@ def lit_ti() -> dict:
     with offset weights at a hundredth of the rate.
 
     Command:  make reproduce EXPERIMENT=imagenet-lit, or for one model on a node of 8 GPUs
-              python -m ffvit.launch --experiment imagenet-lit --model lit_ti num_processes=8
-    Hardware: 8 GPUs x 128 images, as in the paper. Batch norms take the images of one process, in parts if
-              accumulation_steps says so: other numbers than 128 are another training.
+              python -m ffvit.launch --experiment imagenet-lit --model lit_ti
+    Hardware: 8 GPUs x 128 images, as in the paper. Batch norms see what a process takes at a time: with fewer GPUs,
+              accumulation_steps keeps that at 128, and other numbers are another training.
     Time:     not measured.
     Expected: ImageNet top-1 81.1 % (the README of the official code). Not run here.
 
@@ -50,7 +50,7 @@ def lit() -> dict:
     """The training setup of LIT-S, M and B (Pan et al. 2022, arXiv:2105.14217; the official code's configurations), which
     is Swin's: a longer warm-up, a schedule by updates, clipped gradients, no repeated augmentation.
 
-    Command:  python -m ffvit.launch --experiment imagenet-lit --model lit_s num_processes=8
+    Command:  python -m ffvit.launch --experiment imagenet-lit --model lit_s
     Hardware: 8 GPUs x 128 images, as in the paper; LIT-B with grad_checkpointing=true. See lit_ti on batch norms.
     Time:     not measured.
     Expected: ImageNet top-1 of LIT-S 81.5 %, M 83.0 %, B 83.4 % (the README of the official code). Not run here.

@@ -151,8 +151,12 @@ def origin(record: dict, runs_dir: Path = RUNS) -> str:
 
 def deciding(config: dict) -> dict:
     """The settings that decide a result: all but the machine's, the seed, the names, and where the images lie."""
-    free = FREE_SETTINGS | {"seed", "dataset"}
-    return {name: value for name, value in with_defaults(config).items() if name not in free}
+    free, values = FREE_SETTINGS | {"seed", "dataset"}, with_defaults(config)
+    kept = {name: value for name, value in values.items() if name not in free}
+    if values["model"].startswith("lit_") and values["deformable"] is not False:
+        # Batch norms see a part of a batch at a time; how many parts there are is then no matter of the machine.
+        kept["parts"] = values["num_processes"] * values["accumulation_steps"]
+    return kept
 
 
 def _sha256_of(weights: str | Path) -> str | None:

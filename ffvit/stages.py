@@ -87,6 +87,21 @@ def layouts(experiment: Experiment) -> dict[str, Layout]:
     return found
 
 
+def pyramid(model: lit.LIT) -> pd.DataFrame:
+    """Tokens, width and layers of the four stages, for an image of the model's own size."""
+    rows = zip(model.grids, model.feature_info, model.stages)
+    return pd.DataFrame(
+        {
+            "Stage": stage,
+            "Tokens": f"{grid[0]} x {grid[1]}",
+            "Width": info["num_chs"],
+            "Blocks": len(blocks),
+            "Layers of a block": "attention and feed-forward" if blocks[0].attn else "feed-forward",
+        }
+        for stage, (grid, info, blocks) in enumerate(rows, 1)
+    )
+
+
 def imagenet_table(experiment: Experiment, found: dict[str, Measured]) -> pd.DataFrame:
     """The README's classification table and, in columns and rows of their own, what this experiment measured."""
     on_imagenet = found.values() if experiment.scope == "ImageNet" else ()

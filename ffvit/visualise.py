@@ -164,11 +164,13 @@ def offsets_figure(model: nn.Module, batch: Batch, config: Config) -> Figure:
             panel.add_patch(square).set_clip_on(False)
             look = dict(s=marks**2, color=color, marker=marker, edgecolor="black", lw=0.1 * marks)
             panel.scatter(*traces[row, column].T[::-1], **look, clip_on=False, zorder=3)
-    pixels = [model.patch_size * 2**level * m.square().mean().sqrt().item() for level, m in enumerate(moves)]
+    units = [model.patch_size * 2**level for level in range(3)]  # pixels a token
+    biases = [merging.dconv.conv_offset.bias.detach() for merging in model.mergings]
+    of_all, of_biases = (_listed(unit * _rms(m) for unit, m in zip(units, part)) for part in (moves, biases))
     figure.suptitle(
         f"Where tokens of the last map come from: up to 64 points each. Model: {config.label}.\n"
         f"Squares: the {side} x {side} pixels that would hold the points without offsets. Offsets of the three\n"
-        f"mergings, root mean square over these images: {', '.join(f'{p:.2g}' for p in pixels)} pixels.",
+        f"mergings, root mean square over these images: {of_all} pixels; of their biases: {of_biases}.",
         **TITLE,
     )
     return figure
@@ -290,6 +292,14 @@ def _heat_map(panel: Axes, probabilities: np.ndarray, query: tuple[int, int]) ->
     (row, column), width = query, min(1.6, 45 / probabilities.shape[1])
     square = Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor="none", edgecolor=COLORS[0], lw=width)
     panel.add_patch(square).set_clip_on(False)
+
+
+def _rms(values: Tensor) -> float:
+    return values.square().mean().sqrt().item()
+
+
+def _listed(pixels: Iterable[float]) -> str:
+    return ", ".join(f"{p:.2g}" for p in pixels)
 
 
 def _chosen(grid: Grid) -> list[tuple[int, int]]:

@@ -57,7 +57,7 @@ def test_models_of_a_stage_experiment_differ_in_attention_and_merging_alone_and_
     [("lit_ti", "lit_ti", 0.1), ("lit_s", "lit", 0.2), ("lit_m", "lit", 0.3), ("lit_b", "lit", 0.5)],
 )
 def test_lit_on_imagenet_is_trained_as_published(model, recipe, drop_path_rate):
-    config = load_experiment("imagenet-lit").config(model, num_processes=8)
+    config = load_experiment("imagenet-lit").config(model)
     assert (config.recipe, config.batch_size, config.micro_batch(1), config.lr) == (recipe, 1024, 128, 1e-3)
     assert (config.epochs, config.total_epochs, config.weight_decay, config.optimizer) == (300, 300, 0.05, "adamw")
     assert config.lowest_lr == (1e-6, 1e-5) and config.offset_lr_ratio == 0.01

@@ -136,17 +136,19 @@ def test_after_the_warm_up_offsets_of_lit_stay_at_1e_5(name, per_epoch):
         late = max(0, step - 1)  # DeiT is an epoch late, Swin an update
         assert abs(lr - rate(config, late, per_epoch, peak_ratio=0.01)) <= 1e-12
     assert rates[0] == rates[1] == 1e-6
-    assert [rates[epoch * per_epoch] for epoch in (25, 150, 299)] == pytest.approx([1e-5] * 3, rel=1e-9)
+    for epoch in (10, 150, 299):
+        if epoch >= config.warmup_epochs:
+            assert rates[epoch * per_epoch + (per_epoch > 1)] == pytest.approx(1e-5, rel=1e-9)
 
 
 def rates_of_offsets(config, per_epoch):
-    weights = [nn.Parameter(torch.zeros(2, 2)) for _ in range(2)]
-    groups = [{"params": weights[:1]}, {"params": weights[1:], "lr": config.lr * config.offset_lr_ratio}]
-    scheduler = optim.create_scheduler(config, torch.optim.AdamW(groups, lr=config.lr), per_epoch)
+    with torch.device("meta"):
+        model = models.create(config, 10)
+    scheduler = optim.create_scheduler(config, optim.create_optimizer(config, model), per_epoch)
     rates = {}
     for update in range(config.total_epochs * per_epoch):
         optim.set_rate(config, scheduler, update // per_epoch, update)
-        rates[update] = scheduler.optimizer.param_groups[1]["lr"]
+        rates[update] = scheduler.optimizer.param_groups[2]["lr"]
     return rates
 
 

@@ -135,7 +135,13 @@ def test_record_that_is_cut_off_or_incomplete_is_refused(tmp_path):
         record.load_records("digits", tmp_path)
 
 
+def test_a_run_that_never_began_gets_no_record_but_the_command_that_begins_it(tmp_path, capsys):
+    assert record.main([str(tmp_path)]) == 2
+    assert "holds no run; train it first, with make reproduce EXPERIMENT=" in capsys.readouterr().err
+
+
 def test_unfinished_run_gets_no_record_but_the_command_that_goes_on(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
     assert record.main([str(tmp_path)]) == 2
     assert "holds no finished run; go on with: python -m ffvit.launch --config" in capsys.readouterr().err
 

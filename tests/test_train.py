@@ -28,9 +28,14 @@ def digits(model="ff", **settings):
     return load_experiment("digits").config(model, **{"epochs": 2, "warmup_epochs": 0, "device": "cpu", **settings})
 
 
-def lit(**settings):
+def lit(model="lit_ti", **settings):
     small = {"epochs": 2, "warmup_epochs": 0, "device": "cpu", "max_train_images": 256, "embed_dims": [8, 16, 16, 16]}
-    return load_experiment("digits-lit").config("all", **{**small, "num_heads": [1, 1, 2, 2], **settings})
+    config = load_experiment("digits-lit").config("all", **{**small, "num_heads": [1, 1, 2, 2], **settings})
+    return dataclasses.replace(config, model=model)
+
+
+# What LIT-S is trained with, unlike LIT-Ti.
+SWIN = dict(model="lit_s", schedule_per="late update", scale_all_lr=True, clip_grad=5.0)
 
 
 def history(run_dir):
@@ -60,20 +65,12 @@ def test_finished_run_leaves_weights_and_facts_and_no_state(tmp_path):
 
 @pytest.mark.parametrize(
     "make, way",
-    [(digits, {}), (digits, dict(augment="batch", interpolation="bilinear")), (lit, {})],
-    ids=["image", "batch", "lit"],
+    [(digits, {}), (digits, dict(augment="batch", interpolation="bilinear")), (lit, {}), (lit, SWIN)],
+    ids=["image", "batch", "lit_ti", "lit_s"],
 )
 def test_interrupted_run_goes_on_to_the_same_weights(tmp_path, monkeypatch, make, way):
-    config = make(
-        **way,
-        epochs=3,
-        max_train_images=256,
-        mixup=0.8,
-        drop_path_rate=0.1,
-        ema_decay=0.9,
-        schedule_per="epoch",
-        checkpoint_every=2,  # of the four updates of an epoch
-    )
+    usual = dict(epochs=3, max_train_images=256, mixup=0.8, drop_path_rate=0.1, ema_decay=0.9, schedule_per="epoch")
+    config = make(**{**usual, **way}, checkpoint_every=2)  # of the four updates of an epoch
     train.train(config, tmp_path / "whole")
 
     save = checkpoint.save_state
@@ -278,7 +275,7 @@ def test_lit_trains_in_half_precision_too(tmp_path):
 def test_options_of_memory_and_speed_change_no_result_of_lit(tmp_path, options):
     if "compile" in options and not shutil.which("g++"):
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
-    config = lit(epochs=1, depths=[1, 1, 1, 1])
+    config = lit("lit_s", epochs=1, depths=[1, 1, 1, 1])
     train.train(config, tmp_path / "plain")
     train.train(dataclasses.replace(config, **options), tmp_path / "option")
     plain, option = history(tmp_path / "plain")[0], history(tmp_path / "option")[0]
@@ -308,12 +305,12 @@ def test_two_processes_see_every_loss_of_one_over_fifty_updates(tmp_path):
     assert len(history(tmp_path / "two")) == 50
 
 
-@pytest.mark.parametrize("model", ["ff", "lit"])
+@pytest.mark.parametrize("model", ["ff", "lit_ti", "lit_s"])
 def test_split_weights_give_the_results_of_whole_ones_and_go_on_after_a_stop(tmp_path, model):
     if model == "ff":
         config = digits(num_processes=2, max_train_images=320, ema_decay=0.9, depth=2, embed_dim=32)
     else:
-        config = lit(num_processes=2, ema_decay=0.9)
+        config = lit(model, num_processes=2, ema_decay=0.9)
     launch(config, tmp_path / "ddp", on_line=quiet)
 
     def stop_once(line):

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,6 +9,7 @@ import papermill
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import nn
 
 from ffvit import train, visualise
@@ -382,33 +382,29 @@ def test_a_runs_model_comes_with_as_many_of_its_test_images_as_asked_for(run_dir
         visualise.prepare(config, run_dir / "last.safetensors", data_set="digits")
 
 
-def execute(tmp_path, **parameters):
-    notebook = ROOT / "notebooks/11_visualise.ipynb"
-    output = tmp_path / "out.ipynb"
-    papermill.execute_notebook(notebook, output, parameters, kernel_name="python3", progress_bar=False, cwd=ROOT)
-
-
-def test_the_notebook_makes_its_pictures_and_its_table(run_dir, tmp_path):
-    weights = str(run_dir / "last.safetensors")
-    shape = dict(embed_dims=[8, 16, 24, 32], num_heads=[1, 2, 3, 4])
-    execute(
-        tmp_path,
-        offsets_model="all",
-        attention_model="all",
-        checkpoint=weights,
-        attention_checkpoint=weights,
-        settings=shape,
-        images=20,
-        figures_dir=str(tmp_path),
+def test_the_notebook_makes_its_pictures_and_its_table_of_official_files_and_any_folder(tmp_path):
+    shape = dict(img_size=64, embed_dims=[8, 16, 24, 32], depths=[1, 1, 2, 1], num_heads=[1, 2, 3, 4])
+    everywhere = dict(attention_stages=(1, 2, 3, 4), deformable=False)
+    for name, layout in {"lit_ti": {}, "pvt_full_msa": everywhere}.items():
+        torch.save(timm.create_model("lit_ti", **shape, **layout).state_dict(), tmp_path / f"{name}.pth")
+    for i in range(8):
+        file = tmp_path / f"images/{'cat' if i % 2 else 'dog'}/{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((80, 70), 50).convert("RGB").save(file)
+    parameters = dict(
+        experiment="imagenet-lit",
+        figures_dir=str(tmp_path / "out"),
+        checkpoint=str(tmp_path / "lit_ti.pth"),
+        attention_checkpoint=str(tmp_path / "pvt_full_msa.pth"),
+        num_classes=1000,
+        dataset=str(tmp_path / "images"),
+        settings=shape | dict(validation_split="", test_split="train"),
     )
-    made = tmp_path / "digits-lit"
-    assert sorted(file.name for file in made.iterdir()) == [
-        "attention_distance.csv",
-        "attention_distance.md",
-        "attention_maps.png",
-        "offsets.png",
-    ]
-    assert "run all-seed0 of digits-lit, trained here" in Path(made / "attention_distance.md").read_text()
+    notebook, output = ROOT / "notebooks/11_visualise.ipynb", tmp_path / "out.ipynb"
+    papermill.execute_notebook(notebook, output, parameters, kernel_name="python3", progress_bar=False, cwd=ROOT)
+    made = tmp_path / "out/imagenet-lit"
+    assert {file.stem for file in made.iterdir()} == {"attention_distance", "attention_maps", "offsets"}
+    assert "pvt_full_msa.pth, a file that was given; not trained here" in (made / "attention_distance.md").read_text()
 
 
 @pytest.mark.parametrize(
