@@ -245,13 +245,13 @@ def attention_distance(attention: MeanAttention) -> pd.DataFrame:
                 "block": block,
                 "tokens": f"{grid[0]} x {grid[1]}",
                 "heads": len(heads),
-                "mean distance (px)": heads.mean(),
-                "lowest head (px)": heads.min(),
-                "highest head (px)": heads.max(),
-                "uniform attention (px)": distances.mean(),
+                "mean distance (px)": f"{heads.mean():.2f}",
+                "lowest head (px)": f"{heads.min():.2f}",
+                "highest head (px)": f"{heads.max():.2f}",
+                "uniform attention (px)": f"{distances.mean():.2f}",
             }
         )
-    return pd.DataFrame(rows).round(2)
+    return pd.DataFrame(rows)
 
 
 def attention_figure(attention: MeanAttention, label: str) -> Figure:

@@ -90,7 +90,7 @@ def test_pipeline_of_lit_makes_its_own_figures_and_from_records_leaves_those_tha
     smoke_experiment(project, "digits-lit", models, epochs=1, warmup_epochs=0, max_train_images=128, max_eval_images=50)
     smoke = project / "experiments/smoke.toml"
     smoke.write_text(smoke.read_text().replace("seeds = [0]", "seeds = [1]"))
-    code, output = pipeline(project, "reproduce")
+    code, output = pipeline(project, "reproduce", "--dataset", "digits")  # where the images lie
     assert code == 0, output
     made = artefacts(project)
     assert {Path(name).stem for name in made} == {

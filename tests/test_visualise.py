@@ -286,7 +286,8 @@ def test_a_query_row_without_class_token_is_that_of_the_map():
 
 
 def one_stage(maps, stage, grid):
-    return visualise.attention_distance(MeanAttention({(stage, 1): maps}, {stage: grid}, 4, 1)).iloc[0]
+    row = visualise.attention_distance(MeanAttention({(stage, 1): maps}, {stage: grid}, 4, 1)).iloc[0]
+    return {column: float(value) if "(px)" in column else value for column, value in row.items()}
 
 
 def test_distance_of_uniform_attention_is_the_mean_over_pairs_of_tokens():
