@@ -8,6 +8,7 @@ as two unrelated copies. Exit codes are those of ffvit.train, whatever number of
 import contextlib
 import getpass
 import json
+import math
 import os
 import shlex
 import signal
@@ -156,10 +157,17 @@ def _own_gpus(config: Config, environment: dict[str, str]) -> Iterator[None]:
 
     Snakemake counts GPUs but assigns none, so runs started side by side would all take the first. A run of one process
     takes one of the places of a GPU, and of every GPU the first one before a second; a run of several takes GPUs whole.
+    Raises InputError for more processes than there are GPUs.
     """
     places = range(_runs_per_gpu(environment))
     visible = environment.get("CUDA_VISIBLE_DEVICES")  # a scheduler's choice
     known = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    on_gpus = config.device != "cpu" and torch.cuda.is_available()
+    if on_gpus and len(known) < config.num_processes:
+        raise InputError(
+            f"num_processes={config.num_processes} needs as many GPUs, found {len(known)}: set num_processes={len(known)}; "
+            f"accumulation_steps={math.ceil(config.num_processes / len(known))} then leaves about as many images at a time"
+        )
     choices = [(gpu, [place]) for place in places for gpu in known]
     if config.num_processes > 1:
         choices = [(gpu, places) for gpu in known]

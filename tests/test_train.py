@@ -224,6 +224,18 @@ def test_runs_keep_to_the_gpus_a_scheduler_gave(monkeypatch):
         assert [first["CUDA_VISIBLE_DEVICES"], second["CUDA_VISIBLE_DEVICES"]] == ["5", "7"]
 
 
+def test_more_processes_than_gpus_are_refused_with_what_fits(monkeypatch):
+    monkeypatch.setattr(launch_module.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(launch_module.torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    eight = load_experiment("imagenet-lit").config("lit_ti")
+    cure = "needs as many GPUs, found 2: set num_processes=2; accumulation_steps=4"
+    with pytest.raises(InputError, match=cure), launch_module._own_gpus(eight, {}):
+        pass
+    with launch_module._own_gpus(dataclasses.replace(eight, device="cpu"), {}):
+        pass
+
+
 def test_interrupted_cell_leaves_no_training_behind(tmp_path):
     def interrupt(line):
         raise KeyboardInterrupt
