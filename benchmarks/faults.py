@@ -240,7 +240,7 @@ def worker(broken: dict, words: list[str]) -> int:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     def finish_too(run) -> None:
-        measured = ("images_per_s", "data_wait_percent", "seconds")
+        measured = ("images_per_s", "data_wait_percent", "seconds", "cpu_seconds")
         history = [{name: v for name, v in epoch.items() if name not in measured} for epoch in run.history]
         states = {"model": run.raw_model.state_dict(), "ema": run.ema and run.ema.module.state_dict()}
         states |= {"optimizer": run.optimizer.optimizer.state_dict()}

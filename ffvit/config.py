@@ -169,6 +169,7 @@ class Experiment:
     seeds: list[int]
     models: dict[str, dict]  # name -> label, model, settings of its own; and part, seeds where they are not the usual
     settings: dict = field(default_factory=dict)
+    tuning: dict = field(default_factory=dict)  # what is searched for each model, see ffvit.tune; may be left out
 
     def part(self, model: str) -> str:
         """One of PARTS."""
@@ -214,8 +215,8 @@ def load_experiment(name: str | Path) -> Experiment:
         content = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid TOML: {error}") from None
-    needed = {f.name for f in fields(Experiment)} - {"name"}
-    if wrong := needed.symmetric_difference(content):
+    needed = {f.name for f in fields(Experiment)} - {"name", "tuning"}
+    if wrong := needed.symmetric_difference(content.keys() - {"tuning"}):
         raise InputError(f"{path}: must have exactly {sorted(needed)}; look at {sorted(wrong)}")
     experiment = Experiment(name=path.stem, **content)
     _check_seeds(content["seeds"], str(path))

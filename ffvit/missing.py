@@ -32,15 +32,12 @@ MAY_BE_SET = FREE_SETTINGS | {"dataset"}  # the machine's, and where the images 
 
 
 class Job:
-    """What a run still needs: training and scoring, or scoring alone. One process at a time."""
+    """Commands of this library that follow one another, for one run. One process at a time."""
 
-    def __init__(self, config: Config, state: str, settings: list[str], environment: dict[str, str]):
-        self.run_id = config.run_id
-        self.folder = Path(os.path.relpath(config.run_dir))  # no home folder in outputs
-        run = ["--experiment", config.experiment, "--model", config.name, "--seed", str(config.seed), *settings]
-        self.commands = deque([["ffvit.launch", *run], ["ffvit.record", str(self.folder)]])
-        if state == UNSCORED:
-            self.commands.popleft()
+    def __init__(self, run_id: str, folder: Path, commands: list[list[str]], environment: dict[str, str]):
+        self.run_id = run_id
+        self.folder = Path(os.path.relpath(folder))  # no home folder in outputs
+        self.commands = deque(commands)
         self.environment = environment
         self.told: list[str] = []  # by the process that ended last
 
@@ -76,6 +73,13 @@ class Job:
         return f"{self.run_id}: exit code {self.process.returncode}: {last[-1]}; the log is {self.folder / LOG}"
 
 
+def job(config: Config, state: str, settings: list[str], environment: dict[str, str]) -> Job:
+    """What a run still needs: training and scoring, or scoring alone."""
+    run = ["--experiment", config.experiment, "--model", config.name, "--seed", str(config.seed), *settings]
+    commands = [["ffvit.launch", *run], ["ffvit.record", os.path.relpath(config.run_dir)]]
+    return Job(config.run_id, config.run_dir, commands[1:] if state == UNSCORED else commands, environment)
+
+
 def environment(config: Config, jobs: int, gpus: int) -> dict[str, str]:
     """What the processes of a run find set, where so many runs share the machine."""
     threads = max(1, (os.cpu_count() or 1) // (jobs * config.num_processes))
@@ -83,15 +87,19 @@ def environment(config: Config, jobs: int, gpus: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads), **os.environ, RUNS_PER_GPU: str(runs_per_gpu), "PYTHONUNBUFFERED": "1"}
 
 
+def check_settings(settings: dict[str, object]) -> None:
+    for name in sorted(settings.keys() - MAY_BE_SET):
+        raise InputError(
+            f"'{name}' decides a result: set it in the experiment's file. Here: {', '.join(sorted(MAY_BE_SET))}"
+        )
+
+
 def choose(experiment: Experiment, models: list[str], seeds: list[int], part: str, **settings: object) -> list[Config]:
     """The runs of an experiment that are of these models, seeds and this part; an empty one leaves nothing out.
 
     Raises InputError for a model that the experiment does not have, and for a setting that decides a result.
     """
-    for name in sorted(settings.keys() - MAY_BE_SET):
-        raise InputError(
-            f"'{name}' decides a result: set it in the experiment's file. Here: {', '.join(sorted(MAY_BE_SET))}"
-        )
+    check_settings(settings)
     for name in models:
         if name not in experiment.models:
             raise InputError(f"{experiment.name} has no model '{name}'{suggest(name, experiment.models)}")
@@ -172,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
     side_by_side = options.jobs or gpus or 2
     states = [standing(config).state for config in configs]
     waiting = deque(
-        Job(config, state, options.settings, environment(config, side_by_side, gpus))
+        job(config, state, options.settings, environment(config, side_by_side, gpus))
         for config, state in zip(configs, states)
         if state != RECORDED
     )

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import psutil
 import torch
 
 from ffvit.config import Config
@@ -20,7 +21,9 @@ class Meter:
     """Times the updates that this process makes in one epoch."""
 
     spent_s: float = 0.0  # by the same epoch, before an interruption
+    spent_cpu_s: float = 0.0  # the same, of processor time, by all processes
     began: float = field(default_factory=time.monotonic)
+    began_cpu: float = field(default_factory=lambda: processor_s())
     last_line: float = field(default_factory=time.monotonic)
     wait_s: float = 0.0  # for data. Work queued on a GPU goes on meanwhile, so this is the most it can have cost
     updates: int = 0
@@ -32,6 +35,11 @@ class Meter:
     @property
     def epoch_s(self) -> float:
         return self.spent_s + self.seconds
+
+    @property
+    def epoch_cpu_s(self) -> float:
+        """Of processor time. Unlike the clock's, it does not grow with what else the machine does."""
+        return self.spent_cpu_s + processor_s() - self.began_cpu
 
     @property
     def wait_percent(self) -> float:
@@ -86,6 +94,18 @@ def estimate_line(
         f"{config.num_processes * seconds / 3600:,.2f} {'GPU' if device != 'cpu' else 'process'}-hours, until "
         f"{end:%Y-%m-%d %H:%M}; checkpoints take up to {disk_mb:,.0f} MB"
     )
+
+
+def processor_s() -> float:
+    """Seconds that this process and those it started (loaders, compilers) have computed so far, on all cores."""
+    this = psutil.Process()
+    total = 0.0
+    for process in (this, *this.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile, and counts among its parent's children
+            times = process.cpu_times()
+            total += times.user + times.system
+            total += getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)  # Linux, macOS
+    return total
 
 
 def duration(seconds: float) -> str:

@@ -100,6 +100,7 @@ class Run:
     history: list[dict] = field(default_factory=list)  # of whole, scored epochs
     done: int = 0  # updates of the epoch under way
     seconds: float = 0.0  # the epoch has taken so far, before an interruption
+    cpu_seconds: float = 0.0  # the same, of processor time; the first process has that of all
     bad_images: dict[str, list] = field(default_factory=lambda: {"train": [], "validation": []})
     weights_sha256: dict[str, str] = field(default_factory=dict)
     first_epoch_here: int = 0  # of this process
@@ -174,6 +175,8 @@ def _set_up(config: Config, run_dir: Path, accelerator: Accelerator, keep: bool 
     splits = data.load_splits(config)
     num_classes = len(splits.classes)
     raw_model = models.create(config, num_classes)
+    if device.type == "cpu" and config.mixed_precision == "bf16":
+        models.use_plain_attention(raw_model)
     if keep:
         _check_disk(run_dir, config, raw_model)
         if accelerator.is_main_process:
@@ -239,6 +242,7 @@ def _go_on_from_checkpoint(run: Run) -> None:
     if accelerator.scaler:
         accelerator.scaler.load_state_dict(saved["scaler"])
     run.history, run.done, run.seconds = saved["history"], saved["done"], saved["seconds"]
+    run.cpu_seconds = saved.get("cpu_seconds", 0.0) if accelerator.is_main_process else 0.0
     run.bad_images, run.weights_sha256 = saved["bad_images"], saved["weights_sha256"]
     sums = saved["loss_sums"]
     run.first_epoch_here = run.epoch
@@ -254,7 +258,7 @@ def _go_on_from_checkpoint(run: Run) -> None:
 def _train_epoch(run: Run, stop: Stop) -> progress.Meter:
     """Make the updates of an epoch that are still to be made. Returns what they took."""
     config, accelerator, per_epoch = run.config, run.accelerator, len(run.batches)
-    meter = progress.Meter(spent_s=run.seconds)
+    meter = progress.Meter(spent_s=run.seconds, spent_cpu_s=run.cpu_seconds)
     batches = run.batches.epoch(run.epoch, run.done)
     run.model.train()
     settled_at = 0.0
@@ -342,9 +346,10 @@ def _score_epoch(run: Run, meter: progress.Meter) -> None:
             "images_per_s": len(run.batches) * config.batch_size / training_s,
             "data_wait_percent": meter.wait_percent,
             "seconds": meter.epoch_s,
+            "cpu_seconds": _of_all_processes(run, meter.epoch_cpu_s),
         }
     )
-    run.done, run.seconds = 0, 0.0
+    run.done, run.seconds, run.cpu_seconds = 0, 0.0, 0.0
     run.loss_sum.zero_()
     now = run.history[-1]
     accelerator.print(progress.epoch_line(config, run.history, progress.peak_memory_mb(accelerator.device)))
@@ -383,7 +388,7 @@ def _save_state(run: Run, meter: progress.Meter) -> None:
     Raises TrainingError rather than keep weights or losses that are no numbers, or where the disk is full.
     """
     accelerator, run.saved_at = run.accelerator, time.monotonic()
-    sums = accelerator.gather(run.loss_sum[None]).tolist()
+    sums, cpu_seconds = accelerator.gather(run.loss_sum[None]).tolist(), _of_all_processes(run, meter.epoch_cpu_s)
     for rank, value in enumerate(sums):
         _require_finite(value, f"training loss of process {rank}", run)
     _note_bad_images(run, "train", run.bad_images["train"])
@@ -400,6 +405,7 @@ def _save_state(run: Run, meter: progress.Meter) -> None:
         "history": run.history,
         "done": run.done,
         "seconds": meter.epoch_s,
+        "cpu_seconds": cpu_seconds,
         "loss_sums": sums,
         "bad_images": run.bad_images,
         "weights_sha256": run.weights_sha256,
@@ -419,6 +425,10 @@ def _save_weights(run: Run, name: str, model: nn.Module) -> None:
     state = parallel.state_dict(model)
     if run.accelerator.is_main_process:
         run.weights_sha256[name] = checkpoint.save_weights(run.run_dir / name, state)
+
+
+def _of_all_processes(run: Run, value: float) -> float:
+    return run.accelerator.reduce(torch.tensor(value, device=run.accelerator.device), "sum").item()
 
 
 def _note_bad_images(run: Run, split: str, found: list) -> None:

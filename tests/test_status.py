@@ -253,7 +253,7 @@ def job(tmp_path, monkeypatch):
         (tmp_path / f"{name}.py").write_text(text)
 
     def make(name, *modules):
-        made = missing.Job(load_experiment("digits").config("ff"), MISSING, [], dict(os.environ))
+        made = missing.job(load_experiment("digits").config("ff"), MISSING, [], dict(os.environ))
         made.run_id, made.folder = name, tmp_path / "runs" / name
         made.commands = deque([module, f"{name}.begun"] for module in modules)
         return made
@@ -263,11 +263,11 @@ def job(tmp_path, monkeypatch):
 
 def test_run_is_trained_and_then_scored_and_a_finished_one_only_scored(experiment):
     config = experiment.config("ff", 1)
-    train, score = missing.Job(config, MISSING, ["num_workers=2"], {}).commands
+    train, score = missing.job(config, MISSING, ["num_workers=2"], {}).commands
     run = ["--experiment", "digits", "--model", "ff", "--seed", "1", "num_workers=2"]
     assert train == ["ffvit.launch", *run]
     assert score[0] == "ffvit.record" and score[1].endswith("runs/digits/ff-seed1")
-    assert list(missing.Job(config, UNSCORED, [], {}).commands) == [score]
+    assert list(missing.job(config, UNSCORED, [], {}).commands) == [score]
 
 
 def test_failed_run_is_named_with_its_log_and_does_not_stop_the_others(job, capsys):
@@ -310,7 +310,7 @@ from collections import deque
 from pathlib import Path
 from ffvit import missing
 from ffvit.config import load_experiment
-job = missing.Job(load_experiment("digits").config("ff"), missing.UNSCORED, [], dict(os.environ))
+job = missing.job(load_experiment("digits").config("ff"), missing.UNSCORED, [], dict(os.environ))
 job.folder, job.commands = Path("run"), deque([["long", "a.begun"]])
 missing.run(deque([job]), 1, float("inf"), [])
 """
