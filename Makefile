@@ -43,7 +43,7 @@ reproduce: $(READY) ## Train, evaluate, and make every table and figure of EXPER
 	@$(BIN)python workflow/run.py reproduce "$(EXPERIMENT)" --dataset "$(DATASET)" --jobs $(JOBS) --runs-per-gpu $(RUNS_PER_GPU) --profile "$(PROFILE)"
 
 status: $(READY) ## List which runs of EXPERIMENT are recorded, begun or missing
-	@$(BIN)python -m ffvit.status "$(EXPERIMENT)"
+	@$(BIN)python -m ffvit status "$(EXPERIMENT)"
 
 figures: $(READY) ## Make the tables and figures of EXPERIMENT again from recorded results: no training, no GPU
 	@$(BIN)python workflow/run.py figures "$(EXPERIMENT)" --jobs $(JOBS) --profile "$(PROFILE)"

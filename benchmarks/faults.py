@@ -4,7 +4,7 @@ FAULTS, near the end, is the table. Each fault is a function that yields, for ev
 or "". A row counts what was yielded and nothing else: a fault that ends early or hangs is not shown. The whole table is
 measured in one call, and only then written, beside this file.
 
-Training is broken from outside, without a line in the library for it: `worker` runs ffvit.train with some of its
+Training is broken from outside, without a line in the library for it: `worker` runs `ffvit worker` with some of its
 functions wrapped. Where fresh interpreters are not the point, processes are forked from this one, which has imported
 everything, computed nothing and started no thread.
 """
@@ -50,17 +50,26 @@ import torch
 from PIL import Image
 from safetensors.torch import save, save_file
 
-from ffvit import checkpoint, data, launch, models, train
-from ffvit.config import ROOT, Config, InputError, load_experiment
-from ffvit.evaluate import evaluate
-from ffvit.lifetime import STOPPED
+from ffvit.commands import train as launcher
+from ffvit.commands import worker as rank_process
+from ffvit.data.batches import eval_loader
+from ffvit.data.splits import first_images, load_splits
+from ffvit.models import build
+from ffvit.models.weights import load_weights
+from ffvit.settings.config import Config
+from ffvit.settings.experiment import load_experiment
+from ffvit.system.errors import InputError
+from ffvit.system.files import ROOT, write_atomically
+from ffvit.system.lifetime import STOPPED
+from ffvit.training import checkpoint, run
+from ffvit.training.evaluate import evaluate
 
 HERE = Path(__file__).resolve()
 BOUND_S = 40 * 60  # of the whole table
 NOTE = "That a GPU is free again shows here only as: no process of the run is left."
 MARK = "FFVIT_FAULT"  # in the environment of a command, and so of all that it starts
 UPDATES = 10  # an epoch, of 320 images
-LAUNCH = (sys.executable, "-m", "ffvit.launch")
+LAUNCH = (sys.executable, "-m", "ffvit", "train")
 PORT = 29500  # torch's usual one
 
 
@@ -162,7 +171,7 @@ def streamed(**settings) -> Config:
     """Digits in parquet files of different sizes: of two processes one owns 238 images, the other 86."""
 
     def write() -> None:
-        splits = data.load_splits(digits(max_train_images=324))
+        splits = load_splits(digits(max_train_images=324))
         ends = np.cumsum([130, 66, 68, 20, 40])
         for number, (begin, end) in enumerate(zip([0, *ends], ends)):
             file = f"stream/train-{number:05}-of-00005.parquet"
@@ -178,7 +187,7 @@ def streamed(**settings) -> Config:
 
 
 def arguments(config: Config, run_dir: str) -> list[str]:
-    """Of ffvit.train and ffvit.launch."""
+    """Of `ffvit train` and `ffvit worker`."""
     Path(f"{run_dir}.json").write_text(json.dumps(config.to_dict()))
     return ["--config", f"{run_dir}.json", "--run-dir", run_dir]
 
@@ -190,25 +199,25 @@ def start(config: Config, run_dir: str, **broken) -> int:
 
 
 def start_launcher(config: Config, run_dir: str, **broken) -> int:
-    """`python -m ffvit.launch`, of which only this process is forked: training starts in fresh interpreters."""
-    words, launcher = arguments(config, run_dir), launch._launcher
+    """`ffvit train`, of which only this process is forked: training starts in fresh interpreters."""
+    words, usual = arguments(config, run_dir), launcher._launcher
 
     def main() -> int:
         os.environ["PYTHONPATH"] = str(HERE.parent)
-        # This module comes before the word "ffvit.train" in the command of every process.
-        launch._launcher = lambda config: [*launcher(config), HERE.stem, "worker", json.dumps(broken)]
-        return launch.main(words)
+        # This module comes before the word "worker" in the command of every process.
+        launcher._launcher = lambda config: [*usual(config), HERE.stem, "worker", json.dumps(broken)]
+        return launcher.main(words)
 
     return fork(main, f"{run_dir}.txt")
 
 
 def worker(broken: dict, words: list[str]) -> int:
-    """`python -m ffvit.train` in this process, told what to break.
+    """`ffvit worker` in this process, told what to break.
 
     broken: kind, at which update, in which rank (if not given: all); trace: where to note every update.
     """
     rank = int(os.environ.get("RANK", 0))
-    make_update, finish = train._update, train._finish
+    make_update, finish = run.make_update, run.finish
 
     def note(**facts) -> None:
         if "trace" in broken:
@@ -248,8 +257,8 @@ def worker(broken: dict, words: list[str]) -> int:
         note(update="end", history=history, random_state=random_state(), **hashes)
         finish(run)
 
-    train._update, train._finish = update, finish_too
-    return train.main(words)
+    run.make_update, run.finish = update, finish_too
+    return rank_process.main(words)
 
 
 def random_state() -> str:
@@ -329,7 +338,7 @@ def killed_while_saving(count: int) -> Iterator[str]:
     def save_number(update: int) -> None:
         optimizer = {"state": {0: {"exp_avg": zeros + update}}, "param_groups": []}
         checkpoint.save_state(folder, update, {"model": {"weight": zeros + update}}, optimizer, {"update": update})
-        checkpoint.write_atomically(Path("saved"), str(update))
+        write_atomically(Path("saved"), str(update))
 
     def save_on() -> None:
         for update in itertools.count(last + 1):
@@ -401,7 +410,7 @@ def ends_after_kill(process: subprocess.Popen, mark: str, run_dir: Path, victim:
         left = [] if until(lambda: not others(), 5) else [other.cmdline() for other in others()]
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(0, killed + 10 - time.monotonic()))
-        told = "-m ffvit.launch --config" in (run_dir / "log.txt").read_text()
+        told = "-m ffvit train --config" in (run_dir / "log.txt").read_text()
         fine = not left and process.poll() and told
         return (
             "" if fine else f"left after 5 s {left}, after 10 s exit code {process.poll()}, told how to go on: {told}"
@@ -527,9 +536,7 @@ def trained(config: Config, run_dir: str) -> tuple[int | None, dict]:
 def odd_images(count: int) -> Iterator[str]:
     for split, (name, (content, pixels)) in itertools.product(("train", "validation"), ODD.items()):
         config, run = with_file(Path(f"{split}-{name}"), split, name, content), f"run-{split}-{name}"
-        images = [
-            np.asarray(image) for image, _ in data.first_images(getattr(data.load_splits(config), split), config, 99)
-        ]
+        images = [np.asarray(image) for image, _ in first_images(getattr(load_splits(config), split), config, 99)]
         code, bad = trained(config, run)
         fine = len(images) == 17 and any(np.array_equal(image, pixels) for image in images)
         fine = fine and code == 0 and bad == {"train": [], "validation": []}
@@ -608,18 +615,18 @@ DATASETS = {
 
 
 def malicious(count: int) -> Iterator[str]:
-    model = models.create(digits(), 10)
+    model = build.create(digits(), 10)
     for number, (kind, forge) in enumerate((CHECKPOINTS | DATASETS).items()):
         suffix = ".safetensors" if "safetensors" in kind or kind.startswith("with") else ".pth"
         path = Path(f"forged{number}{suffix if kind in CHECKPOINTS else ''}").resolve()
         try:
             if kind in CHECKPOINTS:
                 forge(path, model.state_dict())
-                checkpoint.load_weights(model, path)
+                load_weights(model, path)
             else:
                 path.mkdir()
                 forge(path)
-                data.load_splits(digits(dataset=str(path)))
+                load_splits(digits(dataset=str(path)))
             problem = "no error"
         except Exception as error:
             fine = isinstance(error, InputError) and path.name in str(error)
@@ -633,13 +640,13 @@ SIZES, RANKS, BATCHES = (1, 7, 97, 997), (1, 2, 3), (1, 5, 64)
 
 def evaluation(count: int) -> Iterator[str]:
     def score(ranks: int) -> None:
-        images = data.load_splits(digits(max_train_images=max(SIZES))).train
+        images = load_splits(digits(max_train_images=max(SIZES))).train
         for size, batch in itertools.product(SIZES, BATCHES):
             config = digits(num_processes=ranks, batch_size=batch * ranks)
-            accelerator = train._accelerator(config, Path())
+            accelerator = run.create_accelerator(config, Path())
             torch.manual_seed(0)
-            loader = data.eval_loader(images.select(range(size)), config, accelerator.process_index)
-            found = evaluate(models.create(config, 10), loader, 10, accelerator.device, accelerator.reduce)
+            loader = eval_loader(images.select(range(size)), config, accelerator.process_index)
+            found = evaluate(build.create(config, 10), loader, 10, accelerator.device, accelerator.reduce)
             facts = dict(size=size, ranks=ranks, batch=batch, images=found.images, loss=found.loss)
             facts |= dict(percent=[found.top1_percent, found.top5_percent], confusion=found.confusion.tolist())
             if accelerator.is_main_process:
@@ -674,7 +681,7 @@ EXACT = (
     "optimiser, losses and random state",
 )
 STOP = (
-    "sent to `python -m ffvit.launch` while it trains, 2 times with 1 rank and 2 times with 2",
+    "sent to `ffvit train` while it trains, 2 times with 1 rank and 2 times with 2",
     "a checkpoint of the very update reached, exit code 75; the same command goes on from it and finishes",
 )
 GONE = "after 5 s no process of the run is left; after 10 s what started it has failed; its log says how to go on"
@@ -773,8 +780,8 @@ def main() -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["worker"]:
-        code = worker(json.loads(sys.argv[2]), sys.argv[4:])  # the third is ffvit.train
+        code = worker(json.loads(sys.argv[2]), sys.argv[5:])  # the third and fourth are ffvit worker
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)  # as ffvit.train does
+        os._exit(code)  # as ffvit worker does
     sys.exit(main())

@@ -20,15 +20,20 @@ import torch
 from page import write
 from torch.nn import functional as F
 
-from ffvit import data, models, progress, train
-from ffvit.config import Config, load_experiment
-from ffvit.images import eval_transform, train_transform
-from ffvit.launch import KEEP_MEMORY
+from ffvit.commands.train import KEEP_MEMORY
+from ffvit.data.batches import TrainBatches
+from ffvit.data.images import eval_transform, train_transform
+from ffvit.data.splits import load_splits
+from ffvit.models import build
+from ffvit.settings.config import Config
+from ffvit.settings.experiment import load_experiment
+from ffvit.training import progress
+from ffvit.training.run import train
 
 PAIRS = 3
 IN_README = ["case", "bare loop (s)", "ours (s)", "time, ours / bare", "lowest to highest", "memory, ours / bare"]
 NOTE = (
-    "Whole runs, in turns, one thread each, glibc's memory kept as ffvit.launch keeps it; a checkpoint after every epoch is part of ours. Medians over pairs of "
+    "Whole runs, in turns, one thread each, glibc's memory kept as `ffvit train` keeps it; a checkpoint after every epoch is part of ours. Medians over pairs of "
     "neighbours. Memory is the highest resident set of the process. Seeding an image takes 8 to 12 µs and a checkpoint "
     "some fsyncs and a checksum: digits, whose images take a tenth of a millisecond and whose epochs half a second, are "
     "the worst case. The aim is 1.03 in time and 1.02 in memory."
@@ -50,15 +55,15 @@ def config(case: str) -> Config:
 def ours(case: str) -> float:
     """Seconds from the first batch to the finished run."""
     began = []
-    epoch = data.TrainBatches.epoch
+    epoch = TrainBatches.epoch
 
     def timed(*arguments):
         began.append(time.monotonic())
         return epoch(*arguments)
 
-    data.TrainBatches.epoch = timed
+    TrainBatches.epoch = timed
     with tempfile.TemporaryDirectory() as folder:
-        train.train(config(case), Path(folder) / "run")
+        train(config(case), Path(folder) / "run")
         return time.monotonic() - began[0]
 
 
@@ -78,8 +83,8 @@ class PlainImages(torch.utils.data.Dataset):
 def bare(case: str) -> float:
     """The same run as anybody would write it down: seconds from the first batch to the last score."""
     c = config(case)
-    splits = data.load_splits(c)
-    model = models.create(c, len(splits.classes))
+    splits = load_splits(c)
+    model = build.create(c, len(splits.classes))
     train_images = PlainImages(splits.train, train_transform(c))
     loader = torch.utils.data.DataLoader(train_images, c.batch_size, shuffle=True, drop_last=True)
     validation = torch.utils.data.DataLoader(PlainImages(splits.validation, eval_transform(c)), c.batch_size)

@@ -9,11 +9,14 @@ import io
 
 import torch
 
-from ffvit import claims, provenance, stages, tables
-from ffvit.checkpoint import write_atomically
-from ffvit.config import ROOT, load_experiment
-from ffvit.record import load_records
-from ffvit.reported import reported
+from ffvit.evidence.measured import measured
+from ffvit.evidence.records import load_records
+from ffvit.evidence.reported import reported
+from ffvit.settings.experiment import load_experiment
+from ffvit.studies import claims, stages
+from ffvit.studies.report import WORDS
+from ffvit.system import provenance
+from ffvit.system.files import ROOT, write_atomically
 
 # The experiments whose records the README shows.
 STUDY, STAGES = "cifar10-cpu", "cifar10-lit-cpu"
@@ -51,11 +54,11 @@ def origin(name: str) -> str:
 def from_records() -> dict[str, str]:
     """What the README shows of records and of what is counted on models, by the name of its place there."""
     experiment, records = load_experiment(STUDY), load_records(STUDY)
-    found = tables.measured(experiment, records)
+    found = measured(experiment, records)
     rows = [
         {
-            "patches mixed by": tables.WORDS[m.patches],
-            "features mixed by": tables.WORDS[m.features],
+            "patches mixed by": WORDS[m.patches],
+            "features mixed by": WORDS[m.features],
             "parameters": f"{m.parameters:,}",
             "multiply-adds": f"{m.macs:,}",
             f"{experiment.scope}: top-1 (%)": str(m),

@@ -20,8 +20,13 @@ import torch
 from accelerate import Accelerator
 from page import write
 
-from ffvit import data, progress, train
-from ffvit.config import Config, load_experiment
+from ffvit.data import batches as resident
+from ffvit.data.batches import Batch
+from ffvit.settings.config import Config
+from ffvit.settings.experiment import load_experiment
+from ffvit.training import progress
+from ffvit.training.run import now, set_up
+from ffvit.training.step import Run, make_update
 
 GPU = torch.cuda.is_available()
 UPDATES, ROUNDS = (48, 5) if GPU else (2, 5)
@@ -48,7 +53,7 @@ def noise(folder: Path) -> None:
     split.select(range(64)).to_parquet(folder / "test.parquet")
 
 
-def endless(run: train.Run) -> Iterator[data.Batch]:
+def endless(run: Run) -> Iterator[Batch]:
     return itertools.chain.from_iterable(run.batches.epoch(epoch) for epoch in itertools.count())
 
 
@@ -57,18 +62,18 @@ def compare(config: Config) -> dict[str, str]:
     for path, settings in PATHS.items():
         own = Config(**config.to_dict() | settings)
         accelerator = Accelerator(mixed_precision=own.mixed_precision, cpu=not GPU)
-        runs[path] = train._set_up(own, Path("unused"), accelerator, keep=False)
+        runs[path] = set_up(own, Path("unused"), accelerator, keep=False)
         runs[path].model.train()
         batches[path] = endless(runs[path])
     images, target, _ = next(batches["there already"])
-    batches["there already"] = (data.Batch(images.clone(), target, []) for _ in itertools.count())
+    batches["there already"] = (Batch(images.clone(), target, []) for _ in itertools.count())
     for number in range(ROUNDS + 1):
         for path, run in runs.items():
-            train._now(run)  # waits for the device
+            now(run)  # waits for the device
             began = time.monotonic()
             for _ in range(UPDATES):
-                train._update(run, batches[path], progress.Meter())
-            train._now(run)
+                make_update(run, batches[path], progress.Meter())
+            now(run)
             if number:  # the first round compiles, allots memory and starts workers
                 took[path].append((time.monotonic() - began) / UPDATES)
     print(f"{config.label}: {took}", file=sys.stderr)
@@ -94,7 +99,9 @@ def compare(config: Config) -> dict[str, str]:
 def main() -> None:
     experiment = load_experiment("cifar10")
     grid = [model for model in experiment.models if experiment.part(model) == "grid"]
-    data.AT_ONCE = MACHINE.get("batch_size", data.AT_ONCE)  # so that few updates pay for no more images than they use
+    resident.AT_ONCE = MACHINE.get(
+        "batch_size", resident.AT_ONCE
+    )  # so that few updates pay for no more images than they use
     with tempfile.TemporaryDirectory() as folder:
         noise(Path(folder))
         rows = [compare(experiment.config(model, dataset=folder, **MACHINE)) for model in grid]

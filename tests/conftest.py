@@ -7,7 +7,8 @@ import matplotlib
 import pytest
 import torch
 
-from ffvit.config import ROOT, load_experiment
+from ffvit.settings.experiment import load_experiment
+from ffvit.system.files import ROOT
 
 matplotlib.use("Agg")
 

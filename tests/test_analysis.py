@@ -7,13 +7,18 @@ import math
 import matplotlib.pyplot as plt
 import pytest
 
-from ffvit import analysis, figures, tables
-from ffvit.config import RESULTS, InputError, load_experiment
-from ffvit.record import load_records
+from ffvit.evidence import drawing
+from ffvit.evidence.measured import cell_of, everything, measured, sources
+from ffvit.evidence.records import load_records
+from ffvit.evidence.statistics import Difference, difference, holm, interval
+from ffvit.settings.experiment import load_experiment
+from ffvit.studies import report, study
+from ffvit.system.errors import InputError
+from ffvit.system.files import RESULTS
 
 STUDY, DIGITS = load_experiment("cifar10"), load_experiment("digits")
 RECORDED = json.loads((RESULTS / "digits/ff-seed0.json").read_text())
-FIGURES = (figures.accuracy_by_cost, figures.data_size, figures.per_class, figures.agreement)
+FIGURES = (study.accuracy_by_cost, study.data_size, study.per_class, study.agreement_figure)
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +33,7 @@ def made(name, seed=0, top1=80.0, experiment=STUDY, **results):
     record = copy.deepcopy(RECORDED)
     images = config.max_train_images or 45000
     record |= {"run_id": config.run_id, "config": config.to_dict(), "history": record["history"][:3]}
-    record["model"] |= dict(zip(("patches", "features"), analysis.cell_of(config.model)))
+    record["model"] |= dict(zip(("patches", "features"), cell_of(config.model)))
     record["dataset"] |= {"fingerprint": f"of {images}", "images": {"train": images, "validation": 5000, "test": 10}}
     record["dataset"].pop("class_names", None)  # of the digits
     record["hardware"] |= {"gpu": None, "processes": 1, "cpu": "A Processor"}
@@ -53,11 +58,11 @@ def texts(figure):
 
 def test_interval_is_students():
     half = 2.7764 * math.sqrt(2.5) / math.sqrt(5)  # t of 4 degrees of freedom, sd and n of 1, ..., 5
-    assert analysis.interval([1, 2, 3, 4, 5]) == pytest.approx((3 - half, 3 + half), abs=1e-3)
+    assert interval([1, 2, 3, 4, 5]) == pytest.approx((3 - half, 3 + half), abs=1e-3)
 
 
 def test_a_single_seed_has_neither_interval_nor_test():
-    assert analysis.interval([3.0]) is None and analysis.Difference([3.0]).p is None
+    assert interval([3.0]) is None and Difference([3.0]).p is None
 
 
 @pytest.mark.parametrize(
@@ -69,24 +74,24 @@ def test_a_single_seed_has_neither_interval_nor_test():
     ],
 )
 def test_paired_test_gives_the_closed_forms(points, p):
-    assert analysis.Difference(points).p == pytest.approx(p)
+    assert Difference(points).p == pytest.approx(p)
 
 
 def test_holm_is_as_by_hand():
     # In order: 4 x 0.005, 3 x 0.01, 2 x 0.03, 1 x 0.04, none below the one before.
-    assert analysis.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert analysis.holm([0.6, 0.7]) == [1, 1] and analysis.holm([]) == []
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1, 1] and holm([]) == []
 
 
 def test_models_are_compared_by_seed_and_not_by_order():
-    found = analysis.everything(STUDY, [made("ff", 1, 90), made("ff", 2, 80), made("vit", 2, 79), made("vit", 3, 50)])
-    assert analysis.difference(found["ff"], found["vit"]).points == [1]
+    found = everything(STUDY, [made("ff", 1, 90), made("ff", 2, 80), made("vit", 2, 79), made("vit", 3, 50)])
+    assert difference(found["ff"], found["vit"]).points == [1]
 
 
 def test_runs_on_different_images_are_no_pair_and_both_are_named():
     records = [made("ff"), made("vit")]
     records[1]["dataset"]["fingerprint"] = "another"
-    for table in (analysis.pairs, analysis.agreement):
+    for table in (study.pairs, study.agreement):
         with pytest.raises(InputError, match="ff-seed0 and vit-seed0 of cifar10 are of different images"):
             table(STUDY, records)
 
@@ -95,11 +100,11 @@ def test_every_model_of_the_study_meets_ff_only_of_its_part():
     grid = [("ff", other) for other in ("vit", "attention_only", "ff_attention")]
     matched = [("ff", f"{other}_matched") for _, other in grid]
     rest = [("ff_long", "vit_long"), ("ff_10", "vit_10"), ("ff_30", "vit_30"), ("ff_loader", "ff")]
-    assert analysis.comparisons(STUDY) == grid + matched + rest
+    assert study.comparisons(STUDY) == grid + matched + rest
 
 
 def test_a_model_is_compared_with_ff_only_of_its_size():
-    pairs = analysis.comparisons(load_experiment("imagenet"))
+    pairs = study.comparisons(load_experiment("imagenet"))
     assert {("ff_base", "deit_base"), ("ff_large", "vit_large"), ("ff_tiny", "deit_tiny")} < set(pairs) and len(
         pairs
     ) == 5
@@ -116,14 +121,14 @@ def test_a_model_is_compared_with_ff_only_of_its_size():
     ],
 )
 def test_verdict_goes_by_the_corrected_test(ff, vit, words):
-    table = analysis.pairs(STUDY, several("ff", *ff) + several("vit", *vit))
+    table = study.pairs(STUDY, several("ff", *ff) + several("vit", *vit))
     assert row(table, Part="The models at one shape", Difference="FF only − ViT")["What the seeds show"] == words
 
 
 def test_correction_counts_the_tests_of_all_parts():
     # p of [1, 3] is 0.295: as one of two tests 0.590, and the other no less.
     records = several("ff", 81, 83) + several("vit", 80, 80) + several("ff_10", 81, 83) + several("vit_10", 80, 80)
-    table = analysis.pairs(STUDY, records)
+    table = study.pairs(STUDY, records)
     tested = table[table["p"] != ""]
     assert tested["p"].tolist() == ["0.295"] * 2 and tested["p (Holm)"].tolist() == ["0.590"] * 2
     assert row(table, Difference="FF only − ViT, 4,500 images")["CIFAR-10 top-1 (points)"] == "+2.00 (n=2)"
@@ -131,22 +136,22 @@ def test_correction_counts_the_tests_of_all_parts():
 
 
 def test_any_models_compare_under_any_words():
-    found = analysis.everything(STUDY, several("vit", 81, 83) + several("ff_attention", 80, 80))
+    found = everything(STUDY, several("vit", 81, 83) + several("ff_attention", 80, 80))
     compared = [("vit", "ff_attention", "this", "that"), ("vit", "ff", "this", "the other")]
-    table = analysis.differences(STUDY, found, compared)
+    table = study.differences(STUDY, found, compared)
     assert table["Difference"].tolist() == ["this − that", "this − the other"]
     assert table["CIFAR-10 top-1 (points)"].tolist() == ["+2.00 (n=2)", "not run"]
     assert table["p (Holm)"].tolist() == ["0.295", ""]  # one test: nothing to correct
 
 
 def test_images_one_by_one_are_compared_with_the_grids_batches():
-    table = analysis.pairs(STUDY, several("ff", 80, 80) + several("ff_loader", 81, 82))
+    table = study.pairs(STUDY, several("ff", 80, 80) + several("ff_loader", 81, 82))
     found = row(table, Difference="FF only, images one by one − in batches")
     assert found["Part"] == "Images augmented one by one" and found["CIFAR-10 top-1 (points)"] == "+1.50 (n=2)"
 
 
 def test_study_has_a_row_for_every_model_and_says_what_was_not_run():
-    table = analysis.study(STUDY, several("ff", 80, 82) + [made("vit_10", top1=70)])
+    table = study.study(STUDY, several("ff", 80, 82) + [made("vit_10", top1=70)])
     assert len(table) == len(STUDY.models) + 1
     assert (table["CIFAR-10 top-1 (%)"] == "not run").sum() == len(table) - 3
     again = row(table, Part="The models at equal multiply-adds", Model="FF only (the grid's run)")
@@ -161,13 +166,13 @@ def test_study_has_a_row_for_every_model_and_says_what_was_not_run():
 
 def test_sources_name_the_runs_of_all_parts():
     records = [made("ff"), made("vit_matched"), made("ff_long"), made("vit_10"), made("ff_loader")]
-    words = tables.sources(analysis.everything(STUDY, records))
+    words = sources(everything(STUDY, records))
     assert all(r["run_id"] in words for r in records)
 
 
 def test_agreement_is_as_counted_by_hand():
     records = [made("ff", mistakes="0:1 1:2 2:3"), made("vit", mistakes="1:2 2:5 3:1 4:1")]
-    found = {(a.first, a.second): a for a in analysis.agreements(STUDY, records)}
+    found = {(a.first, a.second): a for a in study.agreements(STUDY, records)}
     both = found["ff", "vit"]
     assert both.pairs == 1 and both.errors == pytest.approx((30, 40))
     assert both.both == pytest.approx(20) and both.independent == pytest.approx(12)  # images 1 and 2; 0.3 x 0.4
@@ -180,7 +185,7 @@ def test_agreement_is_as_counted_by_hand():
 def test_seeds_of_a_model_are_all_paired_and_averaged():
     answers = ("0:1 1:1", "0:1 1:2", "")
     records = [made("ff", seed, mistakes=text) for seed, text in enumerate(answers)]
-    seeds = analysis.agreements(STUDY, records)[0]
+    seeds = study.agreements(STUDY, records)[0]
     assert seeds.pairs == 3 and seeds.both == pytest.approx(20 / 3)
     assert seeds.overlap == pytest.approx(100 / 3)  # 100, 0 and 0
     assert seeds.same_answer == pytest.approx(50)  # of the one pair with common mistakes
@@ -189,7 +194,7 @@ def test_seeds_of_a_model_are_all_paired_and_averaged():
 def test_records_without_mistakes_leave_a_blank():
     records = [made("ff"), made("vit"), made("vit", 1)]
     del records[0]["results"]["mistakes"]
-    table = analysis.agreement(STUDY, records)
+    table = study.agreement(STUDY, records)
     assert row(table, **{"Runs of": "FF only; ViT"})["Wrong (%)"] == "mistakes not recorded"
     assert row(table, **{"Runs of": "ViT"})["Pairs of runs"] == 1
 
@@ -210,7 +215,7 @@ def test_trials_say_in_what_they_differ_the_best_first():
         trial("ff", 0, 70.0, epochs=3, base_lr=0.5),
     ]
     del found[0]["config"]["augment"]  # written by a version without it: had its default, "image"
-    table = analysis.trials(STUDY, found)
+    table = study.trials(STUDY, found)
     assert table["Settings unlike the experiment's"].tolist() == [
         "base_lr=0.5, epochs=3",
         "as chosen",
@@ -218,17 +223,17 @@ def test_trials_say_in_what_they_differ_the_best_first():
     ]
     assert table["Validation top-1 (%)"].tolist() == ["70.00 (n=1)", "61.00 ± 1.41 (n=2)", "50.00 (n=1)"]
     assert table["Seeds"].tolist() == ["0", "0, 1", "0"] and table["Name"].tolist() == ["ff", "ff", "vit"]
-    assert analysis.trial_sources(found).startswith("Validation images, after the last epoch, of 4 trials: commit ")
+    assert study.trial_sources(found).startswith("Validation images, after the last epoch, of 4 trials: commit ")
 
 
 def test_no_trial_is_a_row_that_says_so():
-    assert analysis.trials(STUDY, [])["Model"].tolist() == ["not run"]
+    assert study.trials(STUDY, [])["Model"].tolist() == ["not run"]
 
 
 @pytest.mark.parametrize("experiment", ["digits", "cifar10-cpu", "imagenet"])
 def test_nothing_run_makes_tables_and_figures_that_say_so(experiment):
     experiment = load_experiment(experiment)
-    for make in (analysis.study, analysis.pairs, analysis.agreement):
+    for make in (study.study, study.pairs, study.agreement):
         assert (make(experiment, []) == "not run").any(axis=None)
     for draw in FIGURES:
         assert "not run" in texts(draw(experiment, []))
@@ -236,43 +241,43 @@ def test_nothing_run_makes_tables_and_figures_that_say_so(experiment):
 
 def test_digits_records_make_all_tables_and_figures(tmp_path):
     records = load_records("digits")
-    table = analysis.pairs(DIGITS, records)
+    table = study.pairs(DIGITS, records)
     assert row(table, Difference="FF only − ViT")["digits top-1 (points)"].endswith(f"(n={len(DIGITS.seeds)})")
     for draw in FIGURES:
-        if draw is not figures.data_size:
+        if draw is not study.data_size:
             figure = draw(DIGITS, records)
             assert "not run" not in texts(figure)
-            figures.save(figure, tmp_path / "figure.png", source="")
+            drawing.save(figure, tmp_path / "figure.png", source="")
 
 
 def test_a_cell_looks_the_same_in_every_part_and_whatever_is_missing():
-    assert figures.look(STUDY, "vit_matched") == figures.look(STUDY, "vit_10") == figures.look(STUDY, "vit")
-    assert len({figures.look(STUDY, n)[0] for n in ("ff", "vit", "attention_only", "ff_attention")}) == 4
+    assert drawing.style_of(STUDY, "vit_matched") == drawing.style_of(STUDY, "vit_10") == drawing.style_of(STUDY, "vit")
+    assert len({drawing.style_of(STUDY, n)[0] for n in ("ff", "vit", "attention_only", "ff_attention")}) == 4
     records = [made("vit"), made("vit_long")]
-    alone = figures.training_curves(STUDY, records, tables.measured(STUDY, records)).axes[0].lines[0]
-    thick, thin = figures.accuracy_by_cost(STUDY, records).axes[0].lines
-    assert alone.get_color() == thick.get_color() == thin.get_color() == figures.look(STUDY, "vit")[0]
+    alone = report.training_curves(STUDY, records, measured(STUDY, records)).axes[0].lines[0]
+    thick, thin = study.accuracy_by_cost(STUDY, records).axes[0].lines
+    assert alone.get_color() == thick.get_color() == thin.get_color() == drawing.style_of(STUDY, "vit")[0]
     assert thick.get_linewidth() > thin.get_linewidth()
 
 
 def test_training_costs_three_passes_over_the_whole_batches():
     record = made("ff")
     record["model"]["macs"], record["config"]["batch_size"] = 10, 512
-    line = figures.accuracy_by_cost(STUDY, [record]).axes[2].lines[0]
+    line = study.accuracy_by_cost(STUDY, [record]).axes[2].lines[0]
     images = 87 * 512  # of 45,000, in batches of 512
     assert line.get_xdata() * 1e6 == pytest.approx([3 * 10 * images * epoch for epoch in (1, 2, 3)])
 
 
 def test_times_of_different_hardware_carry_a_warning():
     records = [made("ff"), made("vit")]
-    assert "not comparable" not in texts(figures.accuracy_by_cost(STUDY, records))
+    assert "not comparable" not in texts(study.accuracy_by_cost(STUDY, records))
     records[1]["hardware"]["cpu"] = "B Processor"
-    assert "not comparable:\n1 x A Processor\n1 x B Processor" in texts(figures.accuracy_by_cost(STUDY, records))
+    assert "not comparable:\n1 x A Processor\n1 x B Processor" in texts(study.accuracy_by_cost(STUDY, records))
 
 
 def test_data_size_takes_all_images_from_the_grid():
     records = [made("ff", top1=90), made("ff_10", top1=70), made("vit_30", top1=75)]
-    panel = figures.data_size(STUDY, records).axes[0]
+    panel = study.data_size(STUDY, records).axes[0]
     assert [t.get_text() for t in panel.get_xticklabels()] == ["4,500", "13,500", "45,000"]
     ff = next(line for line in panel.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 2)
     assert list(ff.get_xdata()) == [4500, 45000] and list(ff.get_ydata()) == [70, 90]
@@ -292,4 +297,4 @@ def test_of_many_classes_those_at_either_end_are_shown():
 
 
 def _classes(records):
-    return [t.get_text() for t in figures.per_class(STUDY, records).axes[0].get_xticklabels()]
+    return [t.get_text() for t in study.per_class(STUDY, records).axes[0].get_xticklabels()]

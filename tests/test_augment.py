@@ -10,9 +10,10 @@ from timm.data.auto_augment import _RAND_INCREASING_TRANSFORMS, LEVEL_TO_ARG, NA
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import functional
 
-from ffvit import augment
-from ffvit.config import InputError, load_experiment
-from ffvit.images import eval_transform
+from ffvit.data import augment
+from ffvit.data.images import eval_transform
+from ffvit.settings.experiment import load_experiment
+from ffvit.system.errors import InputError
 
 MEAN = (125, 123, 114)  # of CIFAR-10, times 255
 

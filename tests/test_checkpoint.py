@@ -25,22 +25,14 @@ from safetensors.torch import load_file, save, save_file
 from timm.optim import create_optimizer_v2
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from ffvit import checkpoint
-from ffvit.checkpoint import (
-    AUTHOR_NAMES,
-    AUTHOR_WEIGHTS,
-    KEEP,
-    MANIFEST,
-    find_state,
-    load_state,
-    load_strictly,
-    load_weights,
-    save_state,
-    save_weights,
-    write_atomically,
-)
-from ffvit.config import InputError
-from ffvit.models import PatchFeatureMixer
+from ffvit.models import weights
+from ffvit.models.ff import PatchFeatureMixer
+from ffvit.models.weights import AUTHOR_NAMES, AUTHOR_WEIGHTS, load_strictly, load_weights, save_weights
+from ffvit.system import files
+from ffvit.system.errors import InputError
+from ffvit.system.files import write_atomically
+from ffvit.training import checkpoint
+from ffvit.training.checkpoint import KEEP, MANIFEST, find_state, load_state, save_state
 
 SHAPE = dict(img_size=8, patch_size=4, in_chans=1, num_classes=3, embed_dim=8, depth=2, num_heads=2)
 FILES = ["ema.safetensors", MANIFEST, "model.safetensors", "optimizer.safetensors", "progress.json"]
@@ -98,8 +90,8 @@ def names(folder):
 
 def reseal(path):
     """Make the manifest say what the files are: what someone who forges a checkpoint would do."""
-    files = {name: (path / name).read_bytes() for name in names(path) if name != MANIFEST}
-    manifest = {k: {"sha256": hashlib.sha256(v).hexdigest(), "bytes": len(v)} for k, v in files.items()}
+    whole = {name: (path / name).read_bytes() for name in names(path) if name != MANIFEST}
+    manifest = {k: {"sha256": hashlib.sha256(v).hexdigest(), "bytes": len(v)} for k, v in whole.items()}
     (path / MANIFEST).write_text(json.dumps(manifest))
 
 
@@ -247,9 +239,7 @@ def test_an_optimiser_state_by_parameter_names_comes_back(tmp_path):
 
 def test_saving_copies_no_tensor_that_is_on_the_cpu_already(tmp_path, monkeypatch):
     written = {}
-    monkeypatch.setattr(
-        checkpoint, "save_file", lambda tensors, path, metadata: (written.update(tensors), path.touch())
-    )
+    monkeypatch.setattr(weights, "save_file", lambda tensors, path, metadata: (written.update(tensors), path.touch()))
     model = small_model()
     save_state(tmp_path, 1, {"model": model.state_dict()}, {}, {})
     own = model.state_dict()
@@ -359,7 +349,7 @@ def test_a_kill_between_any_two_steps_leaves_a_whole_checkpoint(tmp_path):
         def or_die(step):
             return lambda *a, **k: step(*a, **k) if next(left) > 0 else os.kill(os.getpid(), signal.SIGKILL)
 
-        checkpoint.save_file, os.fsync = or_die(checkpoint.save_file), or_die(os.fsync)
+        weights.save_file, os.fsync = or_die(weights.save_file), or_die(os.fsync)
         shutil.rmtree, Path.rename = or_die(shutil.rmtree), or_die(Path.rename)
         save_run(folder, 3, *run)
         os._exit(0)
@@ -379,8 +369,9 @@ def test_a_kill_between_any_two_steps_leaves_a_whole_checkpoint(tmp_path):
 
 
 def test_all_is_on_the_disk_before_a_checkpoint_gets_its_name(tmp_path, monkeypatch):
-    sync, rename, done = checkpoint._sync, Path.rename, []
-    monkeypatch.setattr(checkpoint, "_sync", lambda path: (sync(path), done.append(path.name)))
+    sync, rename, done = files.sync, Path.rename, []
+    for module in (files, checkpoint):
+        monkeypatch.setattr(module, "sync", lambda path: (sync(path), done.append(path.name)))
     monkeypatch.setattr(Path, "rename", lambda path, to: (rename(path, to), done.append((path.name, to.name))))
     save_run(tmp_path, 1, *stepped())
     assert sorted(done[:5]) == FILES

@@ -6,18 +6,21 @@ from functools import cache
 import pytest
 from timm.layers import Mlp
 
-from ffvit import claims, models, tables
-from ffvit.claims import CONTRADICTED, NOT_COMPARABLE, NOT_RUN, REPRODUCED
-from ffvit.config import load_experiment
-from ffvit.reported import CSV, load_reported
+from ffvit.evidence import tables
+from ffvit.evidence.measured import measured
+from ffvit.evidence.reported import CSV, load_reported
+from ffvit.models import cost, ff
+from ffvit.settings.experiment import load_experiment
+from ffvit.studies import claims
+from ffvit.studies.claims import CONTRADICTED, NOT_COMPARABLE, NOT_RUN, REPRODUCED
 
 WELL, NOT_WELL = "Without attention a transformer does", "Attention without feed-forward layers"
-exact_costs = cache(tables.exact_costs)
+exact_costs = cache(cost.exact_costs)
 
 
 @pytest.fixture(autouse=True)
 def counted_once(monkeypatch):
-    monkeypatch.setattr(tables, "exact_costs", exact_costs)
+    monkeypatch.setattr(cost, "exact_costs", exact_costs)
 
 
 def make_record(experiment, name, seed, top1, **settings):
@@ -50,7 +53,7 @@ def find(claim, experiment, records=None, **top1):
     """What the check of one claim finds, without the rest of the ledger."""
     [found] = [c for c in (*claims.numbers(), *claims.CLAIMS) if c.text.startswith(claim)]
     scope = load_experiment(experiment)
-    return found.check(scope, tables.measured(scope, records or runs(experiment, **top1)))
+    return found.check(scope, measured(scope, records or runs(experiment, **top1)))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +91,7 @@ def test_a_verdict_is_one_of_four_words_and_not_run_means_nothing_measured(digit
 @pytest.mark.parametrize("experiment", ["digits", "cifar10", "cifar10-cpu"])
 def test_accuracies_of_another_scale_never_stand_beside_imagenets(experiment):
     scope = load_experiment(experiment)
-    found = tables.measured(scope, runs(experiment, ff=[61.4], vit=[72.2], attention_only=[28.2]))
+    found = measured(scope, runs(experiment, ff=[61.4], vit=[72.2], attention_only=[28.2]))
     accuracies = [c for c in claims.numbers() if c.text.endswith("ImageNet top-1")]
     assert len(accuracies) == 9
     assert {c.check(scope, found) for c in accuracies} == {claims.Finding()}
@@ -102,7 +105,7 @@ def test_a_count_agrees_within_half_a_unit_of_the_last_printed_digit(digits):
 
 def test_another_count_of_the_model_contradicts(digits, monkeypatch):
     assert row_of(digits, "FF only, tiny: parameters")["Verdict"] == REPRODUCED
-    monkeypatch.setattr(tables, "exact_costs", lambda name: {**exact_costs(name), "parameters": 7_755_000})
+    monkeypatch.setattr(cost, "exact_costs", lambda name: {**exact_costs(name), "parameters": 7_755_000})
     finding = find("FF only, tiny: parameters", "digits")
     assert (finding.measured, finding.verdict) == ("7,755,000", CONTRADICTED)
 
@@ -212,18 +215,18 @@ def test_a_layer_that_does_more_is_no_convolution(check, monkeypatch):
 
 
 def test_a_class_read_from_all_tokens_contradicts(monkeypatch):
-    monkeypatch.setattr(models.PatchFeatureMixer, "forward_head", lambda self, x: self.head(x.mean(1)))
+    monkeypatch.setattr(ff.PatchFeatureMixer, "forward_head", lambda self, x: self.head(x.mean(1)))
     assert claims.class_token(claims.TINY).verdict == CONTRADICTED
 
 
 def test_a_block_that_takes_any_length_contradicts(monkeypatch):
     assert "expected 197 tokens" in claims.fixed_length(claims.TINY).measured
-    monkeypatch.setattr(models.Block, "forward", lambda self, x: x)
+    monkeypatch.setattr(ff.Block, "forward", lambda self, x: x)
     assert claims.fixed_length(claims.TINY).verdict == CONTRADICTED
 
 
 def test_a_cost_that_grows_linearly_contradicts(monkeypatch):
-    monkeypatch.setattr(models, "count_macs", lambda model, size: 1000 * size[0])
+    monkeypatch.setattr(cost, "count_macs", lambda model, size: 1000 * size[0])
     finding = claims.quadratic_in_tokens(claims.TINY)
     assert finding.verdict == CONTRADICTED and finding.measured.startswith("2.00 x")
 
@@ -254,7 +257,7 @@ def test_a_group_leaves_out_columns_that_say_nothing(digits):
 
 
 def test_saved_ledger_says_where_its_numbers_come_from(digits, tmp_path):
-    found = tables.measured(load_experiment("digits"), runs("digits", ff=[98.0]))
+    found = measured(load_experiment("digits"), runs("digits", ff=[98.0]))
     tables.save(digits, tmp_path / "claims", ("csv", "md"), "Claims", claims.sources(found))
     for form in ("csv", "md"):
         text = (tmp_path / f"claims.{form}").read_text()

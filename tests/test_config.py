@@ -4,17 +4,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ffvit import models
-from ffvit.config import (
-    EXPERIMENTS,
-    Config,
-    Experiment,
-    InputError,
-    config_from_dict,
-    load_experiment,
-    parse_setting,
-)
-from ffvit.recipes import RECIPES
+from ffvit.models import build
+from ffvit.settings.config import Config, config_from_dict, parse_setting
+from ffvit.settings.experiment import Experiment, load_experiment
+from ffvit.settings.recipes import RECIPES
+from ffvit.system.errors import InputError
+from ffvit.system.files import EXPERIMENTS
 
 NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.toml"))
 
@@ -69,7 +64,7 @@ def test_lit_on_imagenet_is_trained_as_published(model, recipe, drop_path_rate):
     ours = config.warmup_epochs, config.schedule_per, config.clip_grad, config.repeated_augmentation
     assert ours == (deit if model == "lit_ti" else swin)
     with torch.device("meta"):
-        blocks = models.create(config, 10).blocks
+        blocks = build.create(config, 10).blocks
     assert blocks[-1].drop_path.drop_prob == pytest.approx(drop_path_rate)  # the model's own
 
 

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from ffvit.config import InputError, load_experiment
-from ffvit.data import Batch
-from ffvit.evaluate import confident_mistakes, evaluate
-from ffvit.images import BadImage
-from ffvit.record import write_record
+from ffvit.data.batches import Batch
+from ffvit.data.images import BadImage
+from ffvit.evidence.scoring import write_record
+from ffvit.settings.experiment import load_experiment
+from ffvit.system.errors import InputError
+from ffvit.training.evaluate import confident_mistakes, evaluate
 
 CLASSES = 7
 

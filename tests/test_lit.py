@@ -11,10 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
-from ffvit import lit, optim
-from ffvit.checkpoint import load_weights, save_weights
-from ffvit.config import InputError, load_experiment
-from ffvit.lit import (
+from ffvit.models import lit
+from ffvit.models.cost import count_macs, count_parameters
+from ffvit.models.lit import (
     DeformableConv,
     DeformableMerging,
     GlobalAttention,
@@ -22,7 +21,10 @@ from ffvit.lit import (
     Resample,
     relative_position_index,
 )
-from ffvit.models import count_macs, count_parameters
+from ffvit.models.weights import load_weights, save_weights
+from ffvit.settings.experiment import load_experiment
+from ffvit.system.errors import InputError
+from ffvit.training import optim
 
 PARAMETERS = {"lit_ti": 19_886_272, "lit_s": 27_973_720, "lit_m": 49_372_264, "lit_b": 87_292_384}
 MACS = {"lit_ti": 3_613_743_104, "lit_s": 4_076_614_656, "lit_m": 8_592_454_656, "lit_b": 15_027_531_776}

@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from timm.layers import Attention
 
 import ffvit  # noqa: F401  registers the models
-from ffvit import models
-from ffvit.checkpoint import AUTHOR_NAMES, load_weights
-from ffvit.config import InputError
-from ffvit.models import PatchFeatureMixer, count_macs, count_parameters
+from ffvit.models import build, ff
+from ffvit.models.cost import count_macs, count_parameters
+from ffvit.models.ff import PatchFeatureMixer
+from ffvit.models.weights import AUTHOR_NAMES, load_weights
+from ffvit.system.errors import InputError
 
 PARAMETERS = {
     "ff_tiny_patch16_224": 7_676_332,
@@ -27,7 +28,7 @@ BASELINES = {
     "deit_base_patch16_224": 86_567_656,
     "vit_large_patch32_224": 306_535_400,
 }
-REGISTERED = [n for n in timm.list_models() if timm.model_entrypoint(n).__module__ == models.__name__]
+REGISTERED = [n for n in timm.list_models() if timm.model_entrypoint(n).__module__ == ff.__name__]
 CELLS = [(patches, features) for patches in ("ff", "attention") for features in ("ff", "attention")]
 SMALL = dict(img_size=16, patch_size=4, in_chans=1, num_classes=5, embed_dim=12, depth=2, num_heads=2)
 
@@ -87,7 +88,7 @@ def test_multiply_adds_equal_their_closed_form(name, patches, features, d, depth
     head = d * 1000
     formula = patch_embed + depth * (mixing["patches", patches] + mixing["features", features]) + head
     model = on_meta(name)
-    assert models.cell(model) == {"patches": patches, "features": features}
+    assert ff.cell(model) == {"patches": patches, "features": features}
     assert count_macs(model, (3, 224, 224)) == formula
 
 
@@ -277,21 +278,21 @@ def test_an_author_checkpoint_put_in_place_by_hand_is_loaded(monkeypatch, tmp_pa
 
 def test_an_unknown_model_is_refused_with_a_close_name(digits_config):
     with pytest.raises(InputError, match="did you mean 'ff_tiny_patch16_224'"):
-        models.create(replace(digits_config, model="ff_tinny_patch16_224"), 10)
+        build.create(replace(digits_config, model="ff_tinny_patch16_224"), 10)
 
 
 @pytest.mark.parametrize("name", ["ff_tiny_patch16_224", "vit_tiny_patch16_224"])
 def test_create_refuses_an_image_that_the_models_own_patches_do_not_divide(digits_config, name):
     with pytest.raises(InputError, match="img_size 40 is not divisible by.*16"):
-        models.create(replace(digits_config, model=name, img_size=40, patch_size=None), 10)
+        build.create(replace(digits_config, model=name, img_size=40, patch_size=None), 10)
 
 
 @pytest.mark.parametrize("name", ["attention_only_tiny_patch16_224", "vit_tiny_patch16_224"])
 def test_create_refuses_a_width_that_the_heads_do_not_divide(digits_config, name):
     with pytest.raises(InputError, match="num_heads"):
-        models.create(replace(digits_config, model=name, embed_dim=66, num_heads=4), 10)
+        build.create(replace(digits_config, model=name, embed_dim=66, num_heads=4), 10)
 
 
 def test_create_refuses_a_setting_that_the_model_does_not_take(digits_config):
     with pytest.raises(InputError, match="resnet18.*cannot have the shape"):
-        models.create(replace(digits_config, model="resnet18"), 10)
+        build.create(replace(digits_config, model="resnet18"), 10)

@@ -6,8 +6,8 @@ from pathlib import Path
 import papermill
 import pytest
 
-from ffvit.config import InputError
-from ffvit.notebook import check
+from ffvit.commands.notebook import check
+from ffvit.system.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 DECLARED = 'experiment: str = "digits"\nepochs: int = 0\nbase_lr: float = 0.0'

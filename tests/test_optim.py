@@ -10,8 +10,9 @@ from timm.loss import SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from ffvit import models, optim
-from ffvit.config import load_experiment
+from ffvit.models import build
+from ffvit.settings.experiment import load_experiment
+from ffvit.training import optim
 
 
 def imagenet(model="ff_tiny", **settings):
@@ -77,7 +78,7 @@ def names_by_decay(model, config):
 @pytest.mark.parametrize("name", ["ff_tiny", "attention_only", "ff_attention", "deit_tiny"])
 def test_matrices_decay_and_vectors_biases_and_tokens_do_not(name):
     config = imagenet(name, depth=2)
-    model = models.create(config, 10)
+    model = build.create(config, 10)
     groups = names_by_decay(model, config)
     parameters = dict(model.named_parameters())
     spared = {n for n, p in parameters.items() if p.ndim <= 1 or n.endswith(".bias") or n in model.no_weight_decay()}
@@ -85,7 +86,7 @@ def test_matrices_decay_and_vectors_biases_and_tokens_do_not(name):
 
 
 def test_positions_of_the_reports_model_decay_as_the_authors_did():
-    groups = names_by_decay(models.create(imagenet(depth=1), 10), imagenet(depth=1))
+    groups = names_by_decay(build.create(imagenet(depth=1), 10), imagenet(depth=1))
     assert {"pos_encoding.pos_embed", "pos_encoding.cls_pos_embed"} <= groups[0.05]
     assert "cls_token" in groups[0.0]
 
@@ -105,7 +106,7 @@ def lit(name, **settings):
 )
 def test_lits_offset_weights_have_a_rate_of_their_own_and_all_groups_the_official_sizes(name, spared, decayed, offsets):
     with torch.device("meta"):
-        model = models.create(lit(name), 1000)
+        model = build.create(lit(name), 1000)
     optimizer = optim.create_optimizer(lit(name), model)
     counts = [(len(g["params"]), sum(p.numel() for p in g["params"])) for g in optimizer.param_groups]
     assert counts == [spared, decayed, offsets]
@@ -124,7 +125,7 @@ def is_in(parameter, group):
 
 def test_with_offsets_at_the_whole_rate_there_is_no_third_group():
     with torch.device("meta"):
-        model = models.create(lit("lit_ti"), 10)
+        model = build.create(lit("lit_ti"), 10)
     assert len(optim.create_optimizer(lit("lit_ti", offset_lr_ratio=1), model).param_groups) == 2
 
 
@@ -143,7 +144,7 @@ def test_after_the_warm_up_offsets_of_lit_stay_at_1e_5(name, per_epoch):
 
 def rates_of_offsets(config, per_epoch):
     with torch.device("meta"):
-        model = models.create(config, 10)
+        model = build.create(config, 10)
     scheduler = optim.create_scheduler(config, optim.create_optimizer(config, model), per_epoch)
     rates = {}
     for update in range(config.total_epochs * per_epoch):

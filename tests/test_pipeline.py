@@ -16,8 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ffvit import launch
-from ffvit.config import InputError, load_experiment
+from ffvit.commands import train
+from ffvit.commands.train import _own_gpus
+from ffvit.settings.experiment import load_experiment
+from ffvit.system.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("ffvit", "notebooks", "workflow", "experiments")
@@ -145,7 +147,7 @@ def test_killed_pipeline_leaves_no_process_and_the_next_call_goes_on(project):
 
 
 def missing(project, *options):
-    command = [sys.executable, "-m", "ffvit.missing", "smoke", *options]
+    command = [sys.executable, "-m", "ffvit", "missing", "smoke", *options]
     return subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -182,12 +184,12 @@ def gpus(monkeypatch, tmp_path):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     def there_are(count, runs_per_gpu):
-        monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(train.torch.cuda, "device_count", lambda: count)
 
         def take(num_processes=1):
             environment = {"FFVIT_RUNS_PER_GPU": str(runs_per_gpu)}
             config = load_experiment("digits").config("ff", num_processes=num_processes)
-            taken = launch._own_gpus(config, environment)
+            taken = _own_gpus(config, environment)
             taken.__enter__()
             return environment.get("CUDA_VISIBLE_DEVICES"), taken
 

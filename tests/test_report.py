@@ -8,9 +8,18 @@ import pytest
 import timm
 from PIL import Image
 
-from ffvit import data, figures, models, record, tables, train
-from ffvit.config import ROOT, InputError, load_experiment
-from ffvit.reported import load_reported
+from ffvit.commands import score as score_command
+from ffvit.data.splits import load_splits
+from ffvit.evidence import drawing, records, tables
+from ffvit.evidence.measured import measured, sources
+from ffvit.evidence.reported import load_reported
+from ffvit.evidence.scoring import score, write_record
+from ffvit.models import ff
+from ffvit.settings.experiment import load_experiment
+from ffvit.studies import architecture, report
+from ffvit.system.errors import InputError
+from ffvit.system.files import ROOT
+from ffvit.training.run import train
 
 MACHINE = {"device": "cpu", "gpu": None, "processes": 1, "cpu": "A Processor", "cpu_cores": 2}
 
@@ -38,22 +47,22 @@ DIGITS = [make_record("ff", 0, 97.0), make_record("ff", 1, 99.0)]
 
 
 def test_measured_is_mean_and_sample_deviation_over_seeds():
-    found = tables.measured(load_experiment("digits"), DIGITS)
+    found = measured(load_experiment("digits"), DIGITS)
     assert list(found) == ["ff"]
     assert str(found["ff"]) == "98.00 ± 1.41 (n=2)"  # sqrt(((97 - 98)² + (99 - 98)²) / (2 - 1)) = 1.414
-    assert tables.measured(load_experiment("digits"), DIGITS[:1])["ff"].sd is None
+    assert measured(load_experiment("digits"), DIGITS[:1])["ff"].sd is None
 
 
 def test_table1_repeats_the_report_and_keeps_blanks_blank():
-    table = tables.table1(load_experiment("digits"), {})
+    table = report.table1(load_experiment("digits"), {})
     printed = {r.model: r.value for r in load_reported() if r.place == "Table 1" and r.metric == "top1"}
-    for (_, _, name), cell in zip(tables.TABLE1, table["ImageNet top-1 reported (%)"]):
+    for (_, _, name), cell in zip(report.TABLE1, table["ImageNet top-1 reported (%)"]):
         assert cell == ("–" if printed[name] is None else f"{printed[name]:.1f}")
 
 
 def test_a_number_of_digits_never_stands_in_an_imagenet_column():
     experiment = load_experiment("digits")
-    table = tables.table1(experiment, tables.measured(experiment, DIGITS))
+    table = report.table1(experiment, measured(experiment, DIGITS))
     for column in table.columns:
         holds = table[column].astype(str).str.contains("98.00").any()
         assert holds == (column == "digits top-1 measured (%)")
@@ -62,21 +71,21 @@ def test_a_number_of_digits_never_stands_in_an_imagenet_column():
 
 def test_an_imagenet_run_stands_beside_its_reported_number():
     experiment = load_experiment("imagenet")
-    found = tables.measured(experiment, [make_record("ff_tiny", 0, 60.5, "imagenet")])
-    row = tables.table1(experiment, found).iloc[2]
+    found = measured(experiment, [make_record("ff_tiny", 0, 60.5, "imagenet")])
+    row = report.table1(experiment, found).iloc[2]
     assert row["ImageNet top-1 reported (%)"] == "61.4" and row["ImageNet top-1 measured (%)"] == "60.50 (n=1)"
 
 
 def test_grid_leaves_the_fourth_cell_open_and_says_what_was_not_run():
     experiment = load_experiment("digits")
-    table = tables.grid_table(experiment, tables.measured(experiment, DIGITS))
+    table = report.grid_table(experiment, measured(experiment, DIGITS))
     fourth = table.iloc[3]
     assert (fourth["Patches mixed by"], fourth["Features mixed by"]) == ("feed-forward", "attention")
     assert fourth["ImageNet top-1 reported (%)"] == "never run" and fourth["digits top-1 measured (%)"] == "not run"
 
 
 def test_models_table_counts_what_the_report_rounds():
-    for row in tables.models_table().itertuples():
+    for row in architecture.models_table().itertuples():
         if row.parameters_reported_millions == row.parameters_reported_millions:  # not blank
             reported = row.parameters_reported_millions
             digits = 1 if reported < 10 else 0  # 5.7, 7.7 and 4.0 million; 62, 206 and 306 million
@@ -87,33 +96,33 @@ def test_models_table_counts_what_the_report_rounds():
 @pytest.mark.parametrize("form", ["csv", "md", "tex"])
 def test_tables_carry_runs_commit_and_machine(form, tmp_path):
     experiment = load_experiment("digits")
-    found = tables.measured(experiment, DIGITS)
-    tables.save(tables.table1(experiment, found), tmp_path / "t", (form,), "Table", tables.sources(found))
+    found = measured(experiment, DIGITS)
+    tables.save(report.table1(experiment, found), tmp_path / "t", (form,), "Table", sources(found))
     text = (tmp_path / f"t.{form}").read_text()
     assert all(word in text for word in ("ff-seed0, ff-seed1", "abcdef0123", "A Processor", "recorded, 2 runs"))
 
 
 def test_figures_carry_their_sources_and_are_the_same_file_again(tmp_path):
     experiment = load_experiment("digits")
-    found = tables.measured(experiment, DIGITS)
+    found = measured(experiment, DIGITS)
     for name in ("one", "two"):
         for kind, figure in {
-            "curves": figures.training_curves(experiment, DIGITS, found),
-            "grid": figures.grid(experiment, found),
+            "curves": report.training_curves(experiment, DIGITS, found),
+            "grid": report.grid_figure(experiment, found),
         }.items():
-            figures.save(figure, tmp_path / name / f"{kind}.png", source=tables.sources(found))
-        figures.save(
-            figures.source_code(models.Block), tmp_path / name / "code.svg", source="Source of ffvit.models.Block"
+            drawing.save(figure, tmp_path / name / f"{kind}.png", source=sources(found))
+        drawing.save(
+            architecture.source_code(ff.Block), tmp_path / name / "code.svg", source="Source of ffvit.models.ff.Block"
         )
     for file in ("curves.png", "grid.png", "code.svg"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
     assert "ff-seed1" in Image.open(tmp_path / "one/grid.png").info["Description"]
-    assert "Source of ffvit.models.Block" in (tmp_path / "one/code.svg").read_text()
+    assert "Source of ffvit.models.ff.Block" in (tmp_path / "one/code.svg").read_text()
 
 
 def test_figure1_shows_the_layers_the_model_has():
     def layers(name):
-        texts = [t.get_text() for t in figures.architecture(timm.create_model(name)).axes[0].texts]
+        texts = [t.get_text() for t in architecture.architecture(timm.create_model(name)).axes[0].texts]
         return [t for t in texts if "(Features)" in t or "(Patches)" in t or t == "Transpose"]
 
     assert layers("ff_tiny_patch16_224") == [
@@ -129,37 +138,37 @@ def test_record_that_is_cut_off_or_incomplete_is_refused(tmp_path):
     file = tmp_path / "digits/ff-seed0.json"
     file.write_text(json.dumps(DIGITS[0])[:-20])
     with pytest.raises(InputError, match="ff-seed0.json: no valid JSON"):
-        record.load_records("digits", tmp_path)
+        records.load_records("digits", tmp_path)
     file.write_text(json.dumps({k: v for k, v in DIGITS[0].items() if k != "git"}))
     with pytest.raises(InputError, match="'git' must be dict"):
-        record.load_records("digits", tmp_path)
+        records.load_records("digits", tmp_path)
 
 
 def test_a_run_that_never_began_gets_no_record_but_the_command_that_begins_it(tmp_path, capsys):
-    assert record.main([str(tmp_path)]) == 2
+    assert score_command.main([str(tmp_path)]) == 2
     assert "holds no run; train it first, with make reproduce EXPERIMENT=" in capsys.readouterr().err
 
 
 def test_unfinished_run_gets_no_record_but_the_command_that_goes_on(tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}")
-    assert record.main([str(tmp_path)]) == 2
-    assert "holds no finished run; go on with: python -m ffvit.launch --config" in capsys.readouterr().err
+    assert score_command.main([str(tmp_path)]) == 2
+    assert "holds no finished run; go on with: python -m ffvit train --config" in capsys.readouterr().err
 
 
 def test_a_run_of_this_machine_is_told_from_a_recorded_one(tmp_path):
-    assert record.origin(DIGITS[0], tmp_path) == "recorded"
+    assert records.origin(DIGITS[0], tmp_path) == "recorded"
     run = tmp_path / "digits/ff-seed0"
     run.mkdir(parents=True)
     (run / "training.json").write_text(json.dumps({"started_at": DIGITS[0]["started_at"]}))
-    assert record.origin(DIGITS[0], tmp_path) == "trained here"
+    assert records.origin(DIGITS[0], tmp_path) == "trained here"
     (run / "training.json").write_text(json.dumps({"started_at": "2026-01-02T00:00:00+00:00"}))
-    assert record.origin(DIGITS[0], tmp_path) == "recorded"
+    assert records.origin(DIGITS[0], tmp_path) == "recorded"
 
 
 def test_imagenet_grid_shows_the_tiny_models_alone():
     experiment = load_experiment("imagenet")
     records = [make_record("ff_tiny", 0, 61.0, "imagenet"), make_record("ff_large", 0, 71.0, "imagenet")]
-    table = tables.grid_table(experiment, tables.measured(experiment, records))
+    table = report.grid_table(experiment, measured(experiment, records))
     assert table["ImageNet top-1 measured (%)"].tolist() == ["not run", "61.00 (n=1)", "not run", "not run"]
 
 
@@ -167,38 +176,38 @@ def test_runs_with_different_settings_make_no_mean():
     other = make_record("ff", 1, 99.0)
     other["config"]["epochs"] = 5
     with pytest.raises(InputError, match="ff-seed1 and ff-seed0 of digits have different settings"):
-        tables.measured(load_experiment("digits"), [DIGITS[0], other])
+        measured(load_experiment("digits"), [DIGITS[0], other])
 
 
 def test_our_reading_of_attention_only_stands_beside_its_number():
-    table = tables.grid_table(load_experiment("digits"), {})
+    table = report.grid_table(load_experiment("digits"), {})
     assert "our reading counts 4,039,360" in table.iloc[2]["Note"]
 
 
 @pytest.fixture
 def trial(tmp_path):
     config = load_experiment("digits").config("ff", epochs=1, warmup_epochs=0, max_train_images=64, batch_size=32)
-    train.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     return config, tmp_path / "run"
 
 
 def test_a_trial_does_not_replace_a_record_of_the_experiment(trial):
     config, folder = trial
-    evaluation = record.score(config, folder / "last.safetensors", data.load_splits(config))
-    assert record.write_record(folder, evaluation) == folder / "record.json"
+    evaluation = score(config, folder / "last.safetensors", load_splits(config))
+    assert write_record(folder, evaluation) == folder / "record.json"
 
 
 def test_a_run_of_several_processes_is_scored_on_all_images(trial):
     config, folder = trial
     several = replace(config, num_processes=2)
-    assert record.score(several, folder / "last.safetensors", data.load_splits(config)).images == 360
+    assert score(several, folder / "last.safetensors", load_splits(config)).images == 360
 
 
 def test_a_score_of_other_images_gets_no_record(trial):
     config, folder = trial
-    fewer = data.load_splits(replace(config, max_eval_images=50))
+    fewer = load_splits(replace(config, max_eval_images=50))
     with pytest.raises(InputError, match="50 images scored, its test split has 360"):
-        record.write_record(folder, record.score(config, folder / "last.safetensors", fewer))
+        write_record(folder, score(config, folder / "last.safetensors", fewer))
 
 
 def test_the_readme_shows_what_the_records_say(monkeypatch):

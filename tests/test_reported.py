@@ -1,7 +1,7 @@
 import pytest
 
-from ffvit.config import InputError
-from ffvit.reported import CSV, load_reported, reported
+from ffvit.evidence.reported import CSV, load_reported, reported
+from ffvit.system.errors import InputError
 
 TABLE1 = {  # model: (parameters in millions, ImageNet top-1 in percent); None: blank in the report
     "vit_tiny_patch16_224": (None, None),

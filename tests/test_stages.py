@@ -7,9 +7,14 @@ import json
 import matplotlib.pyplot as plt
 import pytest
 
-from ffvit import figures, lit, stages, tables
-from ffvit.config import RESULTS, Experiment, InputError, load_experiment
-from ffvit.reported import reported
+from ffvit.evidence import drawing
+from ffvit.evidence.measured import measured
+from ffvit.evidence.reported import reported
+from ffvit.models import lit
+from ffvit.settings.experiment import Experiment, load_experiment
+from ffvit.studies import stages
+from ffvit.system.errors import InputError
+from ffvit.system.files import RESULTS
 
 RECORDED = json.loads((RESULTS / "digits/ff-seed0.json").read_text())
 LAYOUTS = {  # of a small experiment: attention_stages and deformable; None: not given
@@ -168,19 +173,19 @@ def test_imagenet_table_repeats_the_readme_and_counts_exactly():
 def test_an_imagenet_run_stands_beside_the_layout_it_is_of():
     large = experiment("ImageNet", lit_ti=(None, None), pvt=([1, 2, 3, 4], False))
     records = made("pvt", 80.5, 80.7, experiment=large, parameters=20_185_384)
-    table = stages.imagenet_table(large, tables.measured(large, records))
+    table = stages.imagenet_table(large, measured(large, records))
     assert table["ImageNet top-1 measured (%)"].tolist() == ["not run"] * 4 + ["80.60 ± 0.14 (n=2)"]
 
 
 def test_a_run_of_another_shape_is_not_the_published_model():
     large = experiment("ImageNet", lit_ti=(None, None))
     records = made("lit_ti", 80.5, experiment=large, parameters=19_886_271)
-    table = stages.imagenet_table(large, tables.measured(large, records))
+    table = stages.imagenet_table(large, measured(large, records))
     assert set(table["ImageNet top-1 measured (%)"]) == {"not run"}
 
 
 def test_small_images_never_stand_in_an_imagenet_column():
-    table = stages.imagenet_table(SMALL, tables.measured(SMALL, made("own", 71.23, parameters=19_886_272)))
+    table = stages.imagenet_table(SMALL, measured(SMALL, made("own", 71.23, parameters=19_886_272)))
     holds = {column for column in table if table[column].astype(str).str.contains("71.23").any()}
     assert holds == {"CIFAR-10 top-1 measured (%)"}
     assert row(table, Model="the own")["Params exact"] == "19,886,272"
@@ -271,7 +276,7 @@ def test_figure_has_a_point_for_every_layout_and_a_line_for_every_merging():
     accuracy = stages.accuracy_by_macs(SMALL, records).axes[0]
     joined = [line for line in accuracy.lines if line.get_linestyle() in "--"]
     assert [line.get_xydata().tolist() for line in joined] == [[[1, 70], [2, 75]], [[5, 74]]]
-    faces = [line.get_markerfacecolor() for line in accuracy.lines if line.get_marker() in figures.MARKERS]
+    faces = [line.get_markerfacecolor() for line in accuracy.lines if line.get_marker() in drawing.MARKERS]
     assert len(faces) == 3 and faces.count("white") == 1  # plain merging is hollow
 
 
@@ -279,14 +284,14 @@ def test_figure_shows_what_each_stage_adds_and_costs():
     records = made("none", 70, 71, macs=1_000_000) + made("stage4", 75, 77, macs=2_500_000) + made("all", 80, 80)
     gain = stages.accuracy_by_macs(SMALL, records).axes[1]
     assert [tick.get_text() for tick in gain.get_xticklabels()] == ["stage 4\n+1.5"]
-    marks = [line.get_ydata() for line in gain.lines if line.get_marker() in figures.MARKERS]
+    marks = [line.get_ydata() for line in gain.lines if line.get_marker() in drawing.MARKERS]
     assert marks == [[5.5]]  # of 75 - 70 and 77 - 71; nothing to compare `all` with
 
 
 def test_a_place_of_attention_looks_the_same_whatever_is_missing():
     def colour(records):
         accuracy = stages.accuracy_by_macs(SMALL, records).axes[0]
-        return [line.get_markeredgecolor() for line in accuracy.lines if line.get_marker() in figures.MARKERS]
+        return [line.get_markeredgecolor() for line in accuracy.lines if line.get_marker() in drawing.MARKERS]
 
     assert colour(made("all", 70)) == colour(made("none", 60) + made("all", 70))[1:]
 

@@ -12,10 +12,14 @@ import psutil
 import pytest
 import torch
 
-from ffvit import checkpoint, launch, missing, record, status
-from ffvit.config import PARTS, RESULTS, Experiment, InputError, load_experiment
-from ffvit.status import BEGUN, MISSING, OTHER, RECORDED, UNSCORED
-from ffvit.train import Stopped
+from ffvit.commands import missing, status, train
+from ffvit.commands.status import BEGUN, MISSING, OTHER, RECORDED, UNSCORED
+from ffvit.commands.train import launch
+from ffvit.evidence import records
+from ffvit.settings.experiment import PARTS, Experiment, load_experiment
+from ffvit.system.errors import InputError, Stopped
+from ffvit.system.files import RESULTS, write_atomically
+from ffvit.training import checkpoint
 
 
 @pytest.fixture
@@ -35,9 +39,9 @@ def look(experiment, tmp_path):
 def write_record(folder, config, **changes):
     """results/<experiment>/<run id>.json, as it was written for these settings."""
     settings = {name: value for name, value in (config.to_dict() | changes).items() if value != "absent"}
-    facts = {name: kind() for name, kind in record.FIELDS.items()} | {"run_id": config.run_id, "config": settings}
+    facts = {name: kind() for name, kind in records.FIELDS.items()} | {"run_id": config.run_id, "config": settings}
     file = folder / "results" / config.experiment / f"{config.run_id}.json"
-    checkpoint.write_atomically(file, json.dumps(facts))
+    write_atomically(file, json.dumps(facts))
     return file
 
 
@@ -174,7 +178,7 @@ def test_listing_says_each_state_of_a_model_once_and_how_to_go_on(experiment, lo
         "",
         "1 of 3 runs recorded; the rest:",
         "  make reproduce EXPERIMENT=digits  all that was not run here, with tables and figures",
-        "  python -m ffvit.missing digits    what is missing, nothing else",
+        "  python -m ffvit missing digits    what is missing, nothing else",
     ]
 
 
@@ -265,7 +269,7 @@ def test_run_is_trained_and_then_scored_and_a_finished_one_only_scored(experimen
     config = experiment.config("ff", 1)
     train, score = missing.job(config, MISSING, ["num_workers=2"], {}).commands
     run = ["--experiment", "digits", "--model", "ff", "--seed", "1", "num_workers=2"]
-    assert train == ["ffvit.launch", *run]
+    assert train == ["ffvit", "train", *run]
     assert score[0] == "ffvit.record" and score[1].endswith("runs/digits/ff-seed1")
     assert list(missing.job(config, UNSCORED, [], {}).commands) == [score]
 
@@ -297,9 +301,9 @@ def test_runs_stop_when_the_time_is_up_or_a_signal_asks(job, tmp_path, capsys, w
 def test_run_that_is_asked_to_stop_before_it_listens_has_stopped_and_not_failed(tmp_path, monkeypatch):
     # Its imports take seconds, in which a signal kills it.
     importing = "import os, signal, time; time.sleep(0.5); os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
-    monkeypatch.setattr(launch, "_launcher", lambda config: ["-c", importing])
+    monkeypatch.setattr(train, "_launcher", lambda config: ["-c", importing])
     with pytest.raises(Stopped):
-        launch.launch(load_experiment("digits").config("ff"), tmp_path, pass_signals=True)
+        launch(load_experiment("digits").config("ff"), tmp_path, pass_signals=True)
 
 
 DRIVER = """

@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from ffvit import record, tune
-from ffvit.config import EXPERIMENTS, load_experiment
+from ffvit.commands import tune
+from ffvit.evidence import records
+from ffvit.settings.experiment import load_experiment
+from ffvit.system.files import EXPERIMENTS
 
 BEST_RATE = {"ff": 32e-3, "vit": 1e-3, "attention_only": 8e-3, "ff_attention": 8e-3}
 SEARCHED = sorted(p.stem for p in EXPERIMENTS.glob("*.toml") if "\n[tuning]\n" in p.read_text())
@@ -58,7 +60,7 @@ def test_interrupted_search_makes_no_trial_twice(experiment):
 @pytest.mark.parametrize("name", SEARCHED)
 def test_models_train_with_the_settings_that_their_trials_found(name):
     experiment = load_experiment(name)
-    left, found = tune.search(experiment, record.load_trials(name))
+    left, found = tune.search(experiment, records.load_trials(name))
     if left:
         pytest.skip(f"{len(left)} trials of {name} are still to be made")
     for model in experiment.models:

@@ -51,7 +51,7 @@ def on_this_machine(jobs: int, runs_per_gpu: int, settings: dict[str, str]) -> l
     jobs = jobs or places or 2
     threads = max(1, (os.cpu_count() or 1) // jobs)
     settings |= {"gpus": str(gpus), "runs_per_gpu": str(runs_per_gpu), "threads": str(threads)}
-    os.environ["FFVIT_RUNS_PER_GPU"] = str(runs_per_gpu)  # for ffvit.launch, which chooses the GPU
+    os.environ["FFVIT_RUNS_PER_GPU"] = str(runs_per_gpu)  # for ffvit train, which chooses the GPU
     return ["--cores", str(jobs * threads), "--resources", f"gpu={places}"]
 
 

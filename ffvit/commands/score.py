@@ -1,0 +1,42 @@
+"""Score a finished run and write its record: `ffvit score runs/digits/ff-seed0`.
+
+The last weights are scored on the test split, every image once, and results/digits/ff-seed0.json is written.
+`ffvit score --trial runs/trials/a` writes down a run made to choose a recipe, as results/digits/trials/a.json: its
+validation scores and what it cost, and never a look at the test split.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from ffvit.data.splits import load_splits
+from ffvit.evidence.records import open_run
+from ffvit.evidence.scoring import score, write_record, write_trial
+from ffvit.system.errors import InputError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="ffvit score", description=__doc__.splitlines()[0])
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--trial", action="store_true", help="write down its validation scores only")
+    options = parser.parse_args(arguments)
+    run_dir = Path(os.path.relpath(options.run_dir))
+    try:
+        if options.trial:
+            print(f"trial: {os.path.relpath(write_trial(run_dir))}")
+            return 0
+        config, _ = open_run(run_dir)
+        evaluation = score(config, run_dir / "last.safetensors", load_splits(config))
+        path = write_record(run_dir, evaluation)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"top-1 {evaluation.top1_percent:.2f} % of {evaluation.images:,} test images; record: {os.path.relpath(path)}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""How a figure looks: one style, readable without colour, each with its sources in the file's metadata."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.transforms import offset_copy
+
+from ffvit.evidence.measured import NOT_RUN, Measured, in_grid
+from ffvit.evidence.statistics import interval
+from ffvit.settings.experiment import Experiment
+from ffvit.system.files import write_atomically
+
+COLORS = sns.color_palette("colorblind")
+DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
+MARKERS = "osD^v"
+WHITE = dict(facecolor="white", edgecolor="none")
+SEEDS_OF_AN_INTERVAL = 4  # with fewer, an interval says less than the seeds themselves
+MARKS = f"Large marks: mean over seeds; bars: its 95 % interval, from {SEEDS_OF_AN_INTERVAL} seeds on; dots beside: the seeds."
+# One style for every figure; importing this module sets it.
+sns.set_theme(
+    style="ticks",
+    rc={
+        "font.size": 10,
+        "axes.titlesize": 11,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.labelsize": 10,
+        "xtick.labelsize": 9,
+        "ytick.labelsize": 9,
+        "legend.fontsize": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "grid.color": "0.9",
+        "figure.dpi": 110,
+        "svg.hashsalt": "ffvit",  # the same figure, the same file
+    },
+)
+
+
+def save(figure: Figure, *paths: Path, source: str) -> None:
+    """Write svg or png files whose metadata says where the numbers come from; the same figure, the same bytes."""
+    for path in paths:
+        buffer = io.BytesIO()
+        about = {"Title": path.stem, "Description": source}
+        # Without a date, and without matplotlib's version in the png, a figure made again is the same file.
+        about |= {"Date": None, "Creator": "ffvit"} if path.suffix == ".svg" else {"Software": "ffvit"}
+        figure.savefig(buffer, format=path.suffix[1:], metadata=about, dpi=200, bbox_inches="tight", facecolor="white")
+        write_atomically(path, buffer.getvalue())
+
+
+def style_of(experiment: Experiment, name: str) -> tuple:
+    """Colour, dashes and marker of a model: those of its place in the grid, in every part and whatever else was run."""
+    grid_figure = [n for n in experiment.models if experiment.part(n) == "grid"]
+    twin = name if name in grid_figure else in_grid(experiment, name)
+    i = grid_figure.index(twin) if twin else len(grid_figure)
+    return COLORS[i % len(COLORS)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)]
+
+
+def matrix_cell(panel: Axes, column: int, row: int, value: float | None, text: str, framed: bool) -> None:
+    """A cell of a matrix of percentages; hatched where it is blank."""
+    blank = dict(facecolor="none", edgecolor="0.7", hatch="///", lw=0)
+    filled = dict(facecolor=plt.get_cmap("Blues")((value or 0) / 100), lw=0)
+    panel.add_patch(Rectangle((column + 0.03, row + 0.03), 0.94, 0.94, **(blank if value is None else filled)))
+    if framed:
+        panel.add_patch(Rectangle((column + 0.03, row + 0.03), 0.94, 0.94, facecolor="none", edgecolor="0.15", lw=2))
+    color = "white" if (value or 0) > 55 else "black"
+    box = WHITE if value is None else None
+    panel.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=11, color=color, bbox=box)
+
+
+def mean_and_seeds(panel: Axes, x: float, values: list[float], style: tuple, hollow: bool = False) -> None:
+    """The mean over seeds, from SEEDS_OF_AN_INTERVAL on its 95 % interval, and beside it the seeds."""
+    color, _, marker = style
+    # Hollow to the left: where two stand at one place, both can be read.
+    beside = offset_copy(panel.transData, panel.figure, x=-8 if hollow else 8, units="points")
+    panel.plot([x] * len(values), values, ".", color=color, markersize=6, markeredgewidth=0, transform=beside)
+    panel.update_datalim([(x, value) for value in values])  # of what is moved aside, matplotlib takes no notice
+    limits = interval(values) if len(values) >= SEEDS_OF_AN_INTERVAL else None
+    if limits:
+        panel.plot([x, x], limits, color=color, lw=1.5)
+    style_of = dict(markerfacecolor="white" if hollow else color, markeredgecolor=color, markeredgewidth=1.2)
+    panel.plot(x, np.mean(values), marker, markersize=6.5, **style_of)
+
+
+def finish(*panels: Axes) -> None:
+    """A grid behind what is there; "not run" where there is nothing."""
+    for panel in panels:
+        panel.grid(True)
+        panel.set_axisbelow(True)
+        if not panel.has_data():
+            panel.grid(False)
+            panel.tick_params(which="both", length=0, labelleft=False, labelbottom=False)
+            panel.text(0.5, 0.5, NOT_RUN, transform=panel.transAxes, ha="center", va="center", fontsize=14, color="0.4")
+
+
+def legend(figure: Figure, experiment: Experiment, drawn: list[Measured], more: Sequence[Line2D] = ()) -> None:
+    """Below the panels: the look of the models drawn, one entry a cell, and what else there is to say."""
+    cells = {m.name if experiment.part(m.name) == "grid" else in_grid(experiment, m.name): m for m in drawn}
+    handles = []
+    for name in sorted(cells, key=list(experiment.models).index):
+        color, dashes, marker = style_of(experiment, name)
+        style = dict(color=color, linestyle=dashes, marker=marker, markersize=7, lw=1.8)
+        handles.append(Line2D([], [], label=cells[name].label, **style))
+    handles += more
+    if handles:
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=len(handles) if len(handles) <= 4 else 3, frameon=False
+        )

@@ -1,0 +1,93 @@
+"""The record of a run: one small JSON that carries its result and all it takes to believe and repeat it.
+
+A run without a record is unfinished. Trials, runs made to choose a recipe, have records of their own, in a folder trials/:
+with validation scores, and never with a look at the test split.
+"""
+
+import json
+from pathlib import Path
+
+from ffvit.settings.config import FREE_SETTINGS, Config, config_from_dict, with_defaults
+from ffvit.settings.experiment import load_experiment
+from ffvit.system.errors import InputError
+from ffvit.system.files import RESULTS, RUNS
+
+FIELDS = {
+    "run_id": str,
+    "config": dict,
+    "model": dict,
+    "dataset": dict,
+    "history": list,
+    "results": dict,
+    "duration_s": float,
+    "peak_memory_mb": int,
+    "started_at": str,
+    "hardware": dict,
+    "versions": dict,
+    "git": dict,
+}
+
+
+def open_run(run_dir: Path) -> tuple[Config, dict]:
+    """Settings and facts of a finished run. Raises InputError for one that is not finished."""
+    if not (run_dir / "config.json").is_file():
+        raise InputError(
+            f"{run_dir} holds no run; train it first, with make reproduce EXPERIMENT=<its experiment> or python -m "
+            f"ffvit train --experiment <it> --model <its model> --run-dir {run_dir}"
+        )
+    if not (run_dir / "training.json").is_file():
+        raise InputError(
+            f"{run_dir} holds no finished run; go on with: python -m ffvit train --config {run_dir / 'config.json'} "
+            f"--run-dir {run_dir}"
+        )
+    return (
+        config_from_dict(json.loads((run_dir / "config.json").read_text())),
+        json.loads((run_dir / "training.json").read_text()),
+    )
+
+
+def load_trials(experiment: str, results_dir: Path = RESULTS) -> list[dict]:
+    """All trials of an experiment, by file. Raises InputError for a file that is no whole trial."""
+    fields = {name: kind for name, kind in FIELDS.items() if name != "results"}
+    return [_read(path, fields) for path in sorted((results_dir / experiment / "trials").glob("*.json"))]
+
+
+def load_records(experiment: str, results_dir: Path = RESULTS) -> list[dict]:
+    """All records of an experiment, by run id. Raises InputError for a file that is no whole record."""
+    return [_read(path, FIELDS) for path in sorted((results_dir / experiment).glob("*.json"))]
+
+
+def origin(record: dict, runs_dir: Path = RUNS) -> str:
+    """ "trained here" where this machine still holds the very run; "recorded" where the record came with the project."""
+    run = runs_dir / record["config"]["experiment"] / record["run_id"] / "training.json"
+    here = run.is_file() and json.loads(run.read_text())["started_at"] == record["started_at"]
+    return "trained here" if here else "recorded"
+
+
+def deciding(config: dict) -> dict:
+    """The settings that decide a result: all but the machine's, the seed, the names, and where the images lie."""
+    free, values = FREE_SETTINGS | {"seed", "dataset"}, with_defaults(config)
+    kept = {name: value for name, value in values.items() if name not in free}
+    if values["model"].startswith("lit_") and values["deformable"] is not False:
+        # Batch norms see a part of a batch at a time; how many parts there are is then no matter of the machine.
+        kept["parts"] = values["num_processes"] * values["accumulation_steps"]
+    return kept
+
+
+def has_settings_of_its_experiment(config: Config) -> bool:
+    try:
+        own = load_experiment(config.experiment).config(config.name, config.seed)
+    except InputError:
+        return False
+    return deciding(own.to_dict()) == deciding(config.to_dict())
+
+
+def _read(path: Path, fields: dict[str, type]) -> dict:
+    try:
+        record = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: no valid JSON ({error}); delete it and run the pipeline again") from None
+    for name, kind in fields.items():
+        if not isinstance(record.get(name), kind):
+            raise InputError(f"{path}: '{name}' must be {kind.__name__}; delete the file and run the pipeline again")
+    return record

@@ -1,0 +1,96 @@
+"""Spread over seeds and differences between models, seed by seed.
+
+Models are compared seed by seed: runs of one seed see the same images in the same order (held-out and test images are the
+same for all). Intervals and tests are Student's, at 95 %, over seeds: they speak of training again, not of other images.
+"""
+
+import statistics
+from dataclasses import dataclass
+
+from scipy import stats
+
+from ffvit.evidence.measured import Measured
+from ffvit.system.errors import InputError
+
+LEVEL = 0.95
+ALIKE = 1e-9  # points; numbers as close as this are equal, and what is left is rounding
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Top-1 of a model less another's, in percentage points."""
+
+    points: list[float]  # one value a seed that both have
+
+    @property
+    def p(self) -> float | None:
+        """Two-sided p of the paired t-test; None without a spread."""
+        return float(stats.ttest_1samp(self.points, 0).pvalue) if _has_spread(self.points) else None
+
+
+def interval(values: list[float]) -> tuple[float, float] | None:
+    """95 % confidence interval of the mean; None for a single value, and for values that are all alike."""
+    if not _has_spread(values):
+        return None
+    return tuple(map(float, stats.ttest_1samp(values, 0).confidence_interval(LEVEL)))
+
+
+def difference(first: Measured, second: Measured) -> Difference:
+    """first - second, paired by seed. Raises InputError for runs on different images."""
+    return Difference([_top1(a) - _top1(b) for a, b in same_seeds(first, second)])
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Holm's correction for as many tests as there are values: reject those below alpha, whichever they are."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = highest
+    return corrected
+
+
+def verdict(d: Difference, corrected: float | None, words: str) -> str:
+    """What a difference says of its first model, `words`; corrected: Holm's p."""
+    n = len(d.points)
+    if n < 2:
+        return f"too few seeds (n={n})"
+    if corrected is None:
+        return f"the same difference in all {n} seeds: no test"
+    if corrected >= 1 - LEVEL:
+        return f"no difference shown (n={n})"
+    return f"{words} {'better' if statistics.mean(d.points) > 0 else 'worse'}"
+
+
+def same_seeds(first: Measured, second: Measured) -> list[tuple[dict, dict]]:
+    """Records of two models, pair by pair."""
+    one, other = ({r["config"]["seed"]: r for r in m.records} for m in (first, second))
+    return [comparable(one[seed], other[seed]) for seed in one if seed in other]
+
+
+def _top1(record: dict) -> float:
+    return record["results"]["top1_percent"]
+
+
+def _has_spread(values: list[float]) -> bool:
+    return len(values) > 1 and max(values) - min(values) > ALIKE
+
+
+def interval_words(values: list[float], form: str) -> str:
+    if limits := interval(values):
+        return f"{limits[0]:{form}} to {limits[1]:{form}}"
+    return "none: fewer than 2 seeds" if len(values) < 2 else "none: all seeds alike"
+
+
+def p_words(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def comparable(first: dict, second: dict) -> tuple[dict, dict]:
+    prints = [r["dataset"]["fingerprint"] for r in (first, second)]
+    if prints[0] != prints[1]:
+        raise InputError(
+            f"{first['run_id']} and {second['run_id']} of {first['config']['experiment']} are of different images "
+            f"(fingerprints {prints[0]} and {prints[1]}): run the pipeline again, or remove one from results/"
+        )
+    return first, second

@@ -1,0 +1,53 @@
+"""The model of a run: made by `timm.create_model` from the run's settings, and refused before any work where it does not fit."""
+
+import timm
+import torch
+from timm.optim import list_optimizers
+from torch import nn
+
+from ffvit.settings.config import Config
+from ffvit.system.errors import InputError, suggest
+
+# Settings of a run that are arguments of its model, where they are not None.
+SHAPE = (
+    *("img_size", "in_chans", "drop_rate", "drop_path_rate"),
+    *("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"),
+    *("embed_dims", "depths", "mlp_ratios", "attention_stages", "deformable"),
+)
+
+
+def create(config: Config, num_classes: int) -> nn.Module:
+    """The model of a run. Raises InputError for an unknown name and for a shape that does not fit."""
+    if not timm.is_model(config.model):
+        raise InputError(f"model '{config.model}' is unknown to timm{suggest(config.model, timm.list_models())}")
+    settings = {k: getattr(config, k) for k in SHAPE}
+    try:
+        model = timm.create_model(
+            config.model, num_classes=num_classes, **{k: v for k, v in settings.items() if v is not None}
+        )
+    except (TypeError, AssertionError) as error:
+        raise InputError(f"model '{config.model}' cannot have the shape that the settings give it: {error}") from None
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1,))[0]
+    if config.img_size % patch:
+        raise InputError(f"img_size {config.img_size} is not divisible by the patch size {patch} of {config.model}")
+    return model
+
+
+def check(config: Config) -> None:
+    """Raise InputError for a model or optimiser that cannot be made, before any image is read or weight allotted."""
+    if config.optimizer not in list_optimizers():
+        raise InputError(
+            f"optimizer '{config.optimizer}' is unknown to timm{suggest(config.optimizer, list_optimizers())}"
+        )
+    with torch.device("meta"):
+        create(config, num_classes=2)
+
+
+def use_plain_attention(model: nn.Module) -> None:
+    """Compute attention by two products and a softmax instead of torch's one kernel for it. The same function.
+
+    On a CPU in bf16, that kernel takes three times as long for short sequences (65 tokens, heads of 16).
+    """
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False

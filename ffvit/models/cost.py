@@ -1,0 +1,35 @@
+"""What a model costs: parameters and multiply-adds, counted on the model itself."""
+
+import timm
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ffvit.models import ff
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """Multiply-adds of one image: convolutions, linear layers and both products of attention, as PyTorch counts them.
+
+    input_size: (C, H, W). Norms, activations, softmax and biases are not counted, as is usual.
+    """
+    parameter = next(model.parameters())
+    training = model.training
+    with FlopCounterMode(display=False) as counter:
+        model.eval()(torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype))
+    model.train(training)
+    return counter.get_total_flops() // 2  # a multiply-add is two operations
+
+
+def exact_costs(name: str) -> dict:
+    """Parameters and multiply-adds counted on the model itself, without giving it memory; None where timm has none."""
+    if not timm.is_model(name):
+        return dict(parameters=None, macs=None, patches=None, features=None)
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=1000)
+    macs = count_macs(model, (3, 224, 224))
+    return dict(parameters=count_parameters(model), macs=macs, **ff.cell(model))

@@ -1,0 +1,555 @@
+"""LIT: a pyramid with feed-forward layers alone where there are many tokens, and attention where there are few.
+
+Pan et al. 2022 (AAAI), "Less is More: Pay Less Attention in Vision Transformers", arXiv:2105.14217, with the
+names and shapes of the official code (github.com/ziplab/LIT at 742e961). Four stages, for an image of 224 pixels:
+
+    tokens   56x56 --merge--> 28x28 --merge--> 14x14 --merge--> 7x7
+    blocks   feed-forward     feed-forward     attention and feed-forward in both
+
+A merging makes one token of 2x2, by a convolution that learns where to look (deformable token merging). The family has
+two lineages, with other names, positions and pooling: LIT-Ti comes from PVT, LIT-S, M and B come from Swin.
+Models are made by `timm.create_model("lit_ti")`, after `import ffvit`.
+"""
+
+import contextlib
+import math
+import re
+
+import torch
+from timm.layers import Attention, DropPath, Mlp, PatchEmbed, to_2tuple, trunc_normal_
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
+from torchvision.ops import DeformConv2d, deform_conv2d
+
+from ffvit.models.weights import load_weights
+from ffvit.system.errors import InputError
+
+Grid = tuple[int, int]  # tokens per column and per row of a map
+OFFICIAL_WEIGHTS = "https://github.com/ziplab/LIT/releases/download/v1.0/"
+
+
+class DeformableConv(DeformConv2d):
+    """A 2x2 convolution of stride 2 whose taps are moved by learned offsets. (B, C, H, W) -> (B, C', H // 2, W // 2).
+
+    Offsets are unbounded, in tokens of the input, and zero at first: then this is the plain convolution. On CUDA gradients
+    are summed in no fixed order, so that two runs of one seed differ by rounding.
+    """
+
+    def __init__(self, dim: int, out_dim: int):
+        super().__init__(dim, out_dim, kernel_size=2, stride=2)
+        # Taps row by row; channel 2k moves tap k down, channel 2k + 1 moves it to the right.
+        self.conv_offset = nn.Conv2d(dim, 2 * 2 * 2, kernel_size=2, stride=2)
+        nn.init.zeros_(self.conv_offset.weight)
+        nn.init.zeros_(self.conv_offset.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tensors = x, self.conv_offset(x), self.weight, self.bias
+        # In fp32 at least, as in the official code: under autocast the operator refuses mixed types on a CPU.
+        exact = [t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+        device = x.device.type
+        autocast = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else None
+        with autocast or contextlib.nullcontext():
+            return deform_conv2d(*exact, stride=self.stride).to(self.weight.dtype)
+
+
+@register_flop_formula(torch.ops.torchvision.deform_conv2d)
+def _deformable_flops(x, weight, *_, out_shape, **__) -> int:
+    """Those of the plain convolution, as in the paper: bilinear sampling is not counted."""
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+class DeformableMerging(nn.Module):
+    """Deformable token merging, the paper's. (B, H, W, C) -> (B, H // 2, W // 2, C')."""
+
+    def __init__(self, dim: int, out_dim: int):
+        super().__init__()
+        self.dconv = DeformableConv(dim, out_dim)
+        self.norm_layer = nn.BatchNorm2d(out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.norm_layer(self.dconv(x.permute(0, 3, 1, 2)))).permute(0, 2, 3, 1)
+
+
+class PlainMerging(nn.Module):
+    """The merging it is compared with: a convolution and a norm, as in PVT. (B, H, W, C) -> (B, H // 2, W // 2, C')."""
+
+    def __init__(self, dim: int, out_dim: int):
+        super().__init__()
+        self.proj = nn.Conv2d(dim, out_dim, kernel_size=2, stride=2)
+        self.norm = nn.LayerNorm(out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+
+
+class Resample(nn.Module):
+    """A learned map at another size: (h*w, C) -> (h'*w', C).
+
+    Where no gradients are recorded, a size is computed once and kept until the map changes, as far as PyTorch counts its
+    changes, or the mode of the model is set.
+    """
+
+    KEPT = 8  # sizes; detection sees hundreds
+
+    def __init__(self, mode: str):
+        super().__init__()
+        self.mode = mode
+        self.kept: dict[Grid, Tensor] = {}
+        self.source = None  # memory and version of the map that `kept` was made from
+
+    def train(self, mode: bool = True) -> nn.Module:
+        self.kept.clear()  # FSDP gathers a map anew without a new version
+        return super().train(mode)
+
+    def forward(self, values: Tensor, size: Grid, new_size: Grid) -> Tensor:
+        if size == new_size:
+            return values
+        if torch.is_grad_enabled() or values.is_inference():
+            return self.resampled(values, size, new_size)
+        source = values.data_ptr(), values._version
+        if source != self.source or len(self.kept) == self.KEPT:
+            self.kept.clear()
+            self.source = source
+        if new_size not in self.kept:
+            self.kept[new_size] = self.resampled(values, size, new_size)
+        return self.kept[new_size]
+
+    def resampled(self, values: Tensor, size: Grid, new_size: Grid) -> Tensor:
+        image = values.T.unflatten(1, size)[None]
+        return F.interpolate(image, new_size, mode=self.mode, align_corners=False)[0].flatten(1).T
+
+
+def relative_position_index(grid: Grid) -> Tensor:
+    """For every two tokens of a map, row by row, where the table of biases has their offset. (N, N), int64.
+
+    index[i, j] = (y_i - y_j + h - 1) * (2w - 1) + (x_i - x_j + w - 1), as in Swin.
+    """
+    height, width = grid
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    y, x = y.flatten(), x.flatten()
+    return (y[:, None] - y + height - 1) * (2 * width - 1) + (x[:, None] - x + width - 1)
+
+
+class GlobalAttention(Attention):
+    """Attention over the whole map, with a learned bias for every offset between two tokens where it gets a grid."""
+
+    def __init__(self, dim: int, num_heads: int, drop_rate: float, grid: Grid | None):
+        super().__init__(dim, num_heads, qkv_bias=True, proj_drop=drop_rate)
+        self.grid = grid
+        if grid:
+            self.relative_position_bias_table = nn.Parameter(torch.empty(math.prod(_span(grid)), num_heads))
+            # The checkpoints hold it. `bias` reads the same entries, without an index, at any size.
+            self.register_buffer("relative_position_index", relative_position_index(grid))
+            self.resample = Resample("bicubic")
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """x: (B, N, C) tokens of the grid -> (B, N, C)."""
+        return super().forward(x, attn_mask=self.bias(grid) if self.grid else None)
+
+    def bias(self, grid: Grid) -> Tensor:
+        """What is added to the scaled logits: (1, heads, N, N)."""
+        table = self.resample(self.relative_position_bias_table, _span(self.grid), _span(grid))
+        table = table.T.unflatten(1, _span(grid))  # (heads, 2h - 1, 2w - 1)
+        # [head, y_i, x_i, y, x] = table[head, y_i + y, x_i + x]; counted backwards, y is h - 1 - y_j, and x likewise.
+        windows = table.unfold(1, grid[0], 1).unfold(2, grid[1], 1).flip(3, 4)
+        return windows.reshape(1, self.num_heads, math.prod(grid), math.prod(grid))
+
+
+def _span(grid: Grid) -> Grid:
+    """How many offsets two tokens of a map can have, down and to the right."""
+    return 2 * grid[0] - 1, 2 * grid[1] - 1
+
+
+class Block(nn.Module):
+    """Attention, in the stages that have it, then a feed-forward layer; norms first. (B, N, C) -> (B, N, C)."""
+
+    def __init__(self, dim, mlp_ratio, drop_rate, drop_path, norm_eps, attention: GlobalAttention | None):
+        super().__init__()
+        if attention:
+            self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = attention
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, int(mlp_ratio * dim), drop=drop_rate)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        if self.attn:
+            x = x + self.drop_path(self.attn(self.norm1(x), grid))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class LIT(nn.Module):
+    """What the two lineages share: patches, then four stages with a merging before each but the first, norm, head.
+
+    A lineage defines `place`, which gives the parts the names that they have in the official checkpoints, where to find
+    them again (patch_embed, mergings, stages), add_positions, pool and no_weight_decay.
+
+    Args: img_size and patch_size in pixels. embed_dims, depths, num_heads, mlp_ratios: one for each stage; num_heads is
+    read in the stages with attention. attention_stages: those with attention, from 1; LIT has it in (3, 4).
+    deformable: whether mergings are, or plain: a convolution and a layer norm. Images may have other sizes than img_size:
+    positions, which are stored for img_size, are resampled.
+    Raises InputError for a shape that does not fit, and in forward for an image that leaves the last stage no token.
+    """
+
+    relative: bool  # positions: relative, as biases of attention, or absolute, added to the tokens
+    pads: bool  # an image is made divisible into patches by zeros at the right and bottom, or by leaving out the rest
+    norm_eps: float  # of blocks and final norm; that of the patches is 1e-5 in both lineages
+    pooling: str  # "token", that of the class, or "avg"
+    stage_names: tuple[str, ...]  # of the modules
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 4,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        embed_dims: tuple[int, ...] = (64, 128, 320, 512),
+        depths: tuple[int, ...] = (3, 4, 6, 3),
+        num_heads: tuple[int, ...] = (1, 2, 5, 8),
+        mlp_ratios: tuple[float, ...] = (8, 8, 4, 4),
+        attention_stages: tuple[int, ...] = (3, 4),
+        deformable: bool = True,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ):
+        super().__init__()
+        shape = dict(embed_dims=embed_dims, depths=depths, num_heads=num_heads, mlp_ratios=mlp_ratios)
+        for name, values in shape.items():
+            if not isinstance(values, (tuple, list)) or len(values) != 4 or min(values) <= 0:
+                raise InputError(f"{name}={values}: one for each of the four stages, none of them 0 or less")
+        if not set(attention_stages) <= {1, 2, 3, 4}:
+            raise InputError(f"attention_stages={attention_stages}: the stages are 1, 2, 3 and 4")
+        for stage in attention_stages:
+            if embed_dims[stage - 1] % num_heads[stage - 1]:
+                raise InputError(f"stage {stage}: {num_heads[stage - 1]} heads do not divide {embed_dims[stage - 1]}")
+        self.num_classes = num_classes
+        self.patch_size = patch_size
+        self.num_features = self.head_hidden_size = self.embed_dim = embed_dims[-1]
+        self.feature_info = [
+            dict(num_chs=dim, reduction=patch_size * 2**s, module=name)
+            for s, (dim, name) in enumerate(zip(embed_dims, self.stage_names))
+        ]
+        self.grad_checkpointing = False
+        self.grids = self.grids_of(to_2tuple(img_size))
+
+        patch_embed = PatchEmbed(
+            None, patch_size, in_chans, embed_dims[0], nn.LayerNorm, output_fmt="NHWC", dynamic_img_pad=self.pads
+        )
+        rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+        stages = []
+        for s, (dim, grid) in enumerate(zip(embed_dims, self.grids)):
+            blocks = nn.ModuleList()
+            for _ in range(depths[s]):
+                attention = None
+                if s + 1 in attention_stages:
+                    attention = GlobalAttention(dim, num_heads[s], drop_rate, grid if self.relative else None)
+                blocks.append(Block(dim, mlp_ratios[s], drop_rate, next(rates), self.norm_eps, attention))
+            stages.append(blocks)
+        merging = DeformableMerging if deformable else PlainMerging
+        self.place(patch_embed, [merging(*dims) for dims in zip(embed_dims, embed_dims[1:])], stages)
+        self.norm = nn.LayerNorm(self.embed_dim, eps=self.norm_eps)
+        self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Truncated normal of 0.02 for linear weights and positions. Convolutions keep PyTorch's, offsets their zeros."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+            if isinstance(module, GlobalAttention) and self.relative:
+                trunc_normal_(module.relative_position_bias_table, std=0.02)
+
+    def grids_of(self, img_size: tuple[int, int]) -> list[Grid]:
+        """The four maps' sizes for an image of (height, width) pixels. A merging leaves out an odd last row or column."""
+        patches = [math.ceil(side / self.patch_size) if self.pads else side // self.patch_size for side in img_size]
+        if min(patches) < 8:
+            raise InputError(
+                f"an image of {img_size[0]}x{img_size[1]} pixels is too small: 8x8 patches of {self.patch_size}x"
+                f"{self.patch_size} are the fewest that three mergings leave a token of"
+            )
+        return [(patches[0] >> s, patches[1] >> s) for s in range(4)]
+
+    def run_stage(self, stage: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """One stage, from 0: (B, C, H, W) image, or the map of the stage before -> (B, N, C) tokens, (B, h, w, C) map."""
+        if stage == 0:
+            self.grids_of(x.shape[2:])  # refuses too small an image
+        x = self.mergings[stage - 1](x) if stage else self.patch_embed(x)
+        grid = tuple(x.shape[1:3])
+        tokens = self.add_positions(stage, x.flatten(1, 2), grid)
+        for block in self.stages[stage]:
+            if self.grad_checkpointing and self.training:
+                tokens = torch.utils.checkpoint.checkpoint(block, tokens, grid, use_reentrant=False)
+            else:
+                tokens = block(tokens, grid)
+        return tokens, tokens[:, -math.prod(grid) :].unflatten(1, grid)  # a class token comes first
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) images -> (B, N, C4) tokens of the last stage, after the final norm."""
+        return self.forward_intermediates(x, indices=1)[0]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.pool(x)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) images -> (B, num_classes) logits."""
+        return self.forward_head(self.forward_features(x))
+
+    # timm's interface
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """(B, C, H, W) images -> the maps (B, C_s, H_s, W_s) of the stages asked for, each before the next merging.
+
+        norm: apply the final norm to the last stage's map. Without intermediates_only, a pair: what forward_features
+        returns, and the maps.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise InputError(f"output_fmt='{output_fmt}': maps are NCHW or NHWC")
+        take, last = feature_take_indices(4, indices)
+        maps = []
+        for stage in range(last + 1 if intermediates_only else 4):
+            tokens, x = self.run_stage(stage, x)
+            if stage in take:
+                image = self.norm(x) if norm and stage == 3 else x
+                maps.append(image if output_fmt == "NHWC" else image.permute(0, 3, 1, 2))
+        return maps if intermediates_only else (self.norm(tokens), maps)
+
+    def prune_intermediate_layers(self, indices=1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
+        """Remove what feature maps do not need, as features_only does; all stages stay."""
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0)
+        return feature_take_indices(4, indices)[0]
+
+    @property
+    def blocks(self) -> list[Block]:
+        return [block for stage in self.stages for block in stage]
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        if global_pool not in (None, "", self.pooling):
+            raise InputError(f"global_pool='{global_pool}': this model's is '{self.pooling}'")
+        self.num_classes = num_classes
+        self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
+
+    def describe_weights(self, state: dict[str, Tensor]) -> str:
+        """Of which model a state dict is, for the message where it does not fit: see `describe`."""
+        return describe(state)
+
+
+class AbsoluteLIT(LIT):
+    """LIT-Ti, after PVT: learned positions added in each stage, and a class token that enters in the fourth.
+
+    Where the fourth stage has no attention, the class token sees nothing of the image: there the class is read from the
+    mean of all tokens, to which it adds a constant.
+    """
+
+    relative, pads, norm_eps = False, False, 1e-6
+    stage_names = ("block1", "block2", "block3", "block4")
+
+    def place(self, patch_embed, mergings, stages):
+        self.patch_embed1 = patch_embed
+        self.patch_embed2, self.patch_embed3, self.patch_embed4 = mergings
+        self.block1, self.block2, self.block3, self.block4 = stages
+        for s, (grid, info) in enumerate(zip(self.grids, self.feature_info), 1):
+            num_tokens = math.prod(grid) + (s == 4)  # with the class token: 7 * 7 + 1 = 50
+            setattr(self, f"pos_embed{s}", nn.Parameter(torch.empty(1, num_tokens, info["num_chs"])))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, self.embed_dim))
+        self.resample = nn.ModuleList(Resample("bilinear") for _ in range(4))
+
+    @property
+    def patch_embed(self):
+        return self.patch_embed1
+
+    @property
+    def mergings(self):
+        return [self.patch_embed2, self.patch_embed3, self.patch_embed4]
+
+    @property
+    def stages(self):
+        return [self.block1, self.block2, self.block3, self.block4]
+
+    def init_weights(self):
+        super().init_weights()
+        for name, parameter in self.named_parameters():
+            if name.startswith(("pos_embed", "cls_token")):
+                trunc_normal_(parameter, std=0.02)
+
+    def add_positions(self, stage, tokens, grid):
+        positions = getattr(self, f"pos_embed{stage + 1}")[0]
+        of_map = positions[-math.prod(self.grids[stage]) :]
+        tokens = tokens + self.resample[stage](of_map, self.grids[stage], grid)
+        if stage < 3 or self.cls_token is None:
+            return tokens
+        return torch.cat([(self.cls_token + positions[0]).expand(len(tokens), -1, -1), tokens], dim=1)
+
+    @property
+    def pooling(self):
+        return "token" if self.block4[0].attn else "avg"
+
+    def pool(self, tokens):
+        return tokens[:, 0] if self.pooling == "token" else tokens.mean(dim=1)
+
+    def prune_intermediate_layers(self, indices=1, prune_norm=False, prune_head=True):
+        if prune_head:
+            self.cls_token = None  # the official detectors, too, run the fourth stage without it
+        return super().prune_intermediate_layers(indices, prune_norm, prune_head)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        return {"cls_token"}  # positions are decayed, in the official code too
+
+
+class RelativeLIT(LIT):
+    """LIT-S, M and B, after Swin: a bias for each offset between tokens in each attention, and the mean as the pool."""
+
+    relative, pads, norm_eps, pooling = True, True, 1e-5, "avg"
+    stage_names = ("layers.0", "layers.1", "layers.2", "layers.3")
+
+    def place(self, patch_embed, mergings, stages):
+        self.patch_embed = patch_embed
+        self.layers = nn.ModuleList(nn.ModuleDict({"blocks": blocks}) for blocks in stages)
+        for layer, merging in zip(self.layers, mergings):
+            layer["downsample"] = merging
+
+    @property
+    def mergings(self):
+        return [layer["downsample"] for layer in self.layers[:3]]
+
+    @property
+    def stages(self):
+        return [layer["blocks"] for layer in self.layers]
+
+    def add_positions(self, stage, tokens, grid):
+        return tokens  # attention adds its biases
+
+    def pool(self, tokens):
+        return tokens.mean(dim=1)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
+
+
+# Widths, depths and heads of stages 1 to 4. Heads without attention are nominal: they count where attention_stages says so.
+_SWIN = dict(embed_dims=(96, 192, 384, 768), num_heads=(3, 6, 12, 24), mlp_ratios=(4, 4, 4, 4))
+_PVT = dict(embed_dims=(64, 128, 320, 512), num_heads=(1, 2, 5, 8), mlp_ratios=(8, 8, 4, 4))
+VARIANTS = {
+    "lit_ti": (AbsoluteLIT, dict(_PVT, depths=(3, 4, 6, 3), drop_path_rate=0.1)),
+    "lit_s": (RelativeLIT, dict(_SWIN, depths=(2, 2, 6, 2), drop_path_rate=0.2)),
+    "lit_m": (RelativeLIT, dict(_SWIN, depths=(2, 2, 18, 2), drop_path_rate=0.3)),
+    "lit_b": (
+        RelativeLIT,
+        dict(
+            embed_dims=(128, 256, 512, 1024),
+            num_heads=(4, 8, 16, 32),
+            mlp_ratios=(4, 4, 4, 4),
+            depths=(2, 2, 18, 2),
+            drop_path_rate=0.5,
+        ),
+    ),
+}
+
+
+def describe(state: dict[str, Tensor]) -> str:
+    """The variant and shape of a state dict of this family, e.g. "lit_s: widths 96-192-384-768, depths 2-2-6-2, ...".
+
+    Empty for another family's. "another LIT" has a shape without a name.
+    """
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    widths, depths, attention = {}, {}, set()
+    for key, shape in shapes.items():
+        if match := re.fullmatch(r"(?:block(\d)|layers\.(\d)\.blocks)\.\d+\.(norm2|attn\.qkv)\.weight", key):
+            stage = int(match[1]) if match[1] else int(match[2]) + 1
+            if match[3] == "norm2":
+                widths[stage], depths[stage] = shape[0] if shape else 0, depths.get(stage, 0) + 1
+            else:
+                attention.add(stage)
+    if not widths:
+        return ""
+    shape = tuple(widths[s] for s in sorted(widths)), tuple(depths[s] for s in sorted(depths))
+    named = [name for name, (_, args) in VARIANTS.items() if (args["embed_dims"], args["depths"]) == shape]
+    details = [f"{what} {'-'.join(map(str, values))}" for what, values in zip(("widths", "depths"), shape)]
+    details.append(f"attention in stages {' and '.join(map(str, sorted(attention))) or 'none'}")
+    details.append(f"{'deformable' if any('.dconv.' in key for key in state) else 'plain'} merging")
+    # Absolute positions, one of them the class token's, or the two tokens that a relative position is of.
+    for key, not_of_the_image in {"pos_embed4": 1, "layers.3.blocks.0.attn.relative_position_index": 0}.items():
+        if len(size := shapes.get(key, ())) > 1:
+            details.append(f"{size[1] - not_of_the_image} tokens in stage 4")
+    if classes := shapes.get("head.weight"):
+        details.append(f"{classes[0]} classes")
+    return f"{named[0] if named else 'another LIT'}: {', '.join(details)}"
+
+
+_CFG = dict(
+    input_size=(3, 224, 224),
+    pool_size=(7, 7),
+    crop_pct=0.875,  # 224 / 256
+    interpolation="bicubic",
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    num_classes=1000,
+    first_conv="patch_embed.proj",
+    classifier="head",
+)
+default_cfgs = generate_default_cfgs(
+    {name: _CFG | ({"first_conv": "patch_embed1.proj"} if name == "lit_ti" else {}) for name in VARIANTS}
+)
+
+
+def _create(name: str, pretrained: bool, **kwargs) -> nn.Module:
+    lineage, shape = VARIANTS[name]
+
+    def make(num_classes: int = 1000, **kwargs) -> LIT:
+        if not pretrained:
+            return lineage(num_classes=num_classes, **kwargs)
+        model = load_weights(lineage(**kwargs), f"{OFFICIAL_WEIGHTS}{name}.pth")
+        if num_classes != 1000:
+            model.reset_classifier(num_classes)
+        return model
+
+    # timm's own loading would need the weights on its hub. features_only: the maps of all four stages.
+    feature_cfg = dict(feature_cls="getter", out_indices=(0, 1, 2, 3))
+    return build_model_with_cfg(make, name, pretrained=False, feature_cfg=feature_cfg, **(shape | kwargs))
+
+
+@register_model
+def lit_ti(pretrained=False, **kwargs) -> nn.Module:
+    """LIT-Ti: 19,886,272 parameters, 3.6 G multiply-adds, 81.1 % ImageNet top-1 (official README)."""
+    return _create("lit_ti", pretrained, **kwargs)
+
+
+@register_model
+def lit_s(pretrained=False, **kwargs) -> nn.Module:
+    """LIT-S: 27,973,720 parameters, 4.1 G multiply-adds, 81.5 % ImageNet top-1 (official README)."""
+    return _create("lit_s", pretrained, **kwargs)
+
+
+@register_model
+def lit_m(pretrained=False, **kwargs) -> nn.Module:
+    """LIT-M: 49,372,264 parameters, 8.6 G multiply-adds, 83.0 % ImageNet top-1 (official README)."""
+    return _create("lit_m", pretrained, **kwargs)
+
+
+@register_model
+def lit_b(pretrained=False, **kwargs) -> nn.Module:
+    """LIT-B: 87,292,384 parameters, 15.0 G multiply-adds, 83.4 % ImageNet top-1 (official README)."""
+    return _create("lit_b", pretrained, **kwargs)

@@ -1,0 +1,149 @@
+"""Notebook 01: the architecture drawn from the model (Figures 1 and 2), and what every model costs."""
+
+import inspect
+import textwrap
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+from pygments import lex
+from pygments.lexers import PythonLexer
+from pygments.styles import get_style_by_name
+
+from ffvit.evidence.drawing import COLORS
+from ffvit.evidence.reported import load_reported
+from ffvit.models import ff
+from ffvit.models.cost import exact_costs
+from ffvit.studies.report import GRID, TABLE1
+
+
+def architecture(model: ff.PatchFeatureMixer) -> Figure:
+    """Figure 1 of the report, drawn from the blocks that the model has. Read it from bottom to top."""
+    height, gap = 0.56, 0.3  # of a layer, and between two
+    boxes, residuals, y = [], [], 2.0
+    for branch, mixes in _branches(model.blocks[0]):
+        kind = "Feed-Forward Layer" if hasattr(branch.mix, "fc1") else "Attention"
+        turn = [("Transpose", "0.80")] * branch.transposed
+        start, y = y, y + gap
+        for name, color in [*turn, (f"{kind} ({mixes})", COLORS[0] if "Feed" in kind else COLORS[2]), *turn]:
+            boxes.append((y, name, color))
+            y += height + gap
+        residuals.append((start, y))
+        y += 1.3 * gap
+    top = y + 0.1
+
+    scale = 0.72  # inches a unit: what the texts need
+    figure = plt.figure(figsize=(8.4 * scale, (top + 3.3) * scale))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(-3.9, 4.5), ylim=(-0.8, top + 2.5))
+    axes.set_axis_off()
+
+    def box(x, y, width, height, color, **look):
+        shape = "round,pad=0.02,rounding_size=0.1"
+        axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=shape, facecolor=color, **{"lw": 0, **look}))
+
+    def tokens(y):
+        for i in range(9):
+            box(-3.0 + 0.69 * i, y, 0.48, 0.48, COLORS[1] if i == 0 else COLORS[9])
+
+    def arrow(start, end, x=0.0):
+        look = dict(arrowstyle="-|>", color="0.35", lw=1.3, shrinkA=0, shrinkB=0)
+        axes.annotate("", (x, end), (x, start), arrowprops=look)
+
+    tokens(0)
+    size = f"{model.num_tokens} x {model.embed_dim}"
+    axes.text(
+        0,
+        -0.3,
+        f"class token and {model.num_tokens - 1} patch tokens with learned positions ({size})",
+        ha="center",
+        va="top",
+    )
+    box(-3.1, 1.4, 6.2, top - 1.4, "0.96", lw=1, edgecolor="0.6")
+    axes.text(3.4, (1.4 + top) / 2, f"× {len(model.blocks)}", fontsize=15, va="center")
+    arrow(0.58, 1.38)
+    axes.plot([0, 0], [1.4, top], color="0.35", lw=1.3, zorder=1.5)
+    for y, name, color in boxes:
+        quiet = name == "Transpose"
+        box(-1.9, y, 3.8, height, color, zorder=2)
+        axes.text(
+            0,
+            y + height / 2 - 0.02,
+            name,
+            ha="center",
+            va="center",
+            zorder=3,
+            color="black" if quiet else "white",
+            weight="normal" if quiet else "bold",
+        )
+    for start, end in residuals:
+        axes.plot([0, -2.5, -2.5, -0.12], [start, start, end, end], color="0.35", lw=1.3)
+        axes.plot(0, end, marker="o", markersize=11, markerfacecolor="white", markeredgecolor="0.35", zorder=3)
+        axes.plot(0, end, marker="+", markersize=7, color="0.2", zorder=4)
+    arrow(top + 0.02, top + 0.8)
+    tokens(top + 0.85)
+    arrow(top + 1.4, top + 2.0, x=-2.76)
+    axes.text(-3.0, top + 2.2, f"norm and linear head on the class token: {model.num_classes} classes", va="center")
+    return figure
+
+
+def source_code(*objects) -> Figure:
+    """Figure 2 of the report: the highlighted source of what is really used, read from the library itself."""
+    code = "\n\n\n".join(textwrap.dedent(inspect.getsource(o)).rstrip() for o in objects)
+    style = get_style_by_name("xcode")
+    lines = code.count("\n") + 1
+    columns = max(map(len, code.splitlines()))
+    size = 8.0  # points; a character of DejaVu Sans Mono is 0.602 of it wide
+    width, height = columns * 0.602 * size / 72, lines * 1.35 * size / 72
+    figure = plt.figure(figsize=(width + 0.3, height + 0.3))
+    axes = figure.add_axes(
+        (0.15 / (width + 0.3), 0.15 / (height + 0.3), width / (width + 0.3), height / (height + 0.3))
+    )
+    axes.set(xlim=(0, columns), ylim=(lines, 0))
+    axes.set_axis_off()
+    row = column = 0
+    for kind, text in lex(code, PythonLexer(stripnl=False)):
+        look = style.style_for_token(kind)
+        for i, part in enumerate(text.split("\n")):
+            if i:
+                row, column = row + 1, 0
+            if part.strip():
+                axes.text(
+                    column,
+                    row + 0.75,
+                    part,
+                    family="DejaVu Sans Mono",
+                    fontsize=size,
+                    va="baseline",
+                    color=f"#{look['color'] or '000000'}",
+                    weight="bold" if look["bold"] else "normal",
+                )
+            column += len(part)
+    return figure
+
+
+def _branches(block: ff.Block):
+    names = {id(block.mix_features): "Features", id(block.mix_patches): "Patches"}
+    return [(branch, names[id(branch)]) for branch in block.branches]
+
+
+def models_table() -> pd.DataFrame:
+    """Exact parameters and multiply-adds of every model at 224 px and 1000 classes, beside the report's numbers."""
+    names = [row[2] for row in TABLE1] + [row[2] for row in GRID if row[2] not in {r[2] for r in TABLE1}]
+    printed = {r.model: r for r in load_reported() if r.metric == "parameters"}
+    rows = []
+    for name in names:
+        exact = exact_costs(name)
+        rows.append(
+            {
+                "model": name,
+                "patches": exact["patches"],
+                "features": exact["features"],
+                "parameters": exact["parameters"],
+                "parameters_reported_millions": printed[name].value if name in printed else None,
+                "macs": exact["macs"],
+                "note": printed[name].note if name in printed else "",
+            }
+        )
+    table = pd.DataFrame(rows).dropna(subset=["parameters"])
+    return table.astype({"parameters": "int64", "macs": "int64"})

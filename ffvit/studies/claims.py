@@ -1,0 +1,565 @@
+"""The claims ledger: every number and claim of the report (arXiv:2105.02723), what was measured here, and a verdict.
+
+A number of the report becomes a row as soon as it stands in reported.csv; NUMBERS says how each kind is checked. A claim of
+its text is one line of CLAIMS. To add one, add a line; without a check it is "not run".
+
+A verdict is computed, by these rules:
+
+- a count is checked on the model itself, and agrees within half a unit of the last digit that the report prints;
+- an ImageNet accuracy is compared with ImageNet runs of the report's length only, mean over seeds, within POINTS;
+- behaviour is judged by the 95 % t-interval of the difference over paired seeds, and only at a scale of CARRIES: an interval
+  that holds the limit decides nothing. CLOSE_TO is the limit between "well" and "not well";
+- what nobody has tried is "not run".
+"""
+
+import csv
+import statistics
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+
+import pandas as pd
+import timm
+import torch
+from timm.layers import DropPath, Mlp
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from ffvit.evidence import measured as evidence
+from ffvit.evidence.measured import Measured
+from ffvit.evidence.reported import CSV, Reported, load_reported, reported
+from ffvit.evidence.statistics import difference, interval
+from ffvit.models import cost, ff
+from ffvit.settings.experiment import Experiment
+from ffvit.settings.recipes import deit
+from ffvit.studies import report
+from ffvit.system import provenance
+from ffvit.system.errors import InputError
+
+PAPER, DEIT = "arXiv:2105.02723", "arXiv:2012.12877"
+REPRODUCED, CONTRADICTED, NOT_RUN, NOT_COMPARABLE = "reproduced", "contradicted", "not run", "not comparable"
+VERDICTS = (REPRODUCED, CONTRADICTED, NOT_COMPARABLE, NOT_RUN)
+MODEL = "the model itself"  # a scale: counted or computed when the ledger is built, nothing is trained
+# Points of ImageNet top-1 that a repetition may differ. The report gives one run a model and no spread. DeiT's own code, run
+# again by others for DeiT-tiny's 72.2, gave 71.9, 72.2 and 72.7 (deit repository, issues 32 and 40).
+POINTS = 0.5
+# The behaviour of models is judged here; digits, and CIFAR-10 reduced to a laptop, have too few pixels or too little training.
+CARRIES = ("ImageNet", "CIFAR-10")
+# "Surprisingly well" is said of these two: their distance in Table 1 is the limit, in points, between well and not well.
+CLOSE_TO = ("deit_base_patch16_224", "ff_base_patch16_224")
+ROUNDING = 1e-5  # two ways to compute the same in single precision, relative to the largest value
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found. As it stands: nothing was tried."""
+
+    measured: str = NOT_RUN
+    verdict: str = NOT_RUN
+    scale: str = ""  # an experiment's scope, or MODEL
+    seeds: str = ""
+    tolerance: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    text: str
+    where: str  # in the report
+    reported: str
+    check: Callable[[Experiment, dict[str, Measured]], Finding] | None = None
+    note: str = ""  # an oddity of the report, or what it would take to check
+
+
+def ledger(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
+    """One row a number or claim of the report: what was measured by these records, or on the model, and the verdict."""
+    found = evidence.measured(experiment, records)
+    rows = []
+    for claim in (*numbers(), *CLAIMS):
+        finding = claim.check(experiment, found) if claim.check else Finding()
+        rows.append(
+            {
+                "Claim": claim.text,
+                "Where": claim.where,
+                "Reported": claim.reported,
+                "Measured": finding.measured,
+                "Scale": finding.scale,
+                "Seeds": finding.seeds,
+                "Tolerance": finding.tolerance,
+                "Verdict": finding.verdict,
+                "Note": "; ".join(filter(None, [finding.note, claim.note])),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def counts(table: pd.DataFrame) -> dict[str, int]:
+    """Rows by verdict, in the order of VERDICTS."""
+    return {verdict: int((table["Verdict"] == verdict).sum()) for verdict in VERDICTS}
+
+
+def summary(table: pd.DataFrame) -> str:
+    return ", ".join(f"{number} {verdict}" for verdict, number in counts(table).items())
+
+
+def group(table: pd.DataFrame, verdict: str) -> pd.DataFrame:
+    """The rows with one verdict, without the columns that say nothing about them."""
+    rows = table[table["Verdict"] == verdict].drop(columns="Verdict")
+    silent = [column for column in rows if rows[column].isin(["", NOT_RUN]).all()]
+    return rows if rows.empty else rows.drop(columns=silent)
+
+
+def compact(table: pd.DataFrame) -> str:
+    """The ledger in Markdown for a page that has other things to say: what was judged as a table, the rest as a list."""
+    judged = table[table["Verdict"] != NOT_RUN]
+    why = [f": {note.partition('; ')[0]}" if note else "" for note in judged["Note"]]
+    verdicts = [v if v == REPRODUCED else v + reason for v, reason in zip(judged["Verdict"], why)]
+    shown = judged.assign(Verdict=verdicts)[["Claim", "Reported", "Measured", "Scale", "Verdict"]]
+    rest = [f"{row.Claim} ({row.Reported})" for row in table[table["Verdict"] == NOT_RUN].itertuples()]
+    lines = [list(shown), ["---"] * len(shown.columns), *shown.to_numpy().tolist()]
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return f"{text}\nNot run, with what the report says: {'; '.join(rest)}.\n"
+
+
+def sources(found: dict[str, Measured]) -> str:
+    """Where the ledger's measured values come from."""
+    versions = provenance.versions()
+    return (
+        f"{evidence.sources(found)} Scale '{MODEL}': counted or computed when this was made, with torch {versions['torch']} "
+        f"and timm {versions['timm']}. Tolerance of an ImageNet accuracy: {POINTS} points, mean over seeds."
+    )
+
+
+def numbers() -> list[Claim]:
+    """A claim for every number of the report in reported.csv; its blanks are none."""
+    rows = load_reported()
+    claims = []
+    for row in rows:
+        if row.paper == PAPER and row.value is not None:
+            words, unit, check = NUMBERS[row.metric]
+            elsewhere = [
+                f"{r.paper}, {r.place}: {r.value:g} {r.unit}"
+                for r in rows
+                if r.paper == DEIT and (r.model, r.metric) == (row.model, row.metric)
+            ]
+            claims.append(
+                Claim(
+                    text=f"{NAMES.get(row.model, row.model)}: {words}",
+                    where=row.place,
+                    reported=f"{_printed(row)}{unit}",
+                    check=partial(check, row),
+                    note="; ".join(filter(None, [row.note, *elsewhere])),
+                )
+            )
+    return claims
+
+
+def parameters(row: Reported, *_) -> Finding:
+    """Parameters of the model at 1000 classes."""
+    count = cost.exact_costs(row.model)["parameters"]
+    agrees = _rounds_to(count, row)
+    return replace(
+        _of_model(f"{count:,}", agrees, f"± {_half_unit(row):g}M"), note="" if agrees else _without_classifier(row)
+    )
+
+
+def num_tokens(row: Reported, *_) -> Finding:
+    return tokens(row.model, row.value)
+
+
+def top1(row: Reported, experiment: Experiment, found: dict[str, Measured]) -> Finding:
+    """ImageNet top-1 in percent; the accuracies of another experiment have no place beside it."""
+    mine = _on_imagenet(experiment, found, row.model)
+    if mine is None:
+        return Finding()
+    other = _unlike_the_reports(mine)
+    if not other and NAMES[row.model].startswith("ViT") and mine.records[0]["config"]["recipe"] == "deit":
+        other = "trained by DeiT's recipe; the report's ViT and DeiT are one network, trained in two ways"
+    agrees = abs(mine.mean - row.value) <= POINTS
+    return Finding(
+        measured=str(mine),
+        verdict=NOT_COMPARABLE if other else _verdict(agrees),
+        scale=experiment.scope,
+        seeds=str(len(mine.top1_percent)),
+        tolerance=f"± {POINTS} points",
+        note=other,
+    )
+
+
+def epochs(row: Reported, experiment: Experiment, found: dict[str, Measured]) -> Finding:
+    mine = _on_imagenet(experiment, found, row.model)
+    if mine is None:
+        return Finding()
+    trained = sorted({len(record["history"]) for record in mine.records})
+    return Finding(
+        measured=" and ".join(map(str, trained)),
+        verdict=_verdict(trained == [row.value]),
+        scale=experiment.scope,
+        seeds=str(len(mine.records)),
+        tolerance="exact",
+    )
+
+
+def _printed(row: Reported) -> str:
+    """The number's digits as they stand in the file: 4.0 is not 4."""
+    with open(CSV, newline="") as file:
+        keys = ("paper", "place", "model", "metric")
+        return next(c["value"] for c in csv.DictReader(file) if all(c[k] == getattr(row, k) for k in keys))
+
+
+def _half_unit(row: Reported) -> float:
+    """Of the last digit printed: 0.05 for 7.7, 0.5 for 62."""
+    return 0.5 * 10.0 ** -len(_printed(row).partition(".")[2])
+
+
+def _rounds_to(count: int, row: Reported) -> bool:
+    return abs(count / 1e6 - row.value) <= _half_unit(row)
+
+
+def _without_classifier(row: Reported) -> str:
+    with torch.device("meta"):
+        count = cost.count_parameters(timm.create_model(row.model, num_classes=0))
+    return f"Without the classifier {count:,}, which rounds to it" if _rounds_to(count, row) else ""
+
+
+def _on_imagenet(experiment: Experiment, found: dict[str, Measured], model: str) -> Measured | None:
+    if experiment.scope != "ImageNet":
+        return None
+    return next((m for m in found.values() if m.model == model), None)
+
+
+def _unlike_the_reports(mine: Measured) -> str:
+    """In what ImageNet runs of a model are not the report's: its size, length and images. Empty: in nothing."""
+    printed = {r.model: int(r.value) for r in load_reported() if (r.paper, r.metric) == (PAPER, "epochs")}
+    wanted = {
+        "epochs": printed.get(mine.model, deit()["epochs"]),
+        "max_train_images": 0,
+        "max_eval_images": 0,
+    }
+    config = mine.records[0]["config"]
+    unlike = [f"{name} {config[name]} instead of {value}" for name, value in wanted.items() if config[name] != value]
+    exact = cost.exact_costs(mine.model)["parameters"]
+    if mine.parameters != exact:
+        unlike.append(f"{mine.parameters:,} parameters instead of {exact:,}")
+    return ", ".join(unlike)
+
+
+def compare(
+    better: tuple[str, str, str],
+    worse: tuple[str, str, str],
+    far: bool,
+    experiment: Experiment,
+    found: dict[str, Measured],
+    limit: float | None = None,
+) -> Finding:
+    """Top-1 of `better` less that of `worse`, seed by seed.
+
+    better, worse: what mixes patches, what mixes features, and the model that stands for this on ImageNet.
+    far: the claim puts the difference above the limit, otherwise at or below. limit: in points; None: close().
+    """
+    limit = close() if limit is None else limit
+    a, b = (report.in_cell(experiment, found, *cell) for cell in (better, worse))
+    points = difference(a, b).points if a and b else []
+    if not points:
+        return Finding(note="needs runs of both models with the same seeds")
+    limits = interval(points)
+    spread = f" (95 % {limits[0]:+.2f} to {limits[1]:+.2f})" if limits else ""
+    measured = f"{a.label} less {b.label}: {statistics.mean(points):+.2f} points{spread}"
+    unlike = experiment.scope == "ImageNet" and (_unlike_the_reports(a) or _unlike_the_reports(b))
+    if experiment.scope not in CARRIES:
+        verdict, note = NOT_COMPARABLE, f"{experiment.scope} cannot carry the claim, {' or '.join(CARRIES)} can"
+    elif unlike:
+        verdict, note = NOT_COMPARABLE, unlike
+    elif limits is None:
+        verdict, note = NOT_COMPARABLE, "without a spread over seeds there is no interval"
+    elif limits[0] <= limit < limits[1]:
+        verdict, note = NOT_COMPARABLE, f"the interval of {len(points)} seeds holds the limit: more seeds can decide"
+    else:
+        verdict, note = _verdict((limits[0] > limit) == far), ""
+    return Finding(
+        measured=measured.replace("-", "−"),
+        verdict=verdict,
+        scale=experiment.scope,
+        seeds=str(len(points)),
+        tolerance=f"{'more than' if far else 'at most'} {limit:g} points, with 95 % confidence",
+        note=note,
+    )
+
+
+def larger_is_worse(
+    base: tuple[str, str, str], large: tuple[str, str, str], experiment: Experiment, found: dict[str, Measured]
+) -> Finding:
+    """Only ImageNet's experiment has two sizes of a model."""
+    return compare(base, large, True, experiment, found, limit=0) if experiment.scope == "ImageNet" else Finding()
+
+
+def close() -> float:
+    """The limit between well and not well, in points: how far apart the report's two models of CLOSE_TO are."""
+    attention, feed_forward = (reported("Table 1", model, "top1").value for model in CLOSE_TO)
+    return round(attention - feed_forward, 2)
+
+
+def steps(block: nn.Module) -> list[str]:
+    """What a block does to its tokens, in order: LayerNorm(192), Mlp(192), sum, transpose, ..."""
+    done = []
+    for node in _Tracer().trace(block).nodes:
+        module = block.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(module, nn.LayerNorm):
+            done.append(f"LayerNorm({module.normalized_shape[0]})")
+        elif isinstance(module, Mlp):
+            done.append(f"Mlp({module.fc1.in_features})")
+        elif node.op in ("call_function", "call_method"):
+            name = getattr(node.target, "__name__", node.target)
+            done.append("sum" if name == "add" else name)
+    return done
+
+
+def figure1(name: str, *_) -> Finding:
+    model = _model(name)
+    words = {f"Mlp({model.embed_dim})": "features", "transpose": "transpose", f"Mlp({model.num_tokens})": "patches"}
+    orders = {", ".join(words[step] for step in steps(block) if step in words) for block in model.blocks}
+    agrees = orders == {"features, transpose, patches, transpose"}
+    return _of_model(f"{len(model.blocks)} x {' or '.join(sorted(orders))}", agrees)
+
+
+def figure2(name: str, *_) -> Finding:
+    done = steps(_model(name).blocks[0])
+    kinds = Counter(step.partition("(")[0] for step in done)
+    return _of_model(", ".join(done), kinds == {"Mlp": 2, "LayerNorm": 2, "sum": 2, "transpose": 2})
+
+
+def class_token(name: str, *_) -> Finding:
+    """Which tokens the logits depend on, by their gradient."""
+    model = _model(name)
+    x = _random(1, model.num_tokens, model.embed_dim).requires_grad_()
+    model.forward_head(x).square().sum().backward()
+    read = x.grad.abs().sum(dim=(0, 2)).nonzero().flatten().tolist()
+    return _of_model(
+        f"the logits depend on {len(read)} of {model.num_tokens} tokens, from index {read[0]}", read == [0]
+    )
+
+
+def tokens(name: str, printed: float, *_) -> Finding:
+    """Patches and the class token."""
+    model = _model(name, "meta")
+    height, width = model.grid_size
+    return _of_model(f"{model.num_tokens} = {height} x {width} + 1", model.num_tokens == printed)
+
+
+def shapes(printed: str, *_) -> Finding:
+    """Width x depth, patch size, image size of the three FF-only models."""
+    sizes = [_model(f"ff_{size}_224", "meta") for size in ("tiny_patch16", "base_patch16", "large_patch32")]
+    read = [f"{m.embed_dim} x {len(m.blocks)}, {m.patch_embed.patch_size[0]} of {m.img_size[0]} px" for m in sizes]
+    return _of_model("; ".join(read), "; ".join(read) == printed)
+
+
+def features_are_a_1x1_convolution(name: str, *_) -> Finding:
+    """The Mlp beside two convolutions with its weights, kernel 1, over a (B, D, N) map of tokens."""
+    model = _model(name)
+    mlp, x = model.blocks[0].mix_features.mix, _random(2, model.num_tokens, model.embed_dim)
+    hidden = F.gelu(F.conv1d(x.transpose(1, 2), mlp.fc1.weight[:, :, None], mlp.fc1.bias))
+    mapped = F.conv1d(hidden, mlp.fc2.weight[:, :, None], mlp.fc2.bias)
+    return _same(mlp(x), mapped.transpose(1, 2))
+
+
+def patches_are_a_full_convolution(name: str, *_) -> Finding:
+    """The Mlp beside two convolutions with its weights, one input channel, kernel as long as what it runs over; the
+    features are a batch of such sequences and share the weights."""
+    model = _model(name)
+    mlp, x = model.blocks[0].mix_patches.mix, _random(2, model.embed_dim, model.num_tokens)
+    hidden = F.gelu(F.conv1d(x.reshape(-1, 1, model.num_tokens), mlp.fc1.weight[:, None], mlp.fc1.bias))
+    mapped = F.conv1d(hidden.transpose(1, 2), mlp.fc2.weight[:, None], mlp.fc2.bias)
+    return _same(mlp(x), mapped.reshape(x.shape))
+
+
+def quadratic_in_tokens(name: str, *_) -> Finding:
+    """Multiply-adds of a patch branch, hidden width 4 N as usual, at the model's sequence length and at twice that."""
+    model = _model(name)
+    costs = []
+    for length in (model.num_tokens, 2 * model.num_tokens):
+        with torch.device("meta"):
+            branch = ff.Branch("patches", "ff", length, model.embed_dim, num_heads=1, mlp_ratio=4.0, drop_rate=0.0)
+        costs.append(cost.count_macs(branch, (length, model.embed_dim)))
+    once, twice = costs
+    return _of_model(f"{twice / once:.2f} x the multiply-adds ({once:,}, then {twice:,})", twice == 4 * once)
+
+
+def fixed_length(name: str, *_) -> Finding:
+    """Images of 256 px, and their 257 tokens in a block, where no check of ours stands in the way."""
+    model = _model(name)
+    errors = []
+    for part, given in ((model, (1, 3, 256, 256)), (model.blocks[0], (1, 257, model.embed_dim))):
+        try:
+            part(torch.zeros(given))
+        except (InputError, RuntimeError) as error:
+            errors.append(str(error).partition(". ")[0])
+    return _of_model(f"error: {errors[0]}" if errors else "256 px accepted", len(errors) == 2)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, (Mlp, DropPath)) or super().is_leaf_module(module, name)
+
+
+@cache
+def _model(name: str, device: str = "cpu") -> nn.Module:
+    """With the weights a training would start from, but random biases, so that a check sees them."""
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(0)
+        model = timm.create_model(name).eval()
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+def _random(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def _same(ours: Tensor, other: Tensor) -> Finding:
+    difference = ((ours - other).abs().max() / ours.abs().max()).item()
+    agrees = difference <= ROUNDING
+    measured = "the same, to rounding" if agrees else f"largest difference {difference:.1g} of the largest output"
+    return _of_model(measured, agrees, f"{ROUNDING:g} of the largest output")
+
+
+def _of_model(measured: str, agrees: bool, tolerance: str = "exact") -> Finding:
+    return Finding(measured, _verdict(agrees), MODEL, tolerance=tolerance)
+
+
+def _verdict(agrees: bool) -> str:
+    return REPRODUCED if agrees else CONTRADICTED
+
+
+NAMES = {name: f"{family}, {size.partition(',')[0].lower()}" for size, family, name in report.TABLE1}
+NAMES["attention_only_tiny_patch16_224"] = "attention only, tiny"
+# By the metric of reported.csv: its words, its unit, its check.
+NUMBERS = {
+    "parameters": ("parameters", "M", parameters),
+    "top1": ("ImageNet top-1", " %", top1),
+    "epochs": ("epochs until its run ended", "", epochs),
+    "num_tokens": ("tokens, the class token included", "", num_tokens),
+}
+TINY = "ff_tiny_patch16_224"
+SHAPES = "192 x 12, 16 of 224 px; 768 x 12, 16 of 224 px; 1024 x 24, 32 of 224 px"
+# Patches mixed by, features mixed by, the model on ImageNet.
+FF_BASE, FF_LARGE = ("ff", "ff", "ff_base_patch16_224"), ("ff", "ff", "ff_large_patch32_224")
+DEIT_TINY, DEIT_BASE = ("attention", "ff", "deit_tiny_patch16_224"), ("attention", "ff", "deit_base_patch16_224")
+VIT_LARGE = ("attention", "ff", "vit_large_patch32_224")
+ATTENTION_ONLY = ("attention", "attention", "attention_only_tiny_patch16_224")
+CLAIMS = (
+    Claim(
+        "A block is: feed-forward over features, transpose, feed-forward over patches, transpose; repeated N times",
+        "Figure 1",
+        "N x features, transpose, patches, transpose",
+        partial(figure1, TINY),
+        "N is 12 at tiny and base size and 24 at large, in the author's file",
+    ),
+    Claim("The class is read from the class token", "Figure 1", "class token", partial(class_token, TINY)),
+    Claim(
+        "The code of a block: two Mlp modules, two LayerNorms, two residual sums, two transposes",
+        "Figure 2",
+        "2 of each",
+        partial(figure2, TINY),
+        "The second LayerNorm has a weight for every token; MLP-Mixer's has one for every channel",
+    ),
+    Claim(
+        "Feed-forward over features is a 1x1 convolution",
+        "Section 3.1",
+        "the same function",
+        partial(features_are_a_1x1_convolution, TINY),
+    ),
+    Claim(
+        "Feed-forward over patches is a convolution with full receptive field and a single channel",
+        "Section 3.1",
+        "the same function",
+        partial(patches_are_a_full_convolution, TINY),
+    ),
+    Claim(
+        "Width x depth and patch size at tiny, base and large size",
+        "Section 3.2, the author's file",
+        SHAPES,
+        partial(shapes, SHAPES),
+    ),
+    Claim(
+        "FF only, large: tokens, the class token included",
+        "Section 3.2, the author's file",
+        "50",
+        partial(tokens, "ff_large_patch32_224", 50),
+    ),
+    Claim(
+        "DeiT's setup and hyper-parameters, unchanged, at all sizes",
+        "Section 3.2",
+        "unchanged",
+        note="Tells of the author's runs. His README's command for tiny has dropout 0.1, DeiT's default is 0; training with "
+        "and without it on ImageNet would show what it changes",
+    ),
+    Claim(
+        "Without attention a transformer does surprisingly well: it stays close to ViT",
+        "Title, abstract, section 3.3",
+        "surprisingly well",
+        partial(compare, DEIT_BASE, FF_BASE, False),
+        "The limit is the report's own distance between DeiT and FF only at base size; DeiT-base's published figure would "
+        "make it larger",
+    ),
+    Claim(
+        "Attention without feed-forward layers does not work well",
+        "Section 3.4",
+        "does not work well",
+        partial(compare, DEIT_TINY, ATTENTION_ONLY, True),
+        "Our reading of the model: its code was not published. In the report it had 100 epochs, the others 300",
+    ),
+    Claim(
+        "Large models get worse than base ones on ImageNet-1k alone: without attention",
+        "Section 3.3",
+        "worse",
+        partial(larger_is_worse, FF_BASE, FF_LARGE),
+        "Needs both sizes on ImageNet, several seeds. They also differ in patch size, 16 and 32",
+    ),
+    Claim(
+        "Large models get worse than base ones on ImageNet-1k alone: with attention",
+        "Section 3.3",
+        "worse",
+        partial(larger_is_worse, DEIT_BASE, VIT_LARGE),
+        "Needs both sizes on ImageNet, by one recipe, several seeds. They also differ in patch size, 16 and 32",
+    ),
+    Claim(
+        "Cost is quadratic in sequence length when the hidden width of the patch layer is a multiple of it, as usual",
+        "Section 3.5",
+        "4 x at 2 x the tokens",
+        partial(quadratic_in_tokens, TINY),
+    ),
+    Claim(
+        "Cost can be linear in sequence length when that hidden width is fixed",
+        "Section 3.5",
+        "linear",
+        note="Needs a model with such a layer, its cost at several lengths, and whether it still learns. One abstract says "
+        "attention takes O(n^2) memory, the other does not",
+    ),
+    Claim(
+        "The model works only at a fixed sequence length",
+        "Section 3.5",
+        "fixed length",
+        partial(fixed_length, TINY),
+    ),
+    Claim(
+        "Patch embedding and training procedure may explain more of ViT's strength than attention does",
+        "Section 3.5",
+        "a supposition",
+        note="Needs FF only and DeiT trained with and without DeiT's augmentation, and with another embedding, on ImageNet",
+    ),
+    Claim(
+        "What normalisation and initialisation contribute",
+        "Future work",
+        "left open",
+        note="Needs training without or with other norms and initial weights, a seed at a time",
+    ),
+    Claim(
+        "How it does in other domains: text, audio",
+        "Future work",
+        "left open",
+        note="Needs data and models that are not of images",
+    ),
+)

@@ -1,0 +1,144 @@
+"""What a notebook shows of one run: its images, its curves, its mistakes."""
+
+import json
+import textwrap
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from IPython import get_ipython
+from IPython.display import display
+from matplotlib.figure import Figure
+
+from ffvit.data.images import decode
+from ffvit.data.splits import Splits, encoded, first_images
+from ffvit.evidence.drawing import COLORS
+from ffvit.settings.config import Config
+from ffvit.training.evaluate import Evaluation, confident_mistakes
+
+
+def samples(splits: Splits, config: Config, transform: Callable, count: int = 8) -> Figure:
+    """Training images as they are stored (top) and as the model sees them in one epoch (bottom)."""
+    shown = first_images(splits.train, config, count)
+    figure, axes = plt.subplots(2, len(shown), figsize=(1.2 * len(shown), 2.7), squeeze=False, layout="constrained")
+    for top, bottom, (image, label) in zip(*axes, shown):
+        _show(top, np.asarray(image), splits.classes[label])
+        seen = transform(image).permute(1, 2, 0).numpy()
+        _show(bottom, np.clip(seen * config.std + config.mean, 0, 1))
+    return figure
+
+
+def curves(history: Sequence[dict]) -> Figure:
+    """Loss and accuracy of one run by epoch."""
+    frame = pd.DataFrame(history)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    left.plot(frame.epoch, frame.train_loss, color=COLORS[0], label="training (augmented, smoothed labels)")
+    left.plot(frame.epoch, frame.validation_loss, color=COLORS[1], ls="--", label="validation")
+    left.set(title="Loss", xlabel="epoch")
+    left.legend(frameon=False)
+    right.plot(frame.epoch, frame.validation_top1_percent, color=COLORS[1], ls="--")
+    right.set(title="Validation top-1 (%)", xlabel="epoch")
+    left.grid(True)
+    right.grid(True)
+    return figure
+
+
+class LiveCurve:
+    """Prints each line of a run as it comes and, in a notebook, draws its curves, again and again, in one place.
+
+        with LiveCurve(run_dir) as live:
+            launch(config, run_dir, live)
+
+    A log gets the lines alone.
+    """
+
+    EVERY_S = 10  # drawing takes a third of a second from the run
+
+    def __init__(self, run_dir: Path):
+        self.history = run_dir / "history.json"
+        self.display = None
+        self.drawn = time.monotonic()
+
+    def __enter__(self) -> "LiveCurve":
+        return self
+
+    def __call__(self, line: str) -> None:
+        print(line, flush=True)
+        if time.monotonic() - self.drawn > self.EVERY_S:
+            self.draw()
+
+    def __exit__(self, *_) -> None:
+        self.draw()
+
+    def draw(self) -> None:
+        self.drawn = time.monotonic()
+        if not get_ipython() or not self.history.exists():
+            return
+        figure = curves(json.loads(self.history.read_text()))
+        if self.display:
+            self.display.update(figure)
+        else:
+            self.display = display(figure, display_id=True)
+        plt.close(figure)
+
+
+def confusion(evaluations: Sequence[Evaluation], classes: list[str], most: int = 20) -> Figure:
+    """Counts of predicted class by true class, added up over runs; of many classes, those with the most mistakes."""
+    total = sum(e.confusion for e in evaluations)
+    mistakes = total.sum(axis=1) - np.diag(total)
+    shown = np.arange(len(classes)) if len(classes) <= most else np.sort(np.argsort(-mistakes, kind="stable")[:most])
+    counts = total[np.ix_(shown, shown)]
+    names = [classes[i] for i in shown]
+    side = 2.0 + 0.35 * len(shown)
+    figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
+    sns.heatmap(
+        counts,
+        ax=axes,
+        annot=True,
+        fmt="d",
+        cmap="Blues",
+        cbar=False,
+        square=True,
+        linewidths=0.5,
+        xticklabels=names,
+        yticklabels=names,
+        mask=counts == 0,
+    )
+    axes.set(
+        title=f"Images by true and predicted class, {len(evaluations)} run{'s' * (len(evaluations) > 1)}",
+        xlabel="predicted",
+        ylabel="true",
+    )
+    return figure
+
+
+def mistakes(evaluation: Evaluation, splits: Splits, count: int = 8) -> Figure:
+    """The wrong answers the model was surest of, as pictures."""
+    indices = confident_mistakes(evaluation, count)
+    figure, axes = plt.subplots(
+        1, max(len(indices), 1), figsize=(1.5 * max(len(indices), 2), 2.0), squeeze=False, layout="constrained"
+    )
+    if not indices:
+        axes[0, 0].set_axis_off()
+        axes[0, 0].text(0.5, 0.5, "no mistakes", ha="center")
+    test = encoded(splits.test)
+    for panel, index in zip(axes[0], indices):
+        row = test[index]
+        name = textwrap.shorten(splits.classes[evaluation.predictions[index]].split(",")[0], 18, placeholder="…")
+        true = textwrap.shorten(splits.classes[row["label"]].split(",")[0], 18, placeholder="…")
+        _show(
+            panel,
+            np.asarray(decode(row["image"], "RGB")),
+            f"said {name} ({100 * evaluation.confidences[index]:.0f} %)\nis {true}",
+        )
+    return figure
+
+
+def _show(axes, image: np.ndarray, title: str = "") -> None:
+    axes.imshow(image.squeeze(), cmap="gray")
+    axes.set_title(title, fontsize=8, fontweight="normal", loc="center")
+    axes.set_axis_off()

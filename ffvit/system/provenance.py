@@ -1,0 +1,56 @@
+"""Where a result comes from: code, machine and versions, as they were when the run started."""
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from ffvit.system.files import ROOT
+
+# What decides a result. Records and figures are left out: writing them must not make the tree look changed.
+CODE = ("ffvit", "notebooks", "experiments", "workflow", "pyproject.toml", "requirements.lock")
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "pillow")
+
+
+def git_state() -> dict:
+    """{"commit": str | None, "dirty": bool | None}; None where there is no repository."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            answer = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=30)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    changed = git("status", "--porcelain", "--", *CODE)
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
+
+
+def hardware(device: torch.device, num_processes: int = 1) -> dict:
+    """The machine as a reader needs it to judge a duration; no host name, no user."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "device": device.type,
+        "gpu": gpu,
+        "processes": num_processes,
+        "cpu": _cpu_name(),
+        "cpu_cores": os.cpu_count(),
+    }
+
+
+def versions() -> dict:
+    installed = {name: metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "platform": platform.system(), **installed}
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,120 @@
+"""What a run says while it goes: speed, waiting, memory, time left; and before it goes: what it will cost."""
+
+import contextlib
+import datetime
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import psutil
+import torch
+
+from ffvit.settings.config import Config
+
+LINE_EVERY_S = 10
+
+
+@dataclass
+class Meter:
+    """Times the updates that this process makes in one epoch."""
+
+    spent_s: float = 0.0  # by the same epoch, before an interruption
+    spent_cpu_s: float = 0.0  # the same, of processor time, by all processes
+    began: float = field(default_factory=time.monotonic)
+    began_cpu: float = field(default_factory=lambda: processor_s())
+    last_line: float = field(default_factory=time.monotonic)
+    wait_s: float = 0.0  # for data. Work queued on a GPU goes on meanwhile, so this is the most it can have cost
+    updates: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    @property
+    def epoch_s(self) -> float:
+        return self.spent_s + self.seconds
+
+    @property
+    def epoch_cpu_s(self) -> float:
+        """Of processor time. Unlike the clock's, it does not grow with what else the machine does."""
+        return self.spent_cpu_s + processor_s() - self.began_cpu
+
+    @property
+    def wait_percent(self) -> float:
+        return 100 * self.wait_s / max(self.seconds, 1e-9)
+
+    @property
+    def update_s(self) -> float:
+        return self.seconds / max(self.updates, 1)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.wait_s += time.monotonic() - began
+
+    def line_is_due(self) -> bool:
+        due = time.monotonic() - self.last_line > LINE_EVERY_S
+        if due:
+            self.last_line = time.monotonic()
+        return due
+
+
+def step_line(config: Config, epoch: int, done: int, per_epoch: int, loss: float, meter: Meter, memory_mb: int) -> str:
+    left = ((config.total_epochs - epoch) * per_epoch - done) * meter.update_s
+    return (
+        f"epoch {epoch + 1}/{config.total_epochs}  step {done}/{per_epoch}  loss {loss:.3f}  "
+        f"{config.batch_size / meter.update_s:,.0f} images/s  data wait {meter.wait_percent:.0f} %  "
+        f"{memory_mb:,} MB  {duration(left)} left"
+    )
+
+
+def epoch_line(config: Config, history: list[dict], memory_mb: int) -> str:
+    now = history[-1]
+    left = (config.total_epochs - len(history)) * now["seconds"]
+    return (
+        f"epoch {now['epoch']}/{config.total_epochs}  loss {now['train_loss']:.3f}  validation loss "
+        f"{now['validation_loss']:.3f}  top-1 {now['validation_top1_percent']:.2f} %  lr {now['lr']:.1e}  "
+        f"{now['images_per_s']:,.0f} images/s  data wait {now['data_wait_percent']:.0f} %  {memory_mb:,} MB  "
+        f"{duration(left)} left"
+    )
+
+
+def estimate_line(
+    config: Config, updates_left: int, epochs_left: int, update_s: float, score_s: float, disk_mb: float, device: str
+) -> str:
+    """update_s: seconds of one update, measured; score_s: of scoring the validation images once, from measured batches."""
+    seconds = updates_left * update_s + epochs_left * score_s
+    end = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
+    return (
+        f"estimate: {updates_left:,} updates of {1000 * update_s:,.0f} ms and {epochs_left} validations of "
+        f"{score_s:,.1f} s take {duration(seconds)} on {config.num_processes} x {device}, "
+        f"{config.num_processes * seconds / 3600:,.2f} {'GPU' if device != 'cpu' else 'process'}-hours, until "
+        f"{end:%Y-%m-%d %H:%M}; checkpoints take up to {disk_mb:,.0f} MB"
+    )
+
+
+def processor_s() -> float:
+    """Seconds that this process and those it started (loaders, compilers) have computed so far, on all cores."""
+    this = psutil.Process()
+    total = 0.0
+    for process in (this, *this.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile, and counts among its parent's children
+            times = process.cpu_times()
+            total += times.user + times.system
+            total += getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)  # Linux, macOS
+    return total
+
+
+def duration(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def peak_memory_mb(device: torch.device) -> int:
+    """Of the GPU if there is one, of this process otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) // 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes on macOS, in KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
