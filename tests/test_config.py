@@ -228,6 +228,11 @@ def test_any_timm_model_gets_the_experiments_settings():
         (dict(in_chans=3), "mean and std must have in_chans = 3"),
         (dict(std=[0.0]), "std must be positive"),
         (dict(validation_fraction=0.0), "give validation_split"),
+        (dict(train_split=""), "train_split is empty"),
+        (dict(test_split=""), "give test_split, or a test_fraction"),
+        (dict(test_fraction=1.0), r"test_fraction must be in \[0, 1\)"),
+        (dict(test_fraction=0.5, validation_fraction=0.5), "0.5 and test_fraction 0.5 leave nothing to train on"),
+        (dict(test_fraction=0.1, streaming=True, validation_split="dev"), "streaming holds nothing out.*test_split"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, trouble):

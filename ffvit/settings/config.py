@@ -45,6 +45,8 @@ class Config:
     validation_split: str = ""  # scored after every epoch; empty: hold out validation_fraction of the training images
     validation_fraction: float = 0.1
     test_split: str = "test"  # scored once, after training, by ffvit score
+    test_fraction: float = 0.0  # of the training images, held out as the test images instead of a test_split; 0: none
+    allow_overlap: bool = False  # one split in two roles, such as ImageNet's validation images as test images too
     image_column: str = ""  # empty: found from the dataset's features
     label_column: str = ""
     max_train_images: int = 0  # 0: all; otherwise a fixed random subset
@@ -239,7 +241,7 @@ def _check(c: Config) -> None:
         "checkpoint_seconds",
     ):
         need(getattr(c, name) >= 0, f"{name} must not be negative, got {getattr(c, name)}")
-    for name in ("drop_rate", "drop_path_rate", "validation_fraction", "label_smoothing", "ema_decay"):
+    for name in ("drop_rate", "drop_path_rate", "validation_fraction", "test_fraction", "label_smoothing", "ema_decay"):
         need(0 <= (getattr(c, name) or 0) < 1, f"{name} must be in [0, 1), got {getattr(c, name)}")
     for name, choices in {
         "in_chans": (1, 3),
@@ -279,13 +281,22 @@ def _check(c: Config) -> None:
         need(c.in_memory, "augment='batch' takes images that are in memory: set in_memory=true, or augment='image'")
         need(not c.random_erasing, "augment='batch' erases nothing: set random_erasing=0, or augment='image'")
         need(c.interpolation == "bilinear", "augment='batch' interpolates bilinearly: set interpolation='bilinear'")
+    need(c.train_split, "train_split is empty: name the split to train on")
+    need(c.test_split or c.test_fraction, "give test_split, or a test_fraction of the training images")
     if c.streaming:
         need(c.validation_split, "streaming holds nothing out of the training images: give validation_split")
+        need(
+            not c.test_fraction, "streaming holds nothing out of the training images: give test_split, test_fraction=0"
+        )
         need(not c.in_memory, "streaming=true and in_memory=true exclude each other")
         need(not c.repeated_augmentation, "streaming repeats no image within a batch: set repeated_augmentation=0")
         need(not c.max_train_images, "streaming reads all training images: set max_train_images=0")
     if not c.validation_split:
         need(c.validation_fraction > 0, "give validation_split, or a validation_fraction of the training images")
+        need(
+            c.validation_fraction + c.test_fraction < 1,
+            f"validation_fraction {c.validation_fraction} and test_fraction {c.test_fraction} leave nothing to train on",
+        )
     if c.patch_size:
         need(
             c.img_size % c.patch_size == 0,
