@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ffvit.models import build
-from ffvit.settings.config import Config, config_from_dict, parse_setting
+from ffvit.settings.config import Config, config_from_dict, parse_setting, with_defaults
 from ffvit.settings.experiment import Experiment, load_experiment
 from ffvit.settings.recipes import RECIPES
 from ffvit.system.errors import InputError
@@ -266,6 +266,14 @@ def test_a_setting_from_the_shell_needs_an_equals_sign():
 def test_a_config_survives_json(name):
     for config in load_experiment(name).configs():
         assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_setting_removed_since_is_passed_over_at_its_only_remaining_value(digits_config):
+    written = digits_config.to_dict()
+    assert config_from_dict(written | {"parallel": "ddp"}) == digits_config
+    assert with_defaults(written | {"parallel": "ddp"}) == written
+    with pytest.raises(InputError, match="parallel.*no settings of a run"):
+        config_from_dict(written | {"parallel": "fsdp"})
 
 
 def test_a_config_of_another_version_is_refused(digits_config):

@@ -220,4 +220,3 @@ def test_on_a_gpu_all_weights_are_updated_in_one_go(monkeypatch):
 
     assert fused() and fused(optimizer="sgd")
     assert not fused(device="cpu") and not fused(optimizer="lamb")
-    assert not fused(parallel="fsdp", num_processes=2)

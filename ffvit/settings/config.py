@@ -99,7 +99,6 @@ class Config:
     accumulation_steps: int = 1  # parts a process's share of a batch is cut into; 0: as few as memory allows
     grad_checkpointing: bool = False  # compute activations twice: less memory, a third more time
     compile: bool = False  # torch.compile
-    parallel: str = "ddp"  # of several processes; "fsdp" also splits weights and optimiser among them
     checkpoint_every: int = 0  # updates between checkpoints within an epoch; 0: none but those after an epoch
     checkpoint_seconds: float = 0.0  # leave out the checkpoint after an epoch while the last one is not so old
     tracker: str = ""  # "tensorboard", or another tracker that accelerate knows and that is installed
@@ -141,8 +140,12 @@ class Config:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
+REMOVED = {"parallel": "ddp"}  # settings that files still hold, with the only value that means what runs do today
+
+
 def config_from_dict(values: dict) -> Config:
-    """The inverse of Config.to_dict, for a config.json of a run."""
+    """The inverse of Config.to_dict, for a config.json of a run, also of one that holds settings removed since."""
+    values = _without_removed(values)
     needed = {f.name for f in fields(Config) if f.default is MISSING}
     if unknown := set(values) - {f.name for f in fields(Config)}:
         raise InputError(f"{sorted(unknown)}: no settings of a run; was this config written by another version?")
@@ -152,9 +155,14 @@ def config_from_dict(values: dict) -> Config:
 
 
 def with_defaults(values: dict) -> dict:
-    """Settings that were written down, those younger than the file with their default: as runs then were."""
+    """Settings that were written down, those younger than the file with their default, without those removed since."""
+    values = _without_removed(values)
     defaults = {f.name: f.default for f in fields(Config) if f.default is not MISSING}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in {**defaults, **values}.items()}
+
+
+def _without_removed(values: dict) -> dict:
+    return {name: value for name, value in values.items() if (name, value) not in REMOVED.items()}
 
 
 def parse_setting(text: str) -> tuple[str, object]:
@@ -251,7 +259,6 @@ def _check(c: Config) -> None:
         "interpolation": ("bicubic", "bilinear", "nearest"),
         "bad_images": ("refuse", "skip"),
         "augment": ("image", "batch"),
-        "parallel": ("ddp", "fsdp"),
     }.items():
         need(getattr(c, name) in choices, f"{name} must be one of {choices}, got {getattr(c, name)!r}")
     need(len(c.mean) == len(c.std) == c.in_chans, f"mean and std must have in_chans = {c.in_chans} values each")
@@ -271,12 +278,6 @@ def _check(c: Config) -> None:
             c.batch_size // parts % 2 == 0,
             f"mixup pairs images: what a process takes at a time must be even, got {c.batch_size // parts}",
         )
-    if c.parallel == "fsdp":
-        need(
-            c.num_processes > 1, "parallel='fsdp' splits a model among processes: set num_processes, or parallel='ddp'"
-        )
-        need(c.mixed_precision != "fp16", "parallel='fsdp' works with mixed_precision 'bf16' or 'no'")
-        need(not c.compile, "parallel='fsdp' and compile=true do not go together here")
     if c.augment == "batch":
         need(c.in_memory, "augment='batch' takes images that are in memory: set in_memory=true, or augment='image'")
         need(not c.random_erasing, "augment='batch' erases nothing: set random_erasing=0, or augment='image'")
@@ -314,7 +315,6 @@ FREE_SETTINGS = {
     "accumulation_steps",
     "grad_checkpointing",
     "compile",
-    "parallel",
     "checkpoint_every",
     "checkpoint_seconds",
     "tracker",
@@ -325,4 +325,4 @@ FREE_SETTINGS = {
 def alone(config: Config) -> Config:
     """What several processes trained, for one to score: all images, in batches of the same size."""
     size = config.micro_batch(config.accumulation_steps or 1)
-    return replace(config, num_processes=1, accumulation_steps=1, batch_size=size, parallel="ddp")
+    return replace(config, num_processes=1, accumulation_steps=1, batch_size=size)

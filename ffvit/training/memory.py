@@ -36,7 +36,7 @@ def advice(config: Config) -> str:
     """What to do where memory has run out, without changing the recipe."""
     now = max(1, config.accumulation_steps)
     share = config.batch_size // config.num_processes
-    cures = "grad_checkpointing=true, mixed_precision='bf16' and, on several GPUs, parallel='fsdp' need less memory"
+    cures = "grad_checkpointing=true and mixed_precision='bf16' need less memory"
     more = next((parts for parts in _ways_to_divide(config) if parts > now), None)
     if not more or not config.accumulation_steps:
         return f"out of memory, with the smallest part of a batch too; {cures}"

@@ -19,8 +19,7 @@ def create_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     With offset_lr_ratio, weights of deformable offsets are a third group, as in LIT's code (arXiv:2105.14217): they decay,
     at a rate of their own, while their biases go with all others. The schedule brings every group to the same min_lr.
     """
-    # Not of a model in parts: with fused=True, torch 2.15 does not bring back the state of such a one as it was.
-    fits = config.optimizer in FUSED and config.device != "cpu" and config.parallel == "ddp"
+    fits = config.optimizer in FUSED and config.device != "cpu"
     fused = {"fused": True} if fits and torch.cuda.is_available() else {}
     return create_optimizer_v2(parameter_groups(config, model), opt=config.optimizer, lr=config.lr, **fused)
 

@@ -121,22 +121,14 @@ def set_up(config: Config, run_dir: Path, accelerator: Accelerator, keep: bool =
     validation = eval_loader(splits.validation, scored_alike, accelerator.process_index, device)
     if config.grad_checkpointing:
         raw_model.set_grad_checkpointing(True)
-    # All at once only of weights of one kind: in parts they are, the buffers of batch norms are not.
-    at_once = config.parallel == "ddp"
-    ema = ModelEmaV3(raw_model, decay=config.ema_decay, foreach=at_once) if config.ema_decay else None
+    ema = ModelEmaV3(raw_model, decay=config.ema_decay) if config.ema_decay else None
     if ema:
         ema.to(device)
     # Scheduler and loaders stay outside prepare(): accelerate would step the one once per process and shard the others
     # a second time.
-    if config.parallel == "fsdp":
-        model = processes.shard(raw_model.to(device))
-        if ema:
-            processes.shard(ema.module)
-        optimizer = accelerator.prepare(optim.create_optimizer(config, model))
-    else:
-        # Scores come from the raw model, as they do when the weights are evaluated later.
-        compiled = torch.compile(raw_model) if config.compile else raw_model
-        model, optimizer = accelerator.prepare(compiled, optim.create_optimizer(config, raw_model))
+    # Scores come from the raw model, as they do when the weights are evaluated later.
+    compiled = torch.compile(raw_model) if config.compile else raw_model
+    model, optimizer = accelerator.prepare(compiled, optim.create_optimizer(config, raw_model))
     mix, criterion = optim.create_loss(config, num_classes)
     return Run(
         config=config,
@@ -168,10 +160,10 @@ def _go_on_from_checkpoint(run: Run) -> None:
     if not path:
         return
     states, optimizer, saved = checkpoint.load_state(path)
-    processes.load_state(run.raw_model, states["model"], path)
+    weights.load_strictly(run.raw_model, states["model"], path)
     if run.ema:
-        processes.load_state(run.ema.module, states["ema"], path)
-    processes.load_optimizer_state(run.raw_model, run.optimizer.optimizer, optimizer)
+        weights.load_strictly(run.ema.module, states["ema"], path)
+    run.optimizer.optimizer.load_state_dict(optimizer)
     if accelerator.scaler:
         accelerator.scaler.load_state_dict(saved["scaler"])
     run.history, run.done, run.seconds = saved["history"], saved["done"], saved["seconds"]
@@ -236,7 +228,8 @@ def score_epoch(run: Run, meter: progress.Meter) -> None:
     lr = optim.set_rate(config, run.scheduler, run.epoch, run.update - 1)  # the last of the epoch, also after a resume
     add_up = partial(accelerator.reduce, reduction="sum")
     processes.share_buffers(run.raw_model)  # each process scores a part, all by the weights that will be saved
-    score = evaluate(_whole_model(run), run.validation, run.num_classes, accelerator.device, add_up)
+    # The raw model, not DDP's: not all processes have as many batches to score.
+    score = evaluate(run.raw_model, run.validation, run.num_classes, accelerator.device, add_up)
     _require_finite(score.loss, "validation loss", run)
     _note_bad_images(run, "validation", score.bad_images)
     train_loss = accelerator.reduce(run.loss_sum, "mean").item() / len(run.batches)
@@ -297,12 +290,11 @@ def save_state(run: Run, meter: progress.Meter) -> None:
     for rank, value in enumerate(sums):
         _require_finite(value, f"training loss of process {rank}", run)
     _note_bad_images(run, "train", run.bad_images["train"])
-    states = {"model": processes.state_dict(run.raw_model)}
-    if run.ema:
-        states["ema"] = processes.state_dict(run.ema.module)
-    optimizer = processes.optimizer_state(run.raw_model, run.optimizer.optimizer)
     if not accelerator.is_main_process:
         return
+    states = {"model": run.raw_model.state_dict()}
+    if run.ema:
+        states["ema"] = run.ema.module.state_dict()
     # A loss can be finite and its gradient not; such weights would spoil every epoch after them.
     largest = torch.stack([v.abs().max() for v in states["model"].values() if v.is_floating_point()]).max()
     _require_finite(float(largest), "the largest weight", run)
@@ -318,7 +310,9 @@ def save_state(run: Run, meter: progress.Meter) -> None:
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
     }
     try:
-        checkpoint.save_state(run.run_dir / "checkpoints", run.update, states, optimizer, saved)
+        checkpoint.save_state(
+            run.run_dir / "checkpoints", run.update, states, run.optimizer.optimizer.state_dict(), saved
+        )
     except OSError as error:
         raise TrainingError(
             f"the checkpoint after update {run.update} cannot be written: {error}; the one before it is kept in "
@@ -327,9 +321,8 @@ def save_state(run: Run, meter: progress.Meter) -> None:
 
 
 def _save_weights(run: Run, name: str, model: nn.Module) -> None:
-    state = processes.state_dict(model)
     if run.accelerator.is_main_process:
-        run.weights_sha256[name] = weights.save_weights(run.run_dir / name, state)
+        run.weights_sha256[name] = weights.save_weights(run.run_dir / name, model)
 
 
 def _of_all_processes(run: Run, value: float) -> float:
@@ -340,18 +333,6 @@ def _note_bad_images(run: Run, split: str, found: list) -> None:
     """Join what the processes met, each image once."""
     everywhere = gather_object([tuple(b) for b in found])
     run.bad_images[split] = sorted({tuple(b) for b in [*run.bad_images[split], *everywhere]})
-
-
-def _whole_model(run: Run) -> nn.Module:
-    """A model that a process can run by itself, since not all have as many batches to score.
-
-    So not DDP's, and not FSDP's: of that, a copy in one piece.
-    """
-    if run.config.parallel == "ddp":
-        return run.raw_model
-    copy = build.create(run.config, run.num_classes).to(run.accelerator.device)
-    copy.load_state_dict(processes.state_dict(run.raw_model))
-    return copy
 
 
 def create_accelerator(config: Config, run_dir: Path) -> Accelerator:
@@ -476,7 +457,7 @@ def _say_estimate(run: Run, update_s: float, only_above_s: float = 0) -> None:
         return
     began = time.monotonic()
     tried = list(islice(run.validation, 2))
-    evaluate(_whole_model(run), tried, run.num_classes, accelerator.device)
+    evaluate(run.raw_model, tried, run.num_classes, accelerator.device)
     score_s = (time.monotonic() - began) / len(tried) * len(run.validation)
     epochs_left = config.total_epochs - run.epoch
     disk_mb = memory.disk_mb(config, run.facts["model"]["parameters"])
