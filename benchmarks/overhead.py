@@ -31,7 +31,6 @@ from ffvit.training import progress
 from ffvit.training.run import train
 
 PAIRS = 3
-IN_README = ["case", "bare loop (s)", "ours (s)", "time, ours / bare", "lowest to highest", "memory, ours / bare"]
 NOTE = (
     "Whole runs, in turns, one thread each, glibc's memory kept as `ffvit train` keeps it; a checkpoint after every epoch is part of ours. Medians over pairs of "
     "neighbours. Memory is the highest resident set of the process. Seeding an image takes 8 to 12 µs and a checkpoint "
@@ -153,7 +152,7 @@ def main() -> None:
         print(json.dumps({"seconds": seconds, "memory_mb": progress.peak_memory_mb(torch.device("cpu"))}))
     else:
         rows = [compare(case, options.pairs) for case in CASES]
-        write("overhead", "Our training loop against a bare PyTorch loop", rows, NOTE, IN_README)
+        write("overhead", "Our training loop against a bare PyTorch loop", rows, NOTE)
 
 
 if __name__ == "__main__":

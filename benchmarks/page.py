@@ -1,11 +1,13 @@
-"""How a benchmark is written down: as CSV, as a page that says where it comes from, and in the README.
+"""What the README and docs/ show of records, models, notebooks and benchmarks: `make readme` puts it there again.
 
-`make readme` puts what comes from records into the README: the grid of the study, the stages of LIT and the claims ledger.
+Each generated part has a place of its own in one page, between <!-- name --> and <!-- end of name -->. A benchmark gives
+its rows to `write`, which keeps them as benchmarks/<name>.csv, as a page that says where they come from, and in docs/.
 """
 
 import csv
 import datetime
 import io
+import json
 
 import torch
 
@@ -13,27 +15,47 @@ from ffvit.evidence.measured import measured
 from ffvit.evidence.records import load_records
 from ffvit.evidence.reported import reported
 from ffvit.settings.experiment import load_experiment
-from ffvit.studies import claims, stages
+from ffvit.studies import claims, stages, study
 from ffvit.studies.report import WORDS
 from ffvit.system import provenance
 from ffvit.system.files import ROOT, write_atomically
 
-# The experiments whose records the README shows.
-STUDY, STAGES = "cifar10-cpu", "cifar10-lit-cpu"
+# The experiments whose records are shown.
+STUDY, STAGES = "cifar10-small", "digits-lit"
+PLACES = {
+    "findings": "README.md",
+    "notebooks": "README.md",
+    "claims": "docs/claims.md",
+    "faults": "docs/faults.md",
+    "overhead": "docs/speed.md",
+    "steps": "docs/speed.md",
+    "lit": "docs/lit.md",
+    "stages": "docs/lit.md",
+    "study": "docs/study.md",
+}
+# Of a benchmark's columns, those that docs/ shows; the others are in its own page.
+SHOWN = {
+    "faults": ["fault", "must show", "shown"],
+    "overhead": [
+        *("case", "bare loop (s)", "ours (s)", "time, ours / bare", "lowest to highest", "memory, ours / bare"),
+    ],
+    "steps": [
+        *("cell", "waiting, on the device", "waiting, one by one"),
+        *("images/s, on the device", "images/s, one by one"),
+    ],
+}
 
 
-def write(name: str, title: str, rows: list[dict[str, str]], note: str, in_readme: list[str]) -> None:
-    """benchmarks/<name>.csv and <name>.md with all columns, and those named in_readme in the README's own place for it."""
+def write(name: str, title: str, rows: list[dict[str, str]], note: str) -> None:
+    """benchmarks/<name>.csv and <name>.md with all columns, and in docs/ those of SHOWN."""
     folder = ROOT / "benchmarks"
     text = io.StringIO()
     table = csv.DictWriter(text, list(rows[0]))
     table.writeheader()
     table.writerows(rows)
     write_atomically(folder / f"{name}.csv", text.getvalue())
-    page = f"# {title}\n\n{markdown(rows)}\n{note}\n\n{origin(name)}\n"
-    write_atomically(folder / f"{name}.md", page)
-    shown = markdown([{column: row[column] for column in in_readme} for row in rows])
-    show(name, f"{shown}\nAll of it, with how it was made: [benchmarks/{name}.md](benchmarks/{name}.md).\n")
+    write_atomically(folder / f"{name}.md", f"# {title}\n\n{markdown(rows)}\n{note}\n\n{origin(name)}\n")
+    show(name, of_benchmark(name))
 
 
 def markdown(rows: list[dict[str, str]]) -> str:
@@ -51,27 +73,67 @@ def origin(name: str) -> str:
     )
 
 
-def from_records() -> dict[str, str]:
-    """What the README shows of records and of what is counted on models, by the name of its place there."""
+def generated() -> dict[str, str]:
+    """Every generated part, by the name of its place."""
+    ledger = claims.ledger(load_experiment(STUDY), load_records(STUDY))
+    return {
+        "findings": findings(claims.summary(ledger)),
+        "notebooks": markdown(notebook_rows()),
+        "claims": f"**{claims.summary(ledger)}**\n\n{claims.compact(ledger)}",
+        "lit": markdown(lit_rows()),
+        "stages": stages_text(),
+        "study": study_text(),
+        **{name: of_benchmark(name) for name in SHOWN},
+    }
+
+
+def of_benchmark(name: str) -> str:
+    with open(ROOT / "benchmarks" / f"{name}.csv", newline="") as file:
+        rows = [{column: row[column] for column in SHOWN[name]} for row in csv.DictReader(file)]
+    return f"{markdown(rows)}\nAll of it, with how it was made: [benchmarks/{name}.md](../benchmarks/{name}.md).\n"
+
+
+def findings(score: str) -> str:
+    """The grid of the study, its differences, and the ledger's score."""
     experiment, records = load_experiment(STUDY), load_records(STUDY)
-    found = measured(experiment, records)
+    name = f"[{experiment.title}](experiments/{STUDY}.toml)"
+    ledger = f"Of the report's numbers and claims: {score}\n([the ledger](docs/claims.md)).\n"
+    if not records:
+        return (
+            f"The study {name} is not recorded yet.\n"
+            "What is recorded are the handwritten digits of the picture above ([numbers](figures/digits/attention_only.md)),\n"
+            f"which are no evidence for the report's claims.\n\n{ledger}"
+        )
     rows = [
         {
             "patches mixed by": WORDS[m.patches],
             "features mixed by": WORDS[m.features],
             "parameters": f"{m.parameters:,}",
             "multiply-adds": f"{m.macs:,}",
-            f"{experiment.scope}: top-1 (%)": str(m),
+            "top-1 (%)": str(m),
         }
-        for m in found.values()
+        for m in measured(experiment, records).values()
     ]
-    ledger = claims.ledger(experiment, records)
-    return {
-        "study": markdown(rows),
-        "lit": markdown(lit_rows()),
-        "stages": markdown(stage_rows()),
-        "claims": f"**{claims.summary(ledger)}**\n\n{claims.compact(ledger)}",
-    }
+    points = f"{experiment.scope} top-1 (points)"
+    differences = [
+        {
+            "difference in top-1": row["Difference"],
+            "points": row[points],
+            "95 % interval": row["95 % interval"],
+            "what the seeds show": row["What the seeds show"],
+        }
+        for row in study.pairs(experiment, records).to_dict("records")
+    ]
+    counted = f"{name}: {len(records)} of {len(experiment.configs())} runs recorded."
+    return f"{counted}\n\n{markdown(rows)}\n{markdown(differences)}\n{ledger}"
+
+
+def notebook_rows() -> list[dict[str, str]]:
+    rows = []
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        title = "".join(json.loads(path.read_text())["cells"][0]["source"]).splitlines()[0].removeprefix("# ")
+        rows.append({"notebook": f"[{path.stem}](notebooks/{path.name})", "question": title})
+    return rows
 
 
 def lit_rows() -> list[dict[str, str]]:
@@ -90,12 +152,12 @@ def lit_rows() -> list[dict[str, str]]:
     return rows
 
 
-def stage_rows() -> list[dict[str, str]]:
+def stages_text() -> str:
     experiment = load_experiment(STAGES)
     table = stages.measured_table(experiment, load_records(STAGES))
     table["Top-1 (%)"] = table.pop(f"{experiment.scope} top-1 (%)")
     wide = table.pivot(index="Attention in", columns="Merging", values=["Multiply-adds", "Top-1 (%)"])
-    return [
+    rows = [
         {
             "attention in": place,
             **{
@@ -106,18 +168,36 @@ def stage_rows() -> list[dict[str, str]]:
         }
         for place in dict.fromkeys(table["Attention in"])
     ]
+    folder = f"../figures/{STAGES}"
+    return (
+        f"{experiment.title} ([experiments/{STAGES}.toml](../experiments/{STAGES}.toml)):\n\n{markdown(rows)}\n"
+        f"![Accuracy by the stages that have attention, and against multiply-adds]({folder}/stages.png)\n\n"
+        f"All its [tables and figures]({folder}), what was [tried]({folder}/trials.md) to choose its rate among them.\n"
+    )
+
+
+def study_text() -> str:
+    experiment = load_experiment(STUDY)
+    what = f"The study shown in the README is [{STUDY}](../experiments/{STUDY}.toml)"
+    if not load_records(STUDY):
+        return f"{what}. It is not recorded yet.\n"
+    folder = f"../figures/{STUDY}"
+    return (
+        f"{what}: all its [tables and figures]({folder}), what was [tried]({folder}/trials.md) to choose its settings among\n"
+        f"them.\n\n![{experiment.title}: accuracy against what it costs]({folder}/accuracy_by_cost.png)\n"
+    )
 
 
 def show(name: str, text: str) -> None:
-    """Put it between <!-- name --> and <!-- end of name --> in the README."""
-    readme = ROOT / "README.md"
-    before, begin, rest = readme.read_text().partition(f"<!-- {name} -->\n")
+    """Put a generated part in its place."""
+    page = ROOT / PLACES[name]
+    before, begin, rest = page.read_text().partition(f"<!-- {name} -->\n")
     _, end, after = rest.partition(f"<!-- end of {name} -->\n")
     if not begin or not end:
-        raise ValueError(f"{readme}: the lines <!-- {name} --> and <!-- end of {name} --> are missing")
-    write_atomically(readme, f"{before}{begin}{text}{end}{after}")
+        raise ValueError(f"{page}: the lines <!-- {name} --> and <!-- end of {name} --> are missing")
+    write_atomically(page, f"{before}{begin}{text}{end}{after}")
 
 
 if __name__ == "__main__":
-    for place, text in from_records().items():
-        show(place, text)
+    for name, text in generated().items():
+        show(name, text)

@@ -105,8 +105,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         noise(Path(folder))
         rows = [compare(experiment.config(model, dataset=folder, **MACHINE)) for model in grid]
-    in_readme = [column for column in rows[0] if not column.endswith("(ms)") and column != "rounds"]
-    write("steps", "Does training wait for its images?", rows, NOTE, in_readme)
+    write("steps", "Does training wait for its images?", rows, NOTE)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
 """The house in order: imports in one direction, one list of dependencies, nothing unsafe, notebooks clean."""
 
 import ast
+import contextlib
+import dataclasses
+import importlib
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -10,10 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from ffvit.__main__ import main
+from ffvit.settings.config import Config
+
 ROOT = Path(__file__).parent.parent
 # A package may import those before it, never those after it.
 ORDER = ["system", "settings", "models", "data", "training", "evidence", "studies", "commands"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 
 
 def imported_packages(path: Path) -> set[str]:
@@ -111,9 +120,111 @@ def test_notebook_cells_are_short_and_define_nothing(path):
             assert len(source.splitlines()) <= 10
 
 
-def test_readme_names_only_commands_that_exist():
+@BY_PAGE
+def test_links_lead_to_files_and_headings_that_exist(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text):
+        if not link.startswith("https://"):
+            path, _, heading = link.partition("#")
+            file = page.parent / path if path else page
+            assert file.exists(), link
+            assert not heading or heading in headings(file), link
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors that a Markdown page has."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def commands(page: Path) -> list[str]:
+    """What a page shows as code, line by line, without comments."""
+    text = page.read_text()
+    fenced = re.findall(r"^```\w*\n(.*?)^```$", text, re.M | re.S)
+    lines = [line for block in fenced for line in block.splitlines()]
+    lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S))
+    return [line.partition("  #")[0].strip() for line in lines]
+
+
+@BY_PAGE
+def test_pages_name_only_make_targets_experiments_and_tools_that_exist(page):
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
-    readme = (ROOT / "README.md").read_text()
-    assert set(re.findall(r"(?:^|`)make ([a-z]+)", readme, re.M)) <= targets
-    for link in re.findall(r"\]\(([^)#]+)\)", readme) + re.findall(r'src="([^"]+)"', readme):
-        assert link.startswith("https://") or (ROOT / link).exists(), link
+    variables = set(re.findall(r"^([A-Z_]+) \?=", (ROOT / "Makefile").read_text(), re.M))
+    experiments = {path.stem for path in (ROOT / "experiments").glob("*.toml")} | {"mine"}  # the reader's own
+    tools = {point.name for point in importlib.metadata.entry_points(group="console_scripts")} | {
+        "python",
+        "ruff",
+        "uv",
+    }
+    for line in commands(page):
+        if line.startswith("make "):
+            target, *given = line.split()[1:]
+            assert target in targets, line
+            assert {item.partition("=")[0] for item in given} <= variables, line
+        assert set(re.findall(r"EXPERIMENT=([\w-]+)", line)) <= experiments, line
+        assert set(re.findall(r"--experiment ([\w-]+)", line)) <= experiments, line
+        assert set(re.findall(r"\.venv/bin/([\w-]+)", line)) <= tools, line
+        for path in re.findall(r"(?:^| )((?:workflow|notebooks|benchmarks|\.ci)/[\w./-]+)", line):
+            assert (ROOT / path).exists(), line
+
+
+@BY_PAGE
+def test_ffvit_takes_every_command_option_and_setting_that_a_page_shows(page, capsys):
+    settings = {field.name for field in dataclasses.fields(Config)}
+    for line in commands(page):
+        if found := re.match(r"(?:\.venv/bin/|-m |.*python -m )?ffvit ([a-z]+)(.*)", line):
+            command, rest = found.groups()
+            with contextlib.suppress(SystemExit):
+                main([command, "--help"])
+            help = "".join(capsys.readouterr())
+            assert "usage" in help and "no command" not in help, line
+            assert all(option in help for option in re.findall(r"--[a-z-]+", rest)), line
+            assert set(re.findall(r"([a-z_]+)=", rest)) <= settings, line
+
+
+@BY_PAGE
+def test_papermill_takes_every_parameter_that_a_page_shows(page):
+    for line in commands(page):
+        if "papermill notebooks/" in line:
+            notebook = re.search(r"notebooks/\S+", line).group()
+            declared = "".join(json.loads((ROOT / notebook).read_text())["cells"][1]["source"])
+            assert all(re.search(rf"^{name}:", declared, re.M) for name in re.findall(r"-p (\w+)", line)), line
+
+
+@BY_PAGE
+def test_python_that_a_page_shows_runs(page):
+    for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S):
+        lines = [line for line in block.splitlines() if "checkpoint" not in line]  # a file that the reader fetches
+        names: dict = {}
+        exec("\n".join(lines), names)
+        for count in re.findall(r"([\d,]{5,}) parameters", block):
+            assert f"{sum(p.numel() for p in names['model'].parameters()):,}" == count
+
+
+def test_the_readme_fits_150_lines_of_120_columns():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 150
+    assert not [line for line in lines if len(line) > 120 and not line.startswith("|")]  # a row of a table is one line
+
+
+def test_every_page_of_the_docs_is_linked_from_the_readme_and_the_index():
+    pages = {page.name for page in PAGES[1:]} - {"index.md"}
+    assert set(re.findall(r"\]\(docs/([\w-]+\.md)\)", PAGES[0].read_text())) == pages | {"index.md"}
+    assert set(re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs/index.md").read_text())) == pages
+
+
+def test_generated_parts_show_what_records_models_and_notebooks_say(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    made_by = importlib.import_module("page")
+    generated = made_by.generated()
+    assert generated.keys() == made_by.PLACES.keys()
+    for name, text in generated.items():
+        shown = (ROOT / made_by.PLACES[name]).read_text()
+        assert f"<!-- {name} -->\n{text}<!-- end of {name} -->\n" in shown, f"{name}: run `make readme`"
+
+
+def test_citation_and_package_tell_the_same_version_and_licence():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = dict(re.findall(r"^(\w+): (\S+)$", (ROOT / "CITATION.cff").read_text(), re.M))
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert (ROOT / "LICENSE").read_text().lstrip().startswith("Apache License")

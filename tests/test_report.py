@@ -1,6 +1,5 @@
 """Records, tables and figures: reported and measured are never taken for one another, and all say where they come from."""
 
-import importlib
 import json
 from dataclasses import replace
 
@@ -18,7 +17,6 @@ from ffvit.models import ff
 from ffvit.settings.experiment import load_experiment
 from ffvit.studies import architecture, report
 from ffvit.system.errors import InputError
-from ffvit.system.files import ROOT
 from ffvit.training.run import train
 
 MACHINE = {"device": "cpu", "gpu": None, "processes": 1, "cpu": "A Processor", "cpu_cores": 2}
@@ -208,11 +206,3 @@ def test_a_score_of_other_images_gets_no_record(trial):
     fewer = load_splits(replace(config, max_eval_images=50))
     with pytest.raises(InputError, match="50 images scored, its test split has 360"):
         write_record(folder, score(config, folder / "last.safetensors", fewer))
-
-
-def test_the_readme_shows_what_the_records_say(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    page = importlib.import_module("page")
-    readme = (ROOT / "README.md").read_text()
-    for name, text in page.from_records().items():
-        assert f"<!-- {name} -->\n{text}<!-- end of {name} -->\n" in readme, f"{name}: run `make readme`"
