@@ -20,8 +20,8 @@ import torch
 from accelerate import Accelerator
 from page import write
 
-from ffvit.data import batches as resident
-from ffvit.data.batches import Batch
+from ffvit.data import resident
+from ffvit.data.loader import Batch
 from ffvit.settings.config import Config
 from ffvit.settings.experiment import load_experiment
 from ffvit.training import progress

@@ -15,9 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-import ffvit.data
-from ffvit.data.batches import AugmentedImages, EpochOrder, TrainBatches, eval_loader
+from ffvit.data import resident
+from ffvit.data.batches import TrainBatches, eval_loader
 from ffvit.data.images import decode, train_transform
+from ffvit.data.loader import AugmentedImages, EpochOrder
 from ffvit.data.splits import first_images, load_splits
 from ffvit.data.stream import ParquetStream, StreamedImages
 from ffvit.settings.experiment import load_experiment
@@ -243,7 +244,7 @@ def same(one, two):
 def test_a_global_batch_is_the_same_for_any_processes_and_accumulation_steps(
     processes, accumulation_steps, repeats, way, monkeypatch
 ):
-    monkeypatch.setattr(ffvit.data, "AT_ONCE", 40)
+    monkeypatch.setattr(resident, "AT_ONCE", 40)
     alone = augmented(repeated_augmentation=repeats, **way)
     splits = load_splits(alone)
     several = augmented(repeated_augmentation=repeats, num_processes=processes, **way)
@@ -257,7 +258,7 @@ def test_a_global_batch_is_the_same_for_any_processes_and_accumulation_steps(
 @pytest.mark.parametrize("way", [dict(num_workers=0), dict(num_workers=2), RESIDENT], ids=["0", "2", "batch"])
 @pytest.mark.parametrize("repeats", [0, 3])
 def test_an_epoch_goes_on_at_any_update_as_if_never_interrupted(repeats, way, monkeypatch):
-    monkeypatch.setattr(ffvit.data, "AT_ONCE", 40)
+    monkeypatch.setattr(resident, "AT_ONCE", 40)
     settings = augmented(repeated_augmentation=repeats, num_processes=2, **way)
     splits = load_splits(settings)
     of_process = TrainBatches(splits, settings, accumulation_steps=2, rank=1)

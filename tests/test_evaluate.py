@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from ffvit.data.batches import Batch
 from ffvit.data.images import BadImage
+from ffvit.data.loader import Batch
 from ffvit.evidence.scoring import write_record
 from ffvit.settings.experiment import load_experiment
 from ffvit.system.errors import InputError

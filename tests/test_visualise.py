@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ffvit.data.batches import Batch
+from ffvit.data.loader import Batch
 from ffvit.evidence.records import open_run
 from ffvit.models.lit import AbsoluteLIT
 from ffvit.settings.experiment import load_experiment

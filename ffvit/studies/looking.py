@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
-from ffvit.data.batches import Batch, eval_loader
+from ffvit.data.batches import eval_loader
+from ffvit.data.loader import Batch
 from ffvit.data.splits import load_splits
 from ffvit.evidence.drawing import COLORS, MARKERS
 from ffvit.evidence.measured import commit, machine

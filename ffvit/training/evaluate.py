@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ffvit.data.batches import Batch
 from ffvit.data.images import BadImage
+from ffvit.data.loader import Batch
 from ffvit.system.errors import InputError
 
 

@@ -14,7 +14,8 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from ffvit.data.batches import Batch, Loader, TrainBatches
+from ffvit.data.batches import TrainBatches
+from ffvit.data.loader import Batch, Loader
 from ffvit.settings.config import Config
 from ffvit.training import optim, progress
 

@@ -1,0 +1,138 @@
+"""Images read, and augmented, one by one, in worker processes where there are any: the usual way."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import datasets
+import numpy as np
+import PIL.Image
+import torch
+from timm.data.distributed_sampler import RepeatAugSampler
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler, Sampler, default_collate
+
+from ffvit.data.images import (
+    BadImage,
+    check_not_all_bad,
+    eval_transform,
+    file_name,
+    read,
+    seed_augmentation,
+    train_transform,
+)
+from ffvit.data.splits import encoded
+from ffvit.settings.config import Config
+from ffvit.system.errors import InputError
+from ffvit.system.lifetime import serve_parent
+
+
+class Batch(NamedTuple):
+    images: Tensor  # (n, C, H, W)
+    target: Tensor  # (n,) class index; -1 for an image of an evaluation that could not be read
+    bad: list[BadImage]  # met while reading this batch
+
+
+class Images(torch.utils.data.Dataset):
+    """(image (C, H, W), class index, images that could not be read) of every row, as an evaluation sees it."""
+
+    def __init__(self, split: datasets.Dataset, config: Config):
+        self.split = encoded(split)
+        self.config = config
+        self.transform = eval_transform(config)
+        keep = config.in_memory and config.augment == "image"
+        self.kept = [self.item(row) for row in range(len(split))] if keep else None
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int, list[BadImage]]:
+        return self.kept[row] if self.kept else self.item(row)
+
+    def item(self, row: int) -> tuple[Tensor, int, list[BadImage]]:
+        image, label = self.read(row)
+        if isinstance(image, BadImage):
+            return torch.zeros(self.config.in_chans, self.config.img_size, self.config.img_size), -1, [image]
+        return self.transform(image), label, []
+
+    def read(self, row: int) -> tuple[PIL.Image.Image | BadImage, int]:
+        """The image as it is stored, decoded."""
+        stored = self.split[row]
+        return read(stored["image"], row, file_name(stored["image"]), self.config), stored["label"]
+
+
+class AugmentedImages(Images):
+    """The same for training, by EpochOrder's keys; the next row that can be read stands in for one that cannot."""
+
+    def __init__(self, split: datasets.Dataset, config: Config):
+        super().__init__(split, replace(config, in_memory=False))
+        self.transform = train_transform(config)
+        self.decoded = [self.read(row) for row in range(len(split))] if config.in_memory else None
+
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int, list[BadImage]]:
+        epoch, position, row = key
+        bad = []
+        while True:
+            number = (row + len(bad)) % len(self)
+            image, label = self.decoded[number] if self.decoded else self.read(number)
+            if not isinstance(image, BadImage):
+                seed_augmentation(self.config.seed, epoch, position)
+                return self.transform(image), label, bad
+            bad.append(image)
+            check_not_all_bad(bad, len(self))
+
+
+class EpochOrder(Sampler):
+    """(epoch, position, row) for this process's positions in an epoch's order, the same for any number of processes."""
+
+    def __init__(self, num_images: int, config: Config, rank: int):
+        # As if for one process: the rule of both samplers is to deal its order out in turn, done below by position.
+        if config.repeated_augmentation:
+            self.order = RepeatAugSampler(range(num_images), 1, 0, num_repeats=config.repeated_augmentation)
+        else:
+            self.order = DistributedSampler(range(num_images), 1, 0, seed=config.seed)
+        self.config = config
+        self.rank = rank
+
+    def begin(self, epoch: int, updates: range) -> None:
+        self.epoch, self.updates = epoch, updates
+
+    def mine(self) -> tuple[np.ndarray, np.ndarray]:
+        """(positions, rows)"""
+        self.order.set_epoch(self.epoch)
+        size = self.config.batch_size
+        first, last = self.updates.start * size + self.rank, self.updates.stop * size
+        positions = np.arange(first, last, self.config.num_processes)
+        return positions, np.fromiter(self.order, dtype=np.int64, count=len(self.order))[positions]
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        positions, rows = self.mine()
+        return ((self.epoch, position, row) for position, row in zip(positions.tolist(), rows.tolist()))
+
+
+class Loader(DataLoader):
+    """Batches. What goes wrong in a worker with the input comes as the InputError it was."""
+
+    def __init__(self, images, config: Config, accumulation_steps: int, sampler: Sampler | None = None):
+        super().__init__(
+            images,
+            batch_size=config.micro_batch(accumulation_steps),
+            sampler=sampler,
+            num_workers=config.num_workers,
+            persistent_workers=config.num_workers > 0,
+            pin_memory=torch.cuda.is_available() and config.device != "cpu",
+            collate_fn=_batch,
+            worker_init_fn=serve_parent,
+            generator=torch.Generator(),  # its own: starting workers must not draw from the run's random numbers
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            yield from super().__iter__()
+        except InputError as error:  # torch puts the worker's traceback before the message
+            raise InputError(str(error).rpartition("InputError: ")[2].strip()) from None
+
+
+def _batch(items: list[tuple[Tensor, int, list[BadImage]]]) -> Batch:
+    images, target, bad = zip(*items)
+    return Batch(default_collate(images), torch.tensor(target), [image for found in bad for image in found])

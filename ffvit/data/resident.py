@@ -1,0 +1,95 @@
+"""Images of few pixels, all kept on the device and augmented there, many at a time: augment="batch"."""
+
+import math
+from collections.abc import Iterator
+
+import datasets
+import numpy as np
+import psutil
+import torch
+
+from ffvit.data.augment import Augmentation, normalise
+from ffvit.data.images import BadImage, check_not_all_bad, eval_transform
+from ffvit.data.loader import Batch, EpochOrder, Images
+from ffvit.settings.config import Config
+from ffvit.system.errors import InputError
+
+AT_ONCE = 4096  # images augmented together on the device: enough that starting each operation costs nothing
+
+
+class ResidentImages:
+    """Images of a split as numbers on a device: decoded, resized and cropped as an evaluation sees them.
+
+    rows: which; None for all. The target of an image that cannot be read is -1.
+    """
+
+    def __init__(self, split: datasets.Dataset, config: Config, device: torch.device | str, rows: range | None = None):
+        stored, images = eval_transform(config, normalised=False), Images(split, config)
+        rows = range(len(images)) if rows is None else rows
+        _check_room(len(rows) * config.in_chans * config.img_size**2, torch.device(device))
+        self.config = config
+        self.bad: list[BadImage] = []
+        pixels = torch.zeros(len(rows), config.in_chans, config.img_size, config.img_size, dtype=torch.uint8)
+        target = torch.full((len(rows),), -1)
+        for place, row in enumerate(rows):
+            image, label = images.read(row)
+            if isinstance(image, BadImage):
+                self.bad.append(image)
+            else:
+                pixels[place], target[place] = torch.as_tensor(stored(image)), label
+        self.readable = np.flatnonzero(target >= 0)
+        self.pixels, self.target = pixels.to(device), target.to(device)
+
+
+class ResidentTrainLoader:
+    """Micro-batches of a process, by EpochOrder; the next row that can be read stands in for one that cannot."""
+
+    def __init__(self, images: ResidentImages, order: EpochOrder, accumulation_steps: int):
+        check_not_all_bad(images.bad, len(images.pixels))
+        self.images = images
+        self.order = order
+        self.augmentation = Augmentation(images.config)
+        self.micro_batch = images.config.micro_batch(accumulation_steps)
+
+    def __iter__(self) -> Iterator[Batch]:
+        images, readable = self.images, self.images.readable
+        positions, rows = self.order.mine()
+        rows = readable[np.searchsorted(readable, rows) % len(readable)]
+        draws = self.augmentation.draw(self.order.epoch, len(self.order.order))
+        bad = images.bad
+        at_once = max(1, AT_ONCE // self.micro_batch) * self.micro_batch
+        for start in range(0, len(rows), at_once):
+            chosen = torch.from_numpy(rows[start : start + at_once]).to(images.pixels.device, non_blocking=True)
+            augmented = self.augmentation(images.pixels[chosen], draws[positions[start : start + at_once]])
+            target = images.target[chosen]
+            for part in zip(augmented.split(self.micro_batch), target.split(self.micro_batch)):
+                yield Batch(*part, bad)
+                bad = []
+
+
+class ResidentEvalLoader:
+    """Batches of an evaluation."""
+
+    def __init__(self, images: ResidentImages, batch_size: int):
+        self.images = images
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.images.pixels) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        images, bad = self.images, self.images.bad
+        for pixels, target in zip(images.pixels.split(self.batch_size), images.target.split(self.batch_size)):
+            yield Batch(normalise(pixels, images.config), target, bad)
+            bad = []
+
+
+def _check_room(needed: int, device: torch.device) -> None:
+    free = psutil.virtual_memory().available
+    if device.type == "cuda":
+        free = min(free, torch.cuda.mem_get_info(device)[0])
+    if needed > free:
+        raise InputError(
+            f"augment='batch' keeps all images on the device: they take {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are "
+            "free; set augment='image', or a smaller img_size"
+        )
