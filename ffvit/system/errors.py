@@ -16,5 +16,9 @@ class TrainingError(RuntimeError):
     """Training cannot go on. The message says what happened, what is kept, and what to try."""
 
 
-class Stopped(TrainingError):
-    """A signal asked the run to end. Its checkpoint is written; the same command goes on."""
+class Stopped(BaseException):
+    """A signal asked the run to end. Its checkpoint is written; the same command goes on.
+
+    No Exception, as KeyboardInterrupt is none: it comes in the middle of anything, and no library that catches what
+    fails there may take it for a damaged file.
+    """
