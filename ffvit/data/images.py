@@ -9,24 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
-from PIL.Image import Transpose
 from timm.data import create_transform
 
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError
 
 MOST_BAD_IN_A_ROW = 1000  # skipping ends here: such a dataset is not merely damaged
-ORIENTATION = 0x0112  # EXIF: how the camera was held
-UPRIGHT = {
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
-    6: Transpose.ROTATE_270,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_90,
-}
 
 
 class BadImage(NamedTuple):
@@ -48,7 +38,8 @@ def decode(encoded: dict | None, mode: str) -> PIL.Image.Image:
         try:
             image = PIL.Image.open(io.BytesIO(content(encoded)))
             image.load()
-            image = _upright(image)
+            with contextlib.suppress(Exception):  # broken EXIF is no reason to lose the image
+                PIL.ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
                 image = PIL.Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
             return image.convert(mode)  # grey, palette and CMYK images among the RGB ones
@@ -82,13 +73,6 @@ def content(encoded: dict | None) -> bytes:
     if not content:
         raise OSError("the file is empty")
     return content
-
-
-def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    orientation = None
-    with contextlib.suppress(Exception):  # broken EXIF is no reason to lose the image
-        orientation = image.getexif().get(ORIENTATION)
-    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
 def check_not_all_bad(bad: list[BadImage], num_images: int) -> None:
