@@ -1,5 +1,8 @@
 import argparse
+import email.message
+import io
 import json
+import pickle
 import urllib.error
 from dataclasses import replace
 
@@ -238,42 +241,125 @@ def test_reset_classifier_changes_the_number_of_classes(name):
         model.reset_classifier(3, global_pool="avg")
 
 
-@pytest.mark.parametrize("name", [n for n in PARAMETERS if n not in ("ff_tiny_patch16_224", "ff_base_patch16_224")])
+PUBLISHED = "ff_tiny_patch16_224", "ff_base_patch16_224"
+
+
+def test_timm_lists_the_published_weights():
+    assert timm.list_pretrained("ff_*") == sorted(f"{name}.in1k" for name in PUBLISHED)
+
+
+@pytest.mark.parametrize("name", [n for n in PARAMETERS if n not in PUBLISHED])
 def test_pretrained_weights_that_were_never_published_are_refused(name):
     with pytest.raises(InputError, match=f"no weights of {name} were published"):
         timm.create_model(name, pretrained=True)
 
 
-@pytest.mark.parametrize("error", [urllib.error.URLError("no network"), ConnectionResetError("reset")])
-def test_a_failed_download_says_what_to_fetch_and_where_to_put_it(monkeypatch, tmp_path, error):
-    def fail(*args, **kwargs):
-        raise error
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The folder of torch's hub, empty, and no network."""
+
+    def fail(url, *_, **__):
+        raise urllib.error.URLError("no network")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.mark.parametrize("error", [urllib.error.URLError("no network"), ConnectionResetError("reset")])
+def test_a_failed_download_says_what_to_fetch_and_where_to_put_it(monkeypatch, hub, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     with pytest.raises(InputError) as raised:
         timm.create_model("ff_tiny_patch16_224", pretrained=True)
     assert "lukemelas/do-you-even-need-attention/releases/download/v0.0.1/linear-tiny-checkpoint.pth" in str(
         raised.value
     )
-    assert str(tmp_path / "hub" / "checkpoints" / "linear-tiny-checkpoint.pth") in str(raised.value)
+    assert str(hub / "linear-tiny-checkpoint.pth") in str(raised.value)
 
 
-def test_an_author_checkpoint_put_in_place_by_hand_is_loaded(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.hub, "_hub_dir", None)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    trained = timm.create_model("ff_tiny_patch16_224")
+def test_a_download_that_breaks_off_leaves_no_file(monkeypatch, hub):
+    class BreaksOff(io.BytesIO):
+        def info(self):
+            return email.message.Message()
+
+        def read(self, size=-1):
+            if self.tell():
+                raise ConnectionResetError("broke off")
+            return super().read(10)
+
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(hub.parent))
+    monkeypatch.setattr(torch.hub, "urlopen", lambda request: BreaksOff(bytes(100)))
+    with pytest.raises(InputError, match="could not download .*broke off"):
+        timm.create_model("ff_tiny_patch16_224", pretrained=True)
+    assert list(hub.iterdir()) == []
+
+
+def author_file(model, path, **changes):
+    """A training checkpoint of the report's author, with a model's weights under his names."""
     state = {}
-    for key, value in trained.state_dict().items():
+    for key, value in (model.state_dict() | changes).items():
         for theirs, ours in AUTHOR_NAMES:
             key = key.replace(ours, theirs)
         state[key] = value
-    path = tmp_path / "hub" / "checkpoints" / "linear-tiny-checkpoint.pth"
-    path.parent.mkdir(parents=True)
     torch.save({"model": state, "epoch": 299, "args": argparse.Namespace(drop=0.1)}, path)
+
+
+def test_an_author_checkpoint_put_in_place_by_hand_is_loaded(hub):
+    trained = timm.create_model("ff_tiny_patch16_224")
+    author_file(trained, hub / "linear-tiny-checkpoint.pth")
     loaded = timm.create_model("ff_tiny_patch16_224", pretrained=True).state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in trained.state_dict().items())
+    fewer = timm.create_model("ff_tiny_patch16_224.in1k", pretrained=True, num_classes=7, in_chans=1)
+    loaded = fewer.state_dict()
+    assert loaded.pop("head.weight").shape == (7, 192) and loaded.pop("head.bias").shape == (7,)
+    grey = loaded.pop("patch_embed.proj.weight")
+    torch.testing.assert_close(grey, trained.patch_embed.proj.weight.sum(dim=1, keepdim=True))
+    assert all(torch.equal(value, trained.state_dict()[key]) for key, value in loaded.items())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, for sparse tensors
+@pytest.mark.parametrize("num_classes", [1000, 7])
+@pytest.mark.parametrize(
+    "changes, trouble",
+    [
+        ({"extra": torch.zeros(2)}, "extra is foreign"),
+        ({"norm.bias": torch.zeros(3)}, r"norm.bias is \(3,\), the model's \(192,\)"),
+        ({"blocks.1.mix_patches.mix.fc1.bias": torch.zeros(788).to_sparse()}, "holds no state dict of tensors"),
+    ],
+)
+def test_published_weights_must_fit_in_all_but_the_classifier(hub, changes, trouble, num_classes):
+    author_file(timm.create_model("ff_tiny_patch16_224"), hub / "linear-tiny-checkpoint.pth", **changes)
+    with pytest.raises(InputError, match=f"linear-tiny-checkpoint.pth: .*{trouble}"):
+        timm.create_model("ff_tiny_patch16_224", pretrained=True, num_classes=num_classes)
+
+
+@pytest.mark.parametrize("depth", [11, 13])
+def test_weights_that_are_missing_or_too_many_are_named(hub, depth):
+    author_file(timm.create_model("ff_tiny_patch16_224", depth=depth), hub / "linear-tiny-checkpoint.pth")
+    with pytest.raises(InputError, match="blocks.1[12].*is (missing|foreign).*and 9 more"):
+        timm.create_model("ff_tiny_patch16_224", pretrained=True, num_classes=7)
+
+
+def test_a_damaged_or_unsafe_download_is_refused_by_name(hub):
+    path = hub / "linear-tiny-checkpoint.pth"
+    author_file(timm.create_model("ff_tiny_patch16_224"), path)
+    whole = path.read_bytes()
+    for content in (
+        whole[: len(whole) // 2],
+        b"",
+        b"<html>404 Not Found</html>",
+        pickle.dumps({"model": print}, protocol=2),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="linear-tiny-checkpoint.pth: cannot be loaded.*delete the file"):
+            timm.create_model("ff_tiny_patch16_224", pretrained=True)
 
 
 def test_an_unknown_model_is_refused_with_a_close_name(digits_config):

@@ -12,13 +12,15 @@ Models are made by `timm.create_model`, after `import ffvit`.
 
 import torch
 from timm.layers import Attention, DropPath, Mlp, PatchEmbed, to_2tuple, trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ffvit.models.weights import AUTHOR_SHA256, AUTHOR_WEIGHTS, load_weights
+from ffvit.models.weights import create_by_timm
 from ffvit.system.errors import InputError
+
+AUTHOR_WEIGHTS = "https://github.com/lukemelas/do-you-even-need-attention/releases/download/v0.0.1/"
 
 
 class Branch(nn.Module):
@@ -208,8 +210,8 @@ _CFG = dict(
 )
 default_cfgs = generate_default_cfgs(
     {
-        "ff_tiny_patch16_224": _CFG,
-        "ff_base_patch16_224": _CFG,
+        "ff_tiny_patch16_224.in1k": dict(_CFG, url=AUTHOR_WEIGHTS + "linear-tiny-checkpoint.pth"),
+        "ff_base_patch16_224.in1k": dict(_CFG, url=AUTHOR_WEIGHTS + "linear-base-checkpoint.pth"),
         "ff_large_patch32_224": _CFG,
         "attention_only_tiny_patch16_224": _CFG,
         "ff_attention_tiny_patch16_224": _CFG,
@@ -217,40 +219,25 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(name: str, pretrained: bool, published: str = "", **kwargs) -> PatchFeatureMixer:
-    if pretrained and not published:
-        raise InputError(
-            f"no weights of {name} were published; only ff_tiny_patch16_224 and ff_base_patch16_224 have any"
-        )
-    if not pretrained:
-        return build_model_with_cfg(PatchFeatureMixer, name, pretrained=False, **kwargs)
-    num_classes = kwargs.pop("num_classes", 1000)
-    model = build_model_with_cfg(PatchFeatureMixer, name, pretrained=False, **kwargs)
-    load_weights(model, AUTHOR_WEIGHTS + published, AUTHOR_SHA256.get(published))
-    if num_classes != 1000:
-        model.reset_classifier(num_classes)
-    return model
-
-
 @register_model
 def ff_tiny_patch16_224(pretrained=False, **kwargs) -> PatchFeatureMixer:
     """FF-only tiny: Table 1, 7.7M parameters, 61.4 % ImageNet top-1."""
     shape = dict(patch_size=16, embed_dim=192, depth=12)
-    return _create("ff_tiny_patch16_224", pretrained, "linear-tiny-checkpoint.pth", **(shape | kwargs))
+    return create_by_timm(PatchFeatureMixer, "ff_tiny_patch16_224", pretrained, **(shape | kwargs))
 
 
 @register_model
 def ff_base_patch16_224(pretrained=False, **kwargs) -> PatchFeatureMixer:
     """FF-only base: Table 1, 62M parameters, 74.9 % ImageNet top-1."""
     shape = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12)
-    return _create("ff_base_patch16_224", pretrained, "linear-base-checkpoint.pth", **(shape | kwargs))
+    return create_by_timm(PatchFeatureMixer, "ff_base_patch16_224", pretrained, **(shape | kwargs))
 
 
 @register_model
 def ff_large_patch32_224(pretrained=False, **kwargs) -> PatchFeatureMixer:
     """FF-only large: Table 1, 206M parameters, 71.4 % ImageNet top-1. Weights were never published."""
     shape = dict(patch_size=32, embed_dim=1024, depth=24, num_heads=16, position_grid=14)
-    return _create("ff_large_patch32_224", pretrained, **(shape | kwargs))
+    return create_by_timm(PatchFeatureMixer, "ff_large_patch32_224", pretrained, **(shape | kwargs))
 
 
 @register_model
@@ -262,14 +249,14 @@ def attention_only_tiny_patch16_224(pretrained=False, **kwargs) -> PatchFeatureM
     the report's 4.0M; two attentions over the tokens would count 3,945,640.
     """
     shape = dict(patch_size=16, embed_dim=192, depth=12, patches="attention", features="attention", patches_first=True)
-    return _create("attention_only_tiny_patch16_224", pretrained, **(shape | kwargs))
+    return create_by_timm(PatchFeatureMixer, "attention_only_tiny_patch16_224", pretrained, **(shape | kwargs))
 
 
 @register_model
 def ff_attention_tiny_patch16_224(pretrained=False, **kwargs) -> PatchFeatureMixer:
     """The cell the report leaves open: feed-forward over patches, attention over features, in FF-only's order."""
     shape = dict(patch_size=16, embed_dim=192, depth=12, patches="ff", features="attention")
-    return _create("ff_attention_tiny_patch16_224", pretrained, **(shape | kwargs))
+    return create_by_timm(PatchFeatureMixer, "ff_attention_tiny_patch16_224", pretrained, **(shape | kwargs))
 
 
 def cell(model: nn.Module) -> dict[str, str | None]:

@@ -13,18 +13,17 @@ Models are made by `timm.create_model("lit_ti")`, after `import ffvit`.
 
 import contextlib
 import math
-import re
 
 import torch
 from timm.layers import Attention, DropPath, Mlp, PatchEmbed, to_2tuple, trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 from torchvision.ops import DeformConv2d, deform_conv2d
 
-from ffvit.models.weights import load_weights
+from ffvit.models.weights import create_by_timm
 from ffvit.system.errors import InputError
 
 Grid = tuple[int, int]  # tokens per column and per row of a map
@@ -85,41 +84,12 @@ class PlainMerging(nn.Module):
         return self.norm(self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
-class Resample(nn.Module):
-    """A learned map at another size: (h*w, C) -> (h'*w', C).
-
-    Where no gradients are recorded, a size is computed once and kept until the map changes, as far as PyTorch counts its
-    changes, or the mode of the model is set.
-    """
-
-    KEPT = 8  # sizes; detection sees hundreds
-
-    def __init__(self, mode: str):
-        super().__init__()
-        self.mode = mode
-        self.kept: dict[Grid, Tensor] = {}
-        self.source = None  # memory and version of the map that `kept` was made from
-
-    def train(self, mode: bool = True) -> nn.Module:
-        self.kept.clear()  # FSDP gathers a map anew without a new version
-        return super().train(mode)
-
-    def forward(self, values: Tensor, size: Grid, new_size: Grid) -> Tensor:
-        if size == new_size:
-            return values
-        if torch.is_grad_enabled() or values.is_inference():
-            return self.resampled(values, size, new_size)
-        source = values.data_ptr(), values._version
-        if source != self.source or len(self.kept) == self.KEPT:
-            self.kept.clear()
-            self.source = source
-        if new_size not in self.kept:
-            self.kept[new_size] = self.resampled(values, size, new_size)
-        return self.kept[new_size]
-
-    def resampled(self, values: Tensor, size: Grid, new_size: Grid) -> Tensor:
-        image = values.T.unflatten(1, size)[None]
-        return F.interpolate(image, new_size, mode=self.mode, align_corners=False)[0].flatten(1).T
+def resample(values: Tensor, size: Grid, new_size: Grid, mode: str) -> Tensor:
+    """A learned map at another size: (h*w, C) -> (h'*w', C)."""
+    if size == new_size:
+        return values
+    image = values.T.unflatten(1, size)[None]
+    return F.interpolate(image, new_size, mode=mode, align_corners=False)[0].flatten(1).T
 
 
 def relative_position_index(grid: Grid) -> Tensor:
@@ -143,7 +113,6 @@ class GlobalAttention(Attention):
             self.relative_position_bias_table = nn.Parameter(torch.empty(math.prod(_span(grid)), num_heads))
             # The checkpoints hold it. `bias` reads the same entries, without an index, at any size.
             self.register_buffer("relative_position_index", relative_position_index(grid))
-            self.resample = Resample("bicubic")
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """x: (B, N, C) tokens of the grid -> (B, N, C)."""
@@ -151,7 +120,7 @@ class GlobalAttention(Attention):
 
     def bias(self, grid: Grid) -> Tensor:
         """What is added to the scaled logits: (1, heads, N, N)."""
-        table = self.resample(self.relative_position_bias_table, _span(self.grid), _span(grid))
+        table = resample(self.relative_position_bias_table, _span(self.grid), _span(grid), "bicubic")
         table = table.T.unflatten(1, _span(grid))  # (heads, 2h - 1, 2w - 1)
         # [head, y_i, x_i, y, x] = table[head, y_i + y, x_i + x]; counted backwards, y is h - 1 - y_j, and x likewise.
         windows = table.unfold(1, grid[0], 1).unfold(2, grid[1], 1).flip(3, 4)
@@ -198,6 +167,7 @@ class LIT(nn.Module):
     pads: bool  # an image is made divisible into patches by zeros at the right and bottom, or by leaving out the rest
     norm_eps: float  # of blocks and final norm; that of the patches is 1e-5 in both lineages
     pooling: str  # "token", that of the class, or "avg"
+    first_name: str  # of the module that cuts patches
     stage_names: tuple[str, ...]  # of the modules
 
     def __init__(
@@ -350,9 +320,14 @@ class LIT(nn.Module):
         self.num_classes = num_classes
         self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
 
-    def describe_weights(self, state: dict[str, Tensor]) -> str:
-        """Of which model a state dict is, for the message where it does not fit: see `describe`."""
-        return describe(state)
+    @staticmethod
+    def variant_of(state: dict[str, Tensor]) -> str:
+        """The variant with the very blocks of a state dict, for the message where it does not fit; empty if none has."""
+        widths = sorted(len(norm) for key, norm in state.items() if key.endswith(".norm2.weight") and norm.ndim)
+        for name, (_, shape) in VARIANTS.items():
+            if widths == [width for width, depth in zip(shape["embed_dims"], shape["depths"]) for _ in range(depth)]:
+                return name
+        return ""
 
 
 class AbsoluteLIT(LIT):
@@ -363,6 +338,7 @@ class AbsoluteLIT(LIT):
     """
 
     relative, pads, norm_eps = False, False, 1e-6
+    first_name = "patch_embed1"
     stage_names = ("block1", "block2", "block3", "block4")
 
     def place(self, patch_embed, mergings, stages):
@@ -373,7 +349,6 @@ class AbsoluteLIT(LIT):
             num_tokens = math.prod(grid) + (s == 4)  # with the class token: 7 * 7 + 1 = 50
             setattr(self, f"pos_embed{s}", nn.Parameter(torch.empty(1, num_tokens, info["num_chs"])))
         self.cls_token = nn.Parameter(torch.empty(1, 1, self.embed_dim))
-        self.resample = nn.ModuleList(Resample("bilinear") for _ in range(4))
 
     @property
     def patch_embed(self):
@@ -396,7 +371,7 @@ class AbsoluteLIT(LIT):
     def add_positions(self, stage, tokens, grid):
         positions = getattr(self, f"pos_embed{stage + 1}")[0]
         of_map = positions[-math.prod(self.grids[stage]) :]
-        tokens = tokens + self.resample[stage](of_map, self.grids[stage], grid)
+        tokens = tokens + resample(of_map, self.grids[stage], grid, "bilinear")
         if stage < 3 or self.cls_token is None:
             return tokens
         return torch.cat([(self.cls_token + positions[0]).expand(len(tokens), -1, -1), tokens], dim=1)
@@ -422,6 +397,7 @@ class RelativeLIT(LIT):
     """LIT-S, M and B, after Swin: a bias for each offset between tokens in each attention, and the mean as the pool."""
 
     relative, pads, norm_eps, pooling = True, True, 1e-5, "avg"
+    first_name = "patch_embed"
     stage_names = ("layers.0", "layers.1", "layers.2", "layers.3")
 
     def place(self, patch_embed, mergings, stages):
@@ -469,36 +445,6 @@ VARIANTS = {
 }
 
 
-def describe(state: dict[str, Tensor]) -> str:
-    """The variant and shape of a state dict of this family, e.g. "lit_s: widths 96-192-384-768, depths 2-2-6-2, ...".
-
-    Empty for another family's. "another LIT" has a shape without a name.
-    """
-    shapes = {key: tuple(value.shape) for key, value in state.items()}
-    widths, depths, attention = {}, {}, set()
-    for key, shape in shapes.items():
-        if match := re.fullmatch(r"(?:block(\d)|layers\.(\d)\.blocks)\.\d+\.(norm2|attn\.qkv)\.weight", key):
-            stage = int(match[1]) if match[1] else int(match[2]) + 1
-            if match[3] == "norm2":
-                widths[stage], depths[stage] = shape[0] if shape else 0, depths.get(stage, 0) + 1
-            else:
-                attention.add(stage)
-    if not widths:
-        return ""
-    shape = tuple(widths[s] for s in sorted(widths)), tuple(depths[s] for s in sorted(depths))
-    named = [name for name, (_, args) in VARIANTS.items() if (args["embed_dims"], args["depths"]) == shape]
-    details = [f"{what} {'-'.join(map(str, values))}" for what, values in zip(("widths", "depths"), shape)]
-    details.append(f"attention in stages {' and '.join(map(str, sorted(attention))) or 'none'}")
-    details.append(f"{'deformable' if any('.dconv.' in key for key in state) else 'plain'} merging")
-    # Absolute positions, one of them the class token's, or the two tokens that a relative position is of.
-    for key, not_of_the_image in {"pos_embed4": 1, "layers.3.blocks.0.attn.relative_position_index": 0}.items():
-        if len(size := shapes.get(key, ())) > 1:
-            details.append(f"{size[1] - not_of_the_image} tokens in stage 4")
-    if classes := shapes.get("head.weight"):
-        details.append(f"{classes[0]} classes")
-    return f"{named[0] if named else 'another LIT'}: {', '.join(details)}"
-
-
 _CFG = dict(
     input_size=(3, 224, 224),
     pool_size=(7, 7),
@@ -507,28 +453,20 @@ _CFG = dict(
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
     num_classes=1000,
-    first_conv="patch_embed.proj",
     classifier="head",
 )
 default_cfgs = generate_default_cfgs(
-    {name: _CFG | ({"first_conv": "patch_embed1.proj"} if name == "lit_ti" else {}) for name in VARIANTS}
+    {
+        f"{name}.in1k": dict(_CFG, url=f"{OFFICIAL_WEIGHTS}{name}.pth", first_conv=f"{lineage.first_name}.proj")
+        for name, (lineage, _) in VARIANTS.items()
+    }
 )
 
 
 def _create(name: str, pretrained: bool, **kwargs) -> nn.Module:
     lineage, shape = VARIANTS[name]
-
-    def make(num_classes: int = 1000, **kwargs) -> LIT:
-        if not pretrained:
-            return lineage(num_classes=num_classes, **kwargs)
-        model = load_weights(lineage(**kwargs), f"{OFFICIAL_WEIGHTS}{name}.pth")
-        if num_classes != 1000:
-            model.reset_classifier(num_classes)
-        return model
-
-    # timm's own loading would need the weights on its hub. features_only: the maps of all four stages.
-    feature_cfg = dict(feature_cls="getter", out_indices=(0, 1, 2, 3))
-    return build_model_with_cfg(make, name, pretrained=False, feature_cfg=feature_cfg, **(shape | kwargs))
+    feature_cfg = dict(feature_cls="getter", out_indices=(0, 1, 2, 3))  # features_only: the maps of all four stages
+    return create_by_timm(lineage, name, pretrained, feature_cfg=feature_cfg, **(shape | kwargs))
 
 
 @register_model

@@ -7,24 +7,22 @@ settings (LIT's). They are read with `weights_only=True` and two foreign types a
 
 import argparse
 import contextlib
-import hashlib
 import http.client
-import re
-import urllib.parse
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from timm.models import build_model_with_cfg, get_pretrained_cfg
 from torch import Tensor, nn
 
 from ffvit.system.errors import InputError
 from ffvit.system.files import replacing, seal, sha256_of
 
-AUTHOR_WEIGHTS = "https://github.com/lukemelas/do-you-even-need-attention/releases/download/v0.0.1/"
-AUTHOR_SHA256: dict[str, str] = {}  # by file name; the author gives none: pin them once the files have been fetched
+AUTHOR_TYPES = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
 # The author's parameter names, and ours (ffvit.models.ff.Block): 1 is over features, 2 over patches.
 AUTHOR_NAMES = (
     (".mlp1.", ".mix_features.mix."),
@@ -34,38 +32,71 @@ AUTHOR_NAMES = (
 )
 
 
-def save_weights(path: Path, model_or_state: nn.Module | dict[str, Tensor]) -> str:
+def save_weights(path: Path, model: nn.Module) -> str:
     """Write weights as write_atomically does; returns the file's sha256."""
-    state = model_or_state.state_dict() if isinstance(model_or_state, nn.Module) else model_or_state
     with replacing(path) as temporary:
-        write_tensors(temporary, state)
+        write_tensors(temporary, model.state_dict())
         return seal(temporary)["sha256"]
 
 
-def load_weights(model: nn.Module, path_or_url: str | Path, sha256: str | None = None) -> nn.Module:
+def load_weights(model: nn.Module, path: str | Path, sha256: str | None = None) -> nn.Module:
     """Load a checkpoint, every key and shape of it, into a model of this library or of timm.
 
-    path_or_url: our `.safetensors`, or an author's `.pth`; an http(s) address is downloaded once into torch's
-    hub folder. sha256: refuse a file with another hash.
+    path: our `.safetensors`, or an author's `.pth`. sha256: refuse a file with another hash.
     Raises InputError for a file that is missing, damaged, not safe to read, or of another model.
     """
-    path = _download(str(path_or_url)) if "://" in str(path_or_url) else Path(path_or_url)
+    path = Path(path)
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}")
     if sha256 and (found := sha256_of(path)) != sha256:
         raise InputError(f"{path}: sha256 is {found}, expected {sha256}; delete the file and fetch it again")
     with reading(path, "delete it if it was downloaded"):
         if path.suffix == ".safetensors":
-            state = load_file(path)
+            content = load_file(path)
         else:
-            with torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]):
-                state = torch.load(path, map_location="cpu", weights_only=True)
-    for container in ("state_dict", "model"):  # mmcv's, and DeiT's and Swin's
-        state = state.get(container, state) if isinstance(state, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(k, str) and _is_plain(v) for k, v in state.items()):
-        raise InputError(f"{path}: holds no state dict of tensors")
-    load_strictly(model, _our_names(state), path)
+            with torch.serialization.safe_globals(AUTHOR_TYPES):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    load_strictly(model, _state_dict_in(content, path), path)
     return model
+
+
+def create_by_timm(model_class: type[nn.Module], name: str, pretrained: bool, **kwargs) -> nn.Module:
+    """timm's `build_model_with_cfg`. pretrained: fetch the author's file into torch's hub folder, once, and load it.
+
+    timm replaces a classifier of another size and adapts the first convolution to other channels; all else must fit.
+    Raises InputError for a model without published weights, without a network, and for a file that is damaged.
+    """
+    if not pretrained:
+        return build_model_with_cfg(model_class, name, pretrained=False, **kwargs)
+    url = get_pretrained_cfg(name).url
+    if not url:
+        raise InputError(f"no weights of {name} were published; timm.list_pretrained() tells which models have some")
+    place = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    fitting = partial(_fitting, path=place)
+    try:
+        with torch.serialization.safe_globals(AUTHOR_TYPES):
+            return build_model_with_cfg(model_class, name, pretrained=True, pretrained_filter_fn=fitting, **kwargs)
+    except InputError:
+        raise
+    except (OSError, http.client.HTTPException) as error:
+        raise InputError(f"could not download {url} ({error}). Fetch it elsewhere and put it at {place}") from None
+    except Exception as error:  # as many kinds as in `reading`, and those of a shape that the weights do not have
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(
+            f"{place}: cannot be loaded into {name} ({reason}); delete the file if it is damaged"
+        ) from None
+
+
+def _fitting(content, model: nn.Module, path: Path) -> dict[str, Tensor]:
+    """What timm calls between reading and loading: the state dict in an author's file, refused where it does not fit."""
+    cfg = model.pretrained_cfg
+    state, own = _state_dict_in(content, path), model.state_dict()
+    first_conv = f"{cfg['first_conv']}.weight"
+    if first_conv in state:  # timm adapts it, and leaves the classifier out where it is of another size
+        own[first_conv] = state[first_conv]
+    own |= {key: value for key, value in state.items() if key.startswith(f"{cfg['classifier']}.")}
+    _refuse_misfit(model, own, state, path)
+    return state
 
 
 def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
@@ -73,7 +104,11 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> Non
 
     Keys and shapes must be the model's; a float tensor may have another precision, but not become an integer.
     """
-    own = model.state_dict()
+    _refuse_misfit(model, model.state_dict(), state, path)
+    model.load_state_dict(state)
+
+
+def _refuse_misfit(model: nn.Module, own: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> None:
     problems = [f"{key} is missing" for key in own if key not in state]
     problems += [f"{key} is foreign" for key in state if key not in own]
     for key in (key for key in own if key in state):
@@ -84,11 +119,9 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> Non
             problems.append(f"{key} is {theirs.dtype}, the model's {ours.dtype}")
     if problems:
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        whose = ""
-        if hasattr(model, "describe_weights") and (theirs := model.describe_weights(state)):
-            whose = f" ({theirs}; this one is {model.describe_weights(own)}; create one of that shape to load them)"
+        variant = model.variant_of(state) if hasattr(model, "variant_of") else ""
+        whose = f" (its blocks are those of {variant})" if variant else ""
         raise InputError(f"{path}: the weights of another model{whose}: {shown}")
-    model.load_state_dict(state)
 
 
 @contextlib.contextmanager
@@ -114,8 +147,13 @@ def _is_plain(value) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
 
 
-def _our_names(state: dict) -> dict:
-    """The author's names become ours; any other state dict stays as it is, without what DDP puts before its names."""
+def _state_dict_in(content, path: Path) -> dict[str, Tensor]:
+    """The state dict of a file's content, under our names and without what DDP puts before them."""
+    state = content
+    for container in ("state_dict", "model"):  # mmcv's, and DeiT's and Swin's
+        state = state.get(container, state) if isinstance(state, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(k, str) and _is_plain(v) for k, v in state.items()):
+        raise InputError(f"{path}: holds no state dict of tensors")
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     if not any(".mlp1." in key for key in state):
@@ -126,25 +164,3 @@ def _our_names(state: dict) -> dict:
             key = key.replace(theirs, ours)
         renamed[key] = value
     return renamed
-
-
-def _download(url: str) -> Path:
-    try:
-        address = urllib.parse.urlparse(url)
-    except ValueError as error:
-        raise InputError(f"{url}: no address ({error})") from None
-    if address.scheme not in ("http", "https"):
-        raise InputError(
-            f"{url}: only http and https addresses are downloaded; give a file on this machine by its path"
-        )
-    name = re.sub(r"[^\w.-]", "_", Path(address.path).name)[-100:]
-    if not url.startswith(AUTHOR_WEIGHTS) or name.startswith("."):  # files of one name from two addresses are two files
-        name = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
-    target = Path(torch.hub.get_dir()) / "checkpoints" / name
-    if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(target), progress=False)
-        except (OSError, http.client.HTTPException) as error:
-            raise InputError(f"could not download {url} ({error}). Fetch it elsewhere and put it at {target}") from None
-    return target
