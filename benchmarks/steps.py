@@ -98,7 +98,7 @@ def compare(config: Config) -> dict[str, str]:
 
 def main() -> None:
     experiment = load_experiment("cifar10")
-    grid = [model for model in experiment.models if experiment.part(model) == "grid"]
+    grid = [variant.name for variant in experiment.of()]
     resident.AT_ONCE = MACHINE.get(
         "batch_size", resident.AT_ONCE
     )  # so that few updates pay for no more images than they use

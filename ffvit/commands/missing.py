@@ -22,14 +22,14 @@ import torch
 
 from ffvit.commands.status import RECORDED, UNSCORED, standing
 from ffvit.commands.train import RUNS_PER_GPU
-from ffvit.settings.config import FREE_SETTINGS, Config, parse_setting
-from ffvit.settings.experiment import PARTS, Experiment, load_experiment
+from ffvit.settings.config import MACHINE, Config, merge, parse_setting
+from ffvit.settings.experiment import GRID, Experiment, load_experiment
 from ffvit.system import lifetime
 from ffvit.system.errors import InputError, suggest
 from ffvit.system.lifetime import SIGNALS, STOPPED
 
 LOG = "missing.log"  # in the folder of a run: what its processes say
-MAY_BE_SET = FREE_SETTINGS | {"dataset"}  # the machine's, and where the images lie: they decide no result
+MAY_BE_SET = MACHINE | {"dataset"}  # the machine's, and where the images lie: they decide no result
 
 
 class Job:
@@ -102,14 +102,14 @@ def choose(experiment: Experiment, models: list[str], seeds: list[int], part: st
     """
     check_settings(settings)
     for name in models:
-        if name not in experiment.models:
-            raise InputError(f"{experiment.name} has no model '{name}'{suggest(name, experiment.models)}")
+        if name not in experiment.variants:
+            raise InputError(f"{experiment.name} has no model '{name}'{suggest(name, experiment.variants)}")
     chosen = [
         experiment.config(config.name, config.seed, **settings)
         for config in experiment.configs()
         if (not models or config.name in models)
         and (not seeds or config.seed in seeds)
-        and part in ("", experiment.part(config.name))
+        and part in ("", experiment.variants[config.name].comparison or GRID)
     ]
     if not chosen:
         raise InputError(f"{experiment.name} has no run of these models, seeds and part: see python -m ffvit status")
@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("settings", nargs="*", metavar="name=value", help="of the machine, or dataset=<local copy>")
     parser.add_argument("--models", nargs="+", default=[], help="only these")
     parser.add_argument("--seeds", nargs="+", type=int, default=[], help="only these")
-    parser.add_argument("--part", choices=PARTS, default="", help="only this one")
+    parser.add_argument("--part", default="", help="only this comparison; grid: the grid")
     parser.add_argument("--jobs", type=int, default=0, help="runs side by side; default: one per GPU, 2 without")
     parser.add_argument("--minutes", type=float, default=math.inf, help="then stop with checkpoints; default: never")
     options = parser.parse_args(arguments)
@@ -169,7 +169,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.experiment.endswith(".toml"):
             raise InputError("give the name of a file in experiments/: of others, nothing is recorded in results/")
         experiment = load_experiment(options.experiment)
-        settings = dict(parse_setting(setting) for setting in options.settings)
+        settings = merge(*map(parse_setting, options.settings))
         configs = choose(experiment, options.models, options.seeds, options.part, **settings)
         if options.jobs < 0:
             raise InputError(f"--jobs must not be negative, got {options.jobs}")

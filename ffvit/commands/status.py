@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ffvit.evidence import records
 from ffvit.settings.config import Config
-from ffvit.settings.experiment import PARTS, Experiment, load_experiment
+from ffvit.settings.experiment import Experiment, load_experiment
+from ffvit.settings.same_run import differing
 from ffvit.system.errors import InputError
 from ffvit.system.files import RESULTS, RUNS
 from ffvit.training import checkpoint
@@ -75,7 +76,7 @@ def standing(config: Config, results_dir: Path = RESULTS, runs_dir: Path = RUNS)
 
 def _same_settings(config: Config, values: dict) -> bool:
     """Whether settings that were written down decide the same result."""
-    return records.deciding(values) == records.deciding(config.to_dict())
+    return not differing(values, config.to_dict())
 
 
 def _cured(error: Exception, path: Path, cure: str) -> str:
@@ -89,14 +90,14 @@ def report(experiment: Experiment, found: list[Standing], name: str) -> str:
 
     name: of the experiment, as it was given.
     """
-    names = max(map(len, experiment.models), default=0)
-    labels = min(LABEL_WIDTH, max((len(entry["label"]) for entry in experiment.models.values()), default=0))
+    names = max(map(len, experiment.variants), default=0)
+    labels = min(LABEL_WIDTH, max((len(variant.label) for variant in experiment.variants.values()), default=0))
     lines = [f"{experiment.title}: its runs, by seed"]
-    for part, title in PARTS.items():
-        models = [model for model in experiment.models if experiment.part(model) == part]
+    for part, title in experiment.parts().items():
+        models = [variant.name for variant in experiment.of(part)]
         lines += ["", title] if models else []
         for model in models:
-            label = textwrap.shorten(experiment.models[model]["label"], labels, placeholder="…")
+            label = textwrap.shorten(experiment.variants[model].label, labels, placeholder="…")
             states = _by_state([s for s in found if s.config.name == model])
             before = f"  {model:{names}}  {label:{labels}}  "
             wrapped = [line for state in states for line in textwrap.wrap(state, max(20, WIDTH - len(before)))]

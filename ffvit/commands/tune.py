@@ -25,8 +25,9 @@ import torch
 
 from ffvit.commands.missing import Job, check_settings, environment, run, say
 from ffvit.evidence import records
-from ffvit.settings.config import Config, parse_setting
+from ffvit.settings.config import Config, merge, parse_setting
 from ffvit.settings.experiment import Experiment, load_experiment
+from ffvit.settings.same_run import deciding
 from ffvit.system.errors import InputError
 from ffvit.system.files import RUNS
 from ffvit.system.lifetime import SIGNALS, STOPPED
@@ -40,7 +41,7 @@ def search(experiment: Experiment, trials: list[dict]) -> tuple[list[Config], di
     trials: as record.load_trials gives them. Nothing to try means that the search is complete.
     """
     plan = {name: values for name, values in experiment.tuning.items() if name != "settings"}
-    models = [model for model in experiment.models if experiment.part(model) == "grid"]
+    models = [variant.name for variant in experiment.of(experiment.main)]
     scores = {key(t["config"]): t["history"][-1]["validation_top1_percent"] for t in trials}
     # What is searched later stands at its first value until then.
     found = {model: {name: values[0] for name, values in plan.items()} for model in models}
@@ -68,7 +69,7 @@ def trial(experiment: Experiment, model: str, **values: object) -> Config:
 
 def key(config: dict) -> str:
     """Two trials with one key are the same."""
-    return f"{config['name']} {sorted(records.deciding(config).items())}"
+    return f"{config['name']} {sorted(deciding(config).items())}"
 
 
 def name_of(experiment: Experiment, config: Config) -> str:
@@ -97,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
         experiment = load_experiment(options.experiment)
         if not experiment.tuning:
             raise InputError(f"{experiment.name} has no [tuning]: look at python -m ffvit tune --help")
-        check_settings(dict(parse_setting(setting) for setting in options.settings))
+        check_settings(merge(*map(parse_setting, options.settings)))
         for number in (signal.SIGINT, *SIGNALS):
             signal.signal(number, lambda number, _: asked.append(number))
         while True:

@@ -11,7 +11,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from ffvit.settings.config import Config, config_from_dict, parse_setting
+from ffvit.settings.config import Config, config_from_dict, merge, parse_setting, with_defaults
 from ffvit.settings.experiment import load_experiment
 from ffvit.system.errors import InputError, Stopped, TrainingError
 from ffvit.system.lifetime import STOPPED
@@ -32,13 +32,13 @@ def parse(arguments: list[str] | None, prog: str) -> tuple[Config, Path, argpars
     options = parser.parse_intermixed_args(arguments)
     if options.experiment and not options.model:
         parser.error("--experiment needs --model")
-    settings = dict(parse_setting(s) for s in options.settings)
+    settings = merge(*map(parse_setting, options.settings))
     if fixed := {"experiment", "model", "seed"} & set(settings):
         raise InputError(
             f"give {', '.join('--' + name for name in sorted(fixed))}, not name=value, for the choice of a run"
         )
     if options.config:
-        config = config_from_dict(json.loads(options.config.read_text()) | settings)
+        config = config_from_dict(merge(with_defaults(json.loads(options.config.read_text())), settings))
     else:
         config = load_experiment(options.experiment).config(options.model, options.seed, **settings)
     return config, Path(os.path.relpath(options.run_dir or config.run_dir)), options

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import offset_copy
 
-from ffvit.evidence.measured import NOT_RUN, Measured, in_grid
+from ffvit.evidence.measured import NOT_RUN, Measured
 from ffvit.evidence.statistics import interval
 from ffvit.settings.experiment import Experiment
 from ffvit.system.files import write_atomically
@@ -57,10 +57,10 @@ def save(figure: Figure, *paths: Path, source: str) -> None:
 
 
 def style_of(experiment: Experiment, name: str) -> tuple:
-    """Colour, dashes and marker of a model: those of its place in the grid, in every part and whatever else was run."""
-    grid_figure = [n for n in experiment.models if experiment.part(n) == "grid"]
-    twin = name if name in grid_figure else in_grid(experiment, name)
-    i = grid_figure.index(twin) if twin else len(grid_figure)
+    """Colour, dashes and marker of a model: those of its place in the grid, in every comparison and whatever was run."""
+    names = [variant.name for variant in experiment.of(experiment.main)]
+    own = name if name in names else experiment.variants[name].of
+    i = names.index(own)
     return COLORS[i % len(COLORS)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)]
 
 
@@ -86,8 +86,8 @@ def mean_and_seeds(panel: Axes, x: float, values: list[float], style: tuple, hol
     limits = interval(values) if len(values) >= SEEDS_OF_AN_INTERVAL else None
     if limits:
         panel.plot([x, x], limits, color=color, lw=1.5)
-    style_of = dict(markerfacecolor="white" if hollow else color, markeredgecolor=color, markeredgewidth=1.2)
-    panel.plot(x, np.mean(values), marker, markersize=6.5, **style_of)
+    face = dict(markerfacecolor="white" if hollow else color, markeredgecolor=color, markeredgewidth=1.2)
+    panel.plot(x, np.mean(values), marker, markersize=6.5, **face)
 
 
 def finish(*panels: Axes) -> None:
@@ -102,13 +102,14 @@ def finish(*panels: Axes) -> None:
 
 
 def legend(figure: Figure, experiment: Experiment, drawn: list[Measured], more: Sequence[Line2D] = ()) -> None:
-    """Below the panels: the look of the models drawn, one entry a cell, and what else there is to say."""
-    cells = {m.name if experiment.part(m.name) == "grid" else in_grid(experiment, m.name): m for m in drawn}
+    """Below the panels: the look of the models drawn, one entry a model of the grid, and what else there is to say."""
+    names = [variant.name for variant in experiment.of(experiment.main)]
+    shown = {m.name if m.name in names else experiment.variants[m.name].of for m in drawn}
     handles = []
-    for name in sorted(cells, key=list(experiment.models).index):
+    for name in sorted(shown, key=names.index):
         color, dashes, marker = style_of(experiment, name)
         style = dict(color=color, linestyle=dashes, marker=marker, markersize=7, lw=1.8)
-        handles.append(Line2D([], [], label=cells[name].label, **style))
+        handles.append(Line2D([], [], label=experiment.variants[name].label, **style))
     handles += more
     if handles:
         figure.legend(

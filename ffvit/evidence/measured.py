@@ -2,15 +2,9 @@
 
 import statistics
 from dataclasses import dataclass
-from functools import cache
 
-import timm
-import torch
-
-from ffvit.evidence.records import deciding, origin
-from ffvit.models import ff
-from ffvit.settings.experiment import PARTS, Experiment
-from ffvit.system.errors import InputError
+from ffvit.evidence.records import belongs, origin
+from ffvit.settings.experiment import Experiment
 
 BLANK, NOT_RUN = "–", "not run"
 
@@ -47,24 +41,21 @@ class Measured:
         return f"{self.mean:.2f}{spread} (n={len(self.top1_percent)})"
 
 
-def measured(experiment: Experiment, records: list[dict], part: str = "grid") -> dict[str, Measured]:
-    """Records by model of a part of the experiment, in its order; models without records are left out."""
+def measured(experiment: Experiment, records: list[dict], comparison: str | None = None) -> dict[str, Measured]:
+    """What the records say of each model of a comparison, in its order; models without records are left out.
+
+    comparison: "" for the grid; None for the models that stand for the experiment. Records that are not of the
+    experiment's runs, as its file is now, are left out too: status names them.
+    """
     found = {}
-    for name, entry in experiment.models.items():
-        if experiment.part(name) != part:
-            continue
-        mine = sorted((r for r in records if r["config"]["name"] == name), key=lambda r: r["config"]["seed"])
-        for r in mine[1:]:
-            if deciding(r["config"]) != deciding(mine[0]["config"]):
-                raise InputError(
-                    f"{r['run_id']} and {mine[0]['run_id']} of {experiment.name} have different settings and make no "
-                    "mean: run the pipeline again, or remove one from results/"
-                )
+    for variant in experiment.of(experiment.main if comparison is None else comparison):
+        mine = [r for r in records if r["config"]["name"] == variant.name and belongs(r, experiment)]
+        mine.sort(key=lambda r: r["config"]["seed"])
         if mine:
-            found[name] = Measured(
-                name=name,
-                label=entry["label"],
-                model=entry["model"],
+            found[variant.name] = Measured(
+                name=variant.name,
+                label=variant.label,
+                model=mine[0]["config"]["model"],
                 patches=mine[0]["model"]["patches"],
                 features=mine[0]["model"]["features"],
                 parameters=mine[0]["model"]["parameters"],
@@ -77,6 +68,11 @@ def measured(experiment: Experiment, records: list[dict], part: str = "grid") ->
                 records=mine,
             )
     return found
+
+
+def everything(experiment: Experiment, records: list[dict]) -> dict[str, Measured]:
+    """What was measured in the grid and in all comparisons, by model."""
+    return {name: m for part in experiment.parts() for name, m in measured(experiment, records, part).items()}
 
 
 def sources(found: dict[str, Measured]) -> str:
@@ -105,24 +101,3 @@ def machine(record: dict) -> str:
     hardware = record["hardware"]
     name = hardware["gpu"] or hardware["cpu"]
     return f"{hardware['processes']} x {name}"
-
-
-def everything(experiment: Experiment, records: list[dict]) -> dict[str, Measured]:
-    """What was measured in all parts of an experiment, by model."""
-    return {name: m for part in PARTS for name, m in measured(experiment, records, part).items()}
-
-
-@cache
-def cell_of(model: str) -> tuple[str | None, str | None]:
-    """What mixes patches, and what mixes features, in a model by timm's name, also where it was never run."""
-    if not timm.is_model(model):
-        return None, None
-    with torch.device("meta"):
-        return tuple(ff.cell(timm.create_model(model)).values())
-
-
-def in_grid(experiment: Experiment, name: str) -> str | None:
-    """The model of the grid that another part's model is a variant of: the one of the same cell."""
-    cell = cell_of(experiment.models[name]["model"])
-    grid = [n for n in experiment.models if experiment.part(n) == "grid"]
-    return next((n for n in grid if None not in cell and cell_of(experiment.models[n]["model"]) == cell), None)

@@ -7,8 +7,9 @@ with validation scores, and never with a look at the test split.
 import json
 from pathlib import Path
 
-from ffvit.settings.config import FREE_SETTINGS, Config, config_from_dict, with_defaults
-from ffvit.settings.experiment import load_experiment
+from ffvit.settings.config import Config, config_from_dict
+from ffvit.settings.experiment import Experiment, load_experiment
+from ffvit.settings.same_run import code_of, differing
 from ffvit.system.errors import InputError
 from ffvit.system.files import RESULTS, RUNS
 
@@ -64,22 +65,24 @@ def origin(record: dict, runs_dir: Path = RUNS) -> str:
     return "trained here" if here else "recorded"
 
 
-def deciding(config: dict) -> dict:
-    """The settings that decide a result: all but the machine's, the seed, the names, and where the images lie."""
-    free, values = FREE_SETTINGS | {"seed", "dataset"}, with_defaults(config)
-    kept = {name: value for name, value in values.items() if name not in free}
-    if values["model"].startswith("lit_") and values["deformable"] is not False:
-        # Batch norms see a part of a batch at a time; how many parts there are is then no matter of the machine.
-        kept["parts"] = values["num_processes"] * values["accumulation_steps"]
-    return kept
+def belongs(record: dict, experiment: Experiment) -> bool:
+    """Whether a record, or what a run left, is of a run of the experiment as its file is now."""
+    config = record["config"]
+    if config["experiment"] != experiment.name or config["name"] not in experiment.variants:
+        return False
+    return not differing(config, experiment.config(config["name"], config["seed"]).to_dict())
 
 
-def has_settings_of_its_experiment(config: Config) -> bool:
+def belongs_to_its_experiment(config: Config) -> bool:
     try:
-        own = load_experiment(config.experiment).config(config.name, config.seed)
+        return belongs({"config": config.to_dict()}, load_experiment(config.experiment))
     except InputError:
         return False
-    return deciding(own.to_dict()) == deciding(config.to_dict())
+
+
+def is_of_older_code(record: dict) -> bool:
+    """Whether the code that decides its result has changed since, or was not noted then."""
+    return record.get("code") != code_of(record["config"]["model"])
 
 
 def _read(path: Path, fields: dict[str, type]) -> dict:

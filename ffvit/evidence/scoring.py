@@ -8,7 +8,7 @@ import torch
 
 from ffvit.data.batches import eval_loader
 from ffvit.data.splits import Splits
-from ffvit.evidence.records import has_settings_of_its_experiment, open_run
+from ffvit.evidence.records import belongs_to_its_experiment, open_run
 from ffvit.models import build
 from ffvit.models.weights import load_weights
 from ffvit.settings.config import Config, alone
@@ -64,7 +64,7 @@ def write_record(run_dir: Path, evaluation: Evaluation, results_dir: Path | None
     if len(evaluation.confusion) <= MAX_CONFUSION_CLASSES:
         results["confusion"] = evaluation.confusion.tolist()
         results["mistakes"] = evaluation.mistakes
-    if results_dir is None and not has_settings_of_its_experiment(config):
+    if results_dir is None and not belongs_to_its_experiment(config):
         path = run_dir / "record.json"
     else:
         path = (results_dir or RESULTS) / config.experiment / f"{config.run_id}.json"

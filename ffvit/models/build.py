@@ -8,24 +8,17 @@ from torch import nn
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError, suggest
 
-# Settings of a run that are arguments of its model, where they are not None.
-SHAPE = (
-    *("img_size", "in_chans", "drop_rate", "drop_path_rate"),
-    *("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"),
-    *("embed_dims", "depths", "mlp_ratios", "attention_stages", "deformable"),
-)
-
 
 def create(config: Config, num_classes: int) -> nn.Module:
     """The model of a run. Raises InputError for an unknown name and for a shape that does not fit."""
     if not timm.is_model(config.model):
         raise InputError(f"model '{config.model}' is unknown to timm{suggest(config.model, timm.list_models())}")
-    settings = {k: getattr(config, k) for k in SHAPE}
+    shape = {"img_size": config.img_size, "in_chans": config.in_chans, "drop_rate": config.drop_rate}
+    if config.drop_path_rate is not None:
+        shape["drop_path_rate"] = config.drop_path_rate
     try:
-        model = timm.create_model(
-            config.model, num_classes=num_classes, **{k: v for k, v in settings.items() if v is not None}
-        )
-    except (TypeError, AssertionError) as error:
+        model = timm.create_model(config.model, num_classes=num_classes, **shape | config.model_args)
+    except (TypeError, ValueError, AssertionError) as error:
         raise InputError(f"model '{config.model}' cannot have the shape that the settings give it: {error}") from None
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1,))[0]
     if config.img_size % patch:

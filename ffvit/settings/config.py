@@ -1,112 +1,136 @@
-"""What a run is: every setting with its type, default and meaning, checked before any work is done."""
+"""What a run is: every setting with its type, range, default and meaning, checked before any work is done.
 
-import math
-import re
+A setting decides the result, or is declared by `machine` to say only how and where it is computed.
+"""
+
 import tomllib
-import typing
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from ffvit.system.errors import InputError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from ffvit.settings.recipes import RECIPES
+from ffvit.system.errors import InputError, suggest
 from ffvit.system.files import RUNS
 
+Count = Annotated[int, Field(ge=1, le=10**6)]
+NotNegative = Annotated[int, Field(ge=0, le=10**9)]
+Amount = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Channels = Annotated[
+    tuple[float, ...], Field(strict=False)
+]  # one value each; a list, as files have it, becomes a tuple
+Pair = Annotated[tuple[float, float], Field(strict=False)]
+# timm's policies of automatic augmentation: AutoAugment, RandAugment, AugMix, 3-Augment.
+POLICY = r"|(v0|v0r|original|originalr|3a|rand|augmix)(-(m|mstd|n|p|w|t|d|b|a|inc)[\d.]+)*"
 
-@dataclass(frozen=True, kw_only=True)
+
+def machine(default: Any) -> Any:
+    """A setting that decides no result: beyond rounding, and which process draws which random number."""
+    return Field(default, json_schema_extra={"machine": True})
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class Config:
     """Every setting of one run. Flat on purpose: a name means the same in a file, a notebook and the shell."""
 
     # What is run
     experiment: str
-    name: str  # of the model within the experiment; run id: <name>-seed<seed>
-    label: str  # of the model in tables and legends
-    model: str  # a name that timm.create_model knows, of a model with a fixed img_size
-    seed: int = 0
+    name: Annotated[str, Field(pattern=r"^[\w.-]*\w$", max_length=100)]  # of the model; run id: <name>-seed<seed>
+    label: Annotated[
+        str, Field(min_length=1, json_schema_extra={"machine": True})
+    ]  # of the model in tables and legends
+    model: Annotated[str, Field(min_length=1)]  # a name that timm.create_model knows
+    seed: NotNegative = 0
     recipe: str = ""
 
-    # Shape of the model; None: the model's own
-    img_size: int = 224
-    patch_size: int | None = None
-    embed_dim: int | None = None
-    depth: int | None = None
-    num_heads: int | tuple[int, ...] | None = None  # of a pyramid, one for each stage
-    mlp_ratio: float | None = None
-    drop_rate: float = 0.0
-    drop_path_rate: float | None = 0.0
-    # Shape of a pyramid (LIT), one value for each stage
-    embed_dims: tuple[int, ...] | None = None
-    depths: tuple[int, ...] | None = None
-    mlp_ratios: tuple[float, ...] | None = None
-    attention_stages: tuple[int, ...] | None = None  # those with attention, from 1
-    deformable: bool | None = None  # whether mergings choose where to look, or are plain: a convolution and a norm
+    # The model. Its own arguments go to timm.create_model as they are, which refuses what it does not know
+    img_size: Annotated[int, Field(ge=1, le=10_000)] = 224
+    in_chans: Literal[1, 3] = 3  # 1: grey
+    drop_rate: Share = 0.0
+    drop_path_rate: Share | None = 0.0  # None: the model's own
+    model_args: dict[str, Any] = Field(default_factory=dict)  # such as patch_size, embed_dim, depth, num_heads
 
     # Images
-    dataset: str  # "digits", a hub id, or a local folder (parquet, image folder or save_to_disk)
+    dataset: Annotated[str, Field(min_length=1)]  # "digits", a hub id, or a local folder of images
     train_split: str = "train"
     validation_split: str = ""  # scored after every epoch; empty: hold out validation_fraction of the training images
-    validation_fraction: float = 0.1
+    validation_fraction: Share = 0.1
     test_split: str = "test"  # scored once, after training, by ffvit score
-    test_fraction: float = 0.0  # of the training images, held out as the test images instead of a test_split; 0: none
+    test_fraction: Share = 0.0  # of the training images, held out as the test images instead of a test_split; 0: none
     allow_overlap: bool = False  # one split in two roles, such as ImageNet's validation images as test images too
     image_column: str = ""  # empty: found from the dataset's features
     label_column: str = ""
-    max_train_images: int = 0  # 0: all; otherwise a fixed random subset
-    max_eval_images: int = 0
-    in_chans: int = 3  # 1: grey
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    max_train_images: NotNegative = 0  # 0: all; otherwise a fixed random subset
+    max_eval_images: NotNegative = 0
+    mean: Channels = (0.485, 0.456, 0.406)
+    std: Channels = (0.229, 0.224, 0.225)
     in_memory: bool = False  # decode once and keep: for small images
-    augment: str = "image"  # each by itself, in the loader; "batch": many at a time, on the device, with in_memory
+    augment: Literal["image", "batch"] = "image"  # each in the loader; or many at a time, on the device, with in_memory
     streaming: bool = False  # read the training images from parquet files as they are needed, on disk or on the hub
-    shuffle_buffer: int = 4096  # streaming: images that are mixed with one another
-    bad_images: str = "refuse"  # or "skip": what to do with a file that is no whole image; skipped ones are recorded
+    shuffle_buffer: Count = 4096  # streaming: images that are mixed with one another
+    bad_images: Literal["refuse", "skip"] = (
+        "refuse"  # what to do with a file that is no whole image; skipped ones are recorded
+    )
 
     # Augmentation and regularisation
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    hflip: float = 0.5
-    auto_augment: str = ""
-    random_erasing: float = 0.0
-    interpolation: str = "bicubic"
-    crop_pct: float = 0.875  # evaluation resizes to img_size / crop_pct, then crops the centre
-    repeated_augmentation: int = 0  # DeiT: 3, each image appears three times in a global batch
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    label_smoothing: float = 0.0
+    crop_scale: Pair = (0.08, 1.0)
+    crop_ratio: Pair = (3 / 4, 4 / 3)
+    hflip: Probability = 0.5
+    auto_augment: Annotated[str, Field(pattern=f"^({POLICY})$")] = ""
+    random_erasing: Probability = 0.0
+    interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
+    crop_pct: Annotated[float, Field(gt=0, le=10)] = (
+        0.875  # evaluation resizes to img_size / crop_pct, then crops the centre
+    )
+    repeated_augmentation: NotNegative = 0  # DeiT: 3, each image appears three times in a global batch
+    mixup: Amount = 0.0
+    cutmix: Amount = 0.0
+    label_smoothing: Share = 0.0
 
     # Optimisation
-    epochs: int = 300
-    batch_size: int = 1024  # images per update over all processes
-    base_lr: float = 5e-4  # for 512 images; the rate used is base_lr * batch_size / 512
+    epochs: Count = 300
+    batch_size: Count = 1024  # images per update over all processes
+    base_lr: Amount = 5e-4  # for 512 images; the rate used is base_lr * batch_size / 512
     optimizer: str = "adamw"
-    weight_decay: float = 0.05
-    warmup_epochs: int = 5
-    warmup_lr: float = 1e-6
-    min_lr: float = 1e-5
+    weight_decay: Amount = 0.05
+    warmup_epochs: NotNegative = 5
+    warmup_lr: Amount = 1e-6
+    min_lr: Amount = 1e-5
     scale_all_lr: bool = False  # warmup_lr and min_lr, too, are for 512 images, as Swin has it
-    offset_lr_ratio: float = 1.0  # of deformable mergings: the offset weights' share of the rate
-    cooldown_epochs: int = 0  # at min_lr, after `epochs`
-    schedule_per: str = (
-        "epoch"  # as DeiT steps it, see ffvit.settings.recipes.deit; "update", or "late update", as Swin
-    )
-    clip_grad: float = 0.0  # global norm; 0: none
-    ema_decay: float = 0.0  # of an averaged copy of the weights, saved beside the raw ones; 0: none
+    offset_lr_ratio: Amount = 1.0  # of deformable mergings: the offset weights' share of the rate
+    cooldown_epochs: NotNegative = 0  # at min_lr, after `epochs`
+    schedule_per: Literal["epoch", "update", "late update"] = "epoch"  # "epoch" as DeiT steps it, "late update" as Swin
+    clip_grad: Amount = 0.0  # global norm; 0: none
+    ema_decay: Share = 0.0  # of an averaged copy of the weights, saved beside the raw ones; 0: none
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
 
     # Machine
-    device: str = "auto"  # "cuda", "cpu", "mps"; auto: the best there is
-    num_processes: int = 1
-    mixed_precision: str = "no"  # "bf16", "fp16"
-    num_workers: int = 0  # processes that decode images, per training process
-    accumulation_steps: int = 1  # parts a process's share of a batch is cut into; 0: as few as memory allows
-    grad_checkpointing: bool = False  # compute activations twice: less memory, a third more time
-    compile: bool = False  # torch.compile
-    checkpoint_every: int = 0  # updates between checkpoints within an epoch; 0: none but those after an epoch
-    checkpoint_seconds: float = 0.0  # leave out the checkpoint after an epoch while the last one is not so old
-    tracker: str = ""  # "tensorboard", or another tracker that accelerate knows and that is installed
+    device: Literal["auto", "cuda", "cpu", "mps"] = machine("auto")  # auto: the best there is
+    num_processes: Count = machine(1)
+    num_workers: NotNegative = machine(0)  # processes that decode images, per training process
+    accumulation_steps: NotNegative = machine(1)  # parts a process's share of a batch is cut into; 0: as few as fit
+    grad_checkpointing: bool = machine(False)  # compute activations twice: less memory, a third more time
+    compile: bool = machine(False)  # torch.compile
+    checkpoint_every: NotNegative = machine(0)  # updates between checkpoints within an epoch; 0: only after an epoch
+    checkpoint_seconds: Amount = machine(0.0)  # leave out the checkpoint after an epoch while the last is not so old
+    tracker: str = machine("")  # "tensorboard", or another tracker that accelerate knows and that is installed
 
-    def __post_init__(self):
-        for f in fields(self):
-            object.__setattr__(self, f.name, _typed(f.name, getattr(self, f.name), f.type))
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refused_by_name(cls, values, handler):
+        try:
+            return handler(values)
+        except ValidationError as error:
+            raise InputError("; ".join(map(_in_words, error.errors(include_url=False)[:3]))) from None
+
+    @model_validator(mode="after")
+    def _fit_together(self):
         _check(self)
+        return self
 
     @property
     def run_id(self) -> str:
@@ -140,127 +164,111 @@ class Config:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
-REMOVED = {"parallel": "ddp"}  # settings that files still hold, with the only value that means what runs do today
+SETTINGS = Config.__pydantic_fields__  # name -> type, default, and whether it is the machine's
+# Those that decide no result, and may differ when a run goes on.
+MACHINE = {name for name, field in SETTINGS.items() if (field.json_schema_extra or {}).get("machine")}
+# Arguments of models that were settings of their own once, and a setting that is gone: how older files are read.
+ONCE_SETTINGS = (
+    *("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"),
+    *("embed_dims", "depths", "mlp_ratios", "attention_stages", "deformable"),
+)
+GONE = {"parallel": "ddp"}
 
 
 def config_from_dict(values: dict) -> Config:
-    """The inverse of Config.to_dict, for a config.json of a run, also of one that holds settings removed since."""
-    values = _without_removed(values)
-    needed = {f.name for f in fields(Config) if f.default is MISSING}
-    if unknown := set(values) - {f.name for f in fields(Config)}:
-        raise InputError(f"{sorted(unknown)}: no settings of a run; was this config written by another version?")
-    if missing := needed - set(values):
-        raise InputError(f"a run needs the settings {sorted(missing)} too")
+    """The inverse of Config.to_dict, for a config.json of a run. Raises InputError for one of another version."""
+    values = with_defaults(values)
+    if unknown := sorted(set(values) - set(SETTINGS)):
+        raise InputError(f"{unknown}: no settings of a run; was this config written by another version?")
     return Config(**values)
 
 
 def with_defaults(values: dict) -> dict:
-    """Settings that were written down, those younger than the file with their default, without those removed since."""
-    values = _without_removed(values)
-    defaults = {f.name: f.default for f in fields(Config) if f.default is not MISSING}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in {**defaults, **values}.items()}
+    """Settings that were written down, in today's form; those younger than the file have their default, as runs then had."""
+    defaults = {name: f.get_default(call_default_factory=True) for name, f in SETTINGS.items() if not f.is_required()}
+    kept = {k: v for k, v in values.items() if k not in ONCE_SETTINGS and GONE.get(k, values) != v}
+    old = {name: values[name] for name in ONCE_SETTINGS if values.get(name) is not None}
+    kept["model_args"] = old | values.get("model_args", {})
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in {**defaults, **kept}.items()}
 
 
-def _without_removed(values: dict) -> dict:
-    return {name: value for name, value in values.items() if (name, value) not in REMOVED.items()}
+def resolve(given: dict) -> dict:
+    """Settings over those of the recipe they name. Raises InputError for an unknown recipe or setting."""
+    recipe = given.get("recipe", "")
+    if recipe and recipe not in RECIPES:
+        raise InputError(f"recipe '{recipe}' is unknown{suggest(str(recipe), RECIPES)}")
+    for name in given:
+        if name in ONCE_SETTINGS:
+            raise InputError(f"'{name}' is an argument of the model: write model_args = {{ {name} = ... }}")
+        if name not in SETTINGS:
+            raise InputError(f"'{name}' is no setting of a run{suggest(name, SETTINGS)}")
+    return {**(RECIPES[recipe]() if recipe else {}), **given}
 
 
-def parse_setting(text: str) -> tuple[str, object]:
-    """'epochs=3' -> ('epochs', 3). Values are TOML; a bare word is a string."""
+def merge(*layers: dict) -> dict:
+    """Later settings win; arguments of the model are joined one by one."""
+    model_args: dict = {}
+    for layer in layers:
+        args = layer.get("model_args", {})
+        if not isinstance(args, dict):
+            raise InputError(f"model_args must be a table, such as {{ depth = 4 }}, got {args!r}")
+        model_args |= args
+    merged = {name: value for layer in layers for name, value in layer.items()}
+    return merged | ({"model_args": model_args} if model_args else {})
+
+
+def parse_setting(text: str) -> dict:
+    """'epochs=3' -> {"epochs": 3}, 'model_args.depth=2' -> {"model_args": {"depth": 2}}. TOML; a bare word is a string."""
     key, separator, value = text.partition("=")
     if not separator:
         raise InputError(f"'{text}': write settings as name=value, such as epochs=3")
     try:
-        return key, tomllib.loads(f"value = {value}")["value"]
+        return tomllib.loads(f"{key} = {value}")
     except tomllib.TOMLDecodeError:
-        return key, value
+        return {key: value}
 
 
-def _typed(name: str, value, hint):
-    """value as the annotated type, or InputError. Only int -> float and list -> tuple are converted."""
-    allowed = typing.get_args(hint) if typing.get_origin(hint) is not tuple and typing.get_args(hint) else (hint,)
-    for kind in allowed:
-        if kind is type(None) and value is None:
-            return None
-        if typing.get_origin(kind) is tuple and isinstance(value, (list, tuple)):
-            items = typing.get_args(kind)
-            if items[-1] is Ellipsis or len(items) == len(value):
-                return tuple(_typed(name, v, items[0]) for v in value)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-            return value
-    expected = " or ".join(getattr(k, "__name__", str(k)) for k in allowed)
-    raise InputError(f"{name} must be {expected}, got {value!r} ({type(value).__name__})")
+def alone(config: Config) -> Config:
+    """What several processes trained, for one to score: all images, in batches of the same size."""
+    size = config.micro_batch(config.accumulation_steps or 1)
+    return replace(config, num_processes=1, accumulation_steps=1, batch_size=size)
+
+
+# Where pydantic's own words do not say what to do.
+RULES = {
+    ("name", "string_pattern_mismatch"): "name a folder: use letters, digits, '_', '-' and '.'",
+    ("auto_augment", "string_pattern_mismatch"): "be a policy of timm's, such as rand-m9-mstd0.5-inc1",
+    ("crop_scale", "missing"): "be two numbers",
+    ("crop_scale", "too_long"): "be two numbers",
+    ("crop_ratio", "missing"): "be two numbers",
+    ("crop_ratio", "too_long"): "be two numbers",
+}
+
+
+def _in_words(error: Any) -> str:
+    """pydantic's finding as "epochs must be greater than or equal to 1, got 0"."""
+    name = str(error["loc"][0])
+    if error["type"] == "unexpected_keyword_argument":
+        return f"'{name}' is no setting of a run{suggest(name, SETTINGS)}"
+    if error["type"] == "missing" and len(error["loc"]) == 1:
+        return f"a run needs the setting '{name}' too"
+    rule = RULES.get((name, error["type"]), error["msg"].removeprefix("Input should "))
+    given = repr(error["input"])
+    return f"{name} must {rule}, got {given if len(given) < 80 else given[:77] + '...'}"
 
 
 def _check(c: Config) -> None:
-    def need(condition: bool, message: str):
+    """What no setting alone can tell. Raises InputError."""
+
+    def need(condition: object, message: str):
         if not condition:
             raise InputError(message)
 
-    need(re.fullmatch(r"[\w.-]*\w", c.name), f"'{c.name}' names a folder: use letters, digits, '_', '-' and '.'")
-    need(c.dataset, "dataset is empty: give 'digits', a hub id, or a local folder")
-    need(math.isfinite(c.base_lr), f"base_lr must be a number, got {c.base_lr}")
-    for name in (
-        "img_size",
-        "epochs",
-        "batch_size",
-        "num_processes",
-        "patch_size",
-        "embed_dim",
-        "depth",
-        "num_heads",
-        "embed_dims",
-        "depths",
-        "shuffle_buffer",
-    ):
-        value = getattr(c, name)
-        least = min(value, default=0) if isinstance(value, tuple) else value
-        need(least is None or least >= 1, f"{name} must be at least 1, got {value}")
-    for name in ("mlp_ratio", "crop_pct"):
-        value = getattr(c, name)
-        need(value is None or value > 0, f"{name} must be positive, got {value}")
-    for name in ("hflip", "random_erasing"):
-        need(0 <= getattr(c, name) <= 1, f"{name} is a probability, got {getattr(c, name)}")
     need(0 < c.crop_scale[0] <= c.crop_scale[1] <= 1, f"crop_scale must be shares of the area, got {c.crop_scale}")
     need(0 < c.crop_ratio[0] <= c.crop_ratio[1], f"crop_ratio must be (smallest, largest), got {c.crop_ratio}")
     need(
         not (c.auto_augment and c.in_chans == 1), "auto_augment needs colour images: set auto_augment='' or in_chans=3"
     )
-    for name in (
-        "seed",
-        "num_workers",
-        "max_train_images",
-        "max_eval_images",
-        "warmup_epochs",
-        "cooldown_epochs",
-        "base_lr",
-        "weight_decay",
-        "warmup_lr",
-        "min_lr",
-        "offset_lr_ratio",
-        "clip_grad",
-        "mixup",
-        "cutmix",
-        "repeated_augmentation",
-        "accumulation_steps",
-        "checkpoint_every",
-        "checkpoint_seconds",
-    ):
-        need(getattr(c, name) >= 0, f"{name} must not be negative, got {getattr(c, name)}")
-    for name in ("drop_rate", "drop_path_rate", "validation_fraction", "test_fraction", "label_smoothing", "ema_decay"):
-        need(0 <= (getattr(c, name) or 0) < 1, f"{name} must be in [0, 1), got {getattr(c, name)}")
-    for name, choices in {
-        "in_chans": (1, 3),
-        "schedule_per": ("epoch", "update", "late update"),
-        "mixed_precision": ("no", "bf16", "fp16"),
-        "device": ("auto", "cuda", "cpu", "mps"),
-        "interpolation": ("bicubic", "bilinear", "nearest"),
-        "bad_images": ("refuse", "skip"),
-        "augment": ("image", "batch"),
-    }.items():
-        need(getattr(c, name) in choices, f"{name} must be one of {choices}, got {getattr(c, name)!r}")
     need(len(c.mean) == len(c.std) == c.in_chans, f"mean and std must have in_chans = {c.in_chans} values each")
     need(min(c.std) > 0, "std must be positive")
     need(
@@ -282,47 +290,19 @@ def _check(c: Config) -> None:
         need(c.in_memory, "augment='batch' takes images that are in memory: set in_memory=true, or augment='image'")
         need(not c.random_erasing, "augment='batch' erases nothing: set random_erasing=0, or augment='image'")
         need(c.interpolation == "bilinear", "augment='batch' interpolates bilinearly: set interpolation='bilinear'")
-    need(c.train_split, "train_split is empty: name the split to train on")
-    need(c.test_split or c.test_fraction, "give test_split, or a test_fraction of the training images")
     if c.streaming:
         need(c.validation_split, "streaming holds nothing out of the training images: give validation_split")
-        need(
-            not c.test_fraction, "streaming holds nothing out of the training images: give test_split, test_fraction=0"
-        )
         need(not c.in_memory, "streaming=true and in_memory=true exclude each other")
         need(not c.repeated_augmentation, "streaming repeats no image within a batch: set repeated_augmentation=0")
         need(not c.max_train_images, "streaming reads all training images: set max_train_images=0")
+        need(
+            not c.test_fraction, "streaming holds nothing out of the training images: give test_split, test_fraction=0"
+        )
+    need(c.train_split, "train_split is empty: name the split to train on")
+    need(c.test_split or c.test_fraction, "give test_split, or a test_fraction of the training images")
+    need(
+        c.validation_fraction + c.test_fraction < 1,
+        f"validation_fraction {c.validation_fraction} and test_fraction {c.test_fraction} leave nothing to train on",
+    )
     if not c.validation_split:
-        need(c.validation_fraction > 0, "give validation_split, or a validation_fraction of the training images")
-        need(
-            c.validation_fraction + c.test_fraction < 1,
-            f"validation_fraction {c.validation_fraction} and test_fraction {c.test_fraction} leave nothing to train on",
-        )
-    if c.patch_size:
-        need(
-            c.img_size % c.patch_size == 0,
-            f"img_size {c.img_size} is not divisible by patch_size {c.patch_size}: "
-            f"use {c.img_size // c.patch_size * c.patch_size or c.patch_size}",
-        )
-
-
-# May differ when a run goes on: beyond rounding, which process draws which random number, and of how many images LIT's
-# batch norms take their statistics, they change no result.
-FREE_SETTINGS = {
-    "device",
-    "num_workers",
-    "num_processes",
-    "accumulation_steps",
-    "grad_checkpointing",
-    "compile",
-    "checkpoint_every",
-    "checkpoint_seconds",
-    "tracker",
-    "label",
-}
-
-
-def alone(config: Config) -> Config:
-    """What several processes trained, for one to score: all images, in batches of the same size."""
-    size = config.micro_batch(config.accumulation_steps or 1)
-    return replace(config, num_processes=1, accumulation_steps=1, batch_size=size)
+        need(c.validation_fraction >= 1e-3, "give validation_split, or a validation_fraction of at least 0.001")

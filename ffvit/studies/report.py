@@ -67,12 +67,11 @@ def table1(experiment: Experiment, found: dict[str, Measured]) -> pd.DataFrame:
         own = [
             {
                 "Size": experiment.scope,
-                "Model": entry["label"],
+                "Model": variant.label,
                 ours: str(found.get(name, NOT_RUN)),
                 "Params exact": f"{found[name].parameters:,}" if name in found else "",
             }
-            for name, entry in experiment.models.items()
-            if experiment.part(name) == "grid"
+            for name, variant in {v.name: v for v in experiment.of(experiment.main)}.items()
         ]
         table = pd.concat([table, pd.DataFrame(own)], ignore_index=True)
         table.insert(6, ours, table.pop(ours))

@@ -81,11 +81,14 @@ def costs(layout: Layout) -> Costs:
 def layouts(experiment: Experiment) -> dict[str, Layout]:
     """The LITs of an experiment's grid by name, in its order. A setting that is not given is LIT's own."""
     found = {}
-    for name, entry in experiment.models.items():
-        if experiment.part(name) == "grid" and entry["model"] in lit.VARIANTS:
-            config = experiment.config(name)
-            stages = OWN if config.attention_stages is None else config.attention_stages
-            found[name] = Layout(config.model, tuple(sorted(stages)), config.deformable is not False)
+    for variant in experiment.of(experiment.main):
+        config = experiment.config(variant.name)
+        if config.model in lit.VARIANTS:
+            stages, deformable = (
+                config.model_args.get("attention_stages", OWN),
+                config.model_args.get("deformable", True),
+            )
+            found[variant.name] = Layout(config.model, tuple(sorted(stages)), deformable)
     return found
 
 
@@ -131,7 +134,7 @@ def imagenet_table(experiment: Experiment, found: dict[str, Measured]) -> pd.Dat
         ours = f"{experiment.scope} top-1 measured (%)"
         own = [
             {
-                "Model": experiment.models[name]["label"],
+                "Model": experiment.variants[name].label,
                 "Params exact": f"{found[name].parameters:,}" if name in found else "",
                 "Multiply-adds exact": f"{found[name].macs:,}" if name in found else "",
                 ours: str(found.get(name, NOT_RUN)),
@@ -199,27 +202,19 @@ def measured_table(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
 
 
 def pairs_table(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
-    """Differences in top-1, paired by seed, with Holm's correction over all tests of the table.
+    """Differences in top-1, paired by seed, with Holm's correction over all tests of the table: see Experiment.pairs.
 
-    Attention elsewhere is compared with LIT's own under the same merging, deformable merging with plain under the same
-    attention. Raises InputError for runs on different images.
+    Raises InputError for runs on different images.
     """
-    names = {layout: name for name, layout in layouts(experiment).items()}
-    rows = []
-    for layout, name in names.items():
-        own = layout._replace(stages=OWN)
-        if layout != own and own in names:
-            ours, theirs = (experiment.models[n]["label"] for n in (name, names[own]))
-            rows.append((f"attention, {_merging(layout)} merging", (name, names[own], ours, theirs)))
-    for layout, name in names.items():
-        plain = layout._replace(deformable=False)
-        if layout != plain and plain in names:
-            theirs = f"plain merging, {experiment.models[name]['label']}"
-            rows.append(("merging", (name, names[plain], "deformable merging", theirs)))
-    if not rows:
+    variants, pairs = experiment.variants, experiment.pairs(experiment.main)
+    if not pairs:
         return pd.DataFrame([{"Difference": NOT_RUN, "What the seeds show": "no two of its models compare"}])
-    table = study.differences(experiment, measured(experiment, records), [compared for _, compared in rows])
-    table.insert(0, "What differs", [what for what, _ in rows])
+    compared = [(a, b, variants[a].label, variants[b].label) for a, b in pairs]
+    table = study.differences(experiment, measured(experiment, records), compared, ["all"] * len(pairs))
+    differ = [
+        {axis for axis in variants[a].values if variants[a].values[axis] != variants[b].values[axis]} for a, b in pairs
+    ]
+    table.insert(0, "What differs", [" and ".join(sorted(axes)) or "model" for axes in differ])
     return table
 
 

@@ -3,7 +3,7 @@
 import difflib
 
 
-class InputError(ValueError):
+class InputError(Exception):
     """Something a person gave us is wrong. The message names what, where, and the cure."""
 
 

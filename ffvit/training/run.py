@@ -35,7 +35,8 @@ from ffvit.data.batches import TrainBatches, eval_loader
 from ffvit.data.images import BadImage
 from ffvit.data.splits import Splits, load_splits
 from ffvit.models import build, cost, ff, weights
-from ffvit.settings.config import FREE_SETTINGS, Config, with_defaults
+from ffvit.settings.config import Config, with_defaults
+from ffvit.settings.same_run import code_of, differing
 from ffvit.system import provenance
 from ffvit.system.errors import InputError, Stopped, TrainingError
 from ffvit.system.files import write_atomically
@@ -366,14 +367,9 @@ def _already_finished(config: Config, run_dir: Path) -> bool:
     """Whether the folder holds this very run, finished. Raises InputError where it holds another one."""
     begun = (run_dir / "checkpoints").exists() or (run_dir / "training.json").exists()
     if begun and (run_dir / "config.json").exists():
-        there = with_defaults(json.loads((run_dir / "config.json").read_text()))
-        asked = config.to_dict()
-        # A stream's order is of its readers.
-        readers = {"num_workers", "num_processes", "accumulation_steps"}
-        free = FREE_SETTINGS - (readers if config.streaming else set())
-        differ = [k for k in asked if there.get(k) != asked[k] and k not in free]
-        if differ:
-            shown = ", ".join(f"{k} is {there.get(k)!r}, asked {asked[k]!r}" for k in differ[:3])
+        there, asked = with_defaults(json.loads((run_dir / "config.json").read_text())), config.to_dict()
+        if differ := differing(there, asked):
+            shown = ", ".join(f"{k} is {there.get(k)!r}, asked {asked.get(k)!r}" for k in differ[:3])
             raise InputError(
                 f"{run_dir} holds a run with other settings ({shown}): choose another folder, or delete it"
             )
@@ -391,6 +387,7 @@ def _facts(config: Config, splits: Splits, model: nn.Module, device: torch.devic
     local = Path(config.dataset).expanduser().is_dir()
     return {
         "run_id": config.run_id,
+        "code": code_of(config.model),
         # A local folder's path is its owner's business; the fingerprint says which images they were.
         "config": config.to_dict() | ({"dataset": Path(config.dataset).resolve().name} if local else {}),
         "model": {

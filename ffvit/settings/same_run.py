@@ -1,0 +1,74 @@
+"""When two runs are the same: one rule for training, records, status and pipeline.
+
+Two runs are the same if the settings that decide the result are alike, and the code that decides: data, training, what
+builds a model, and the model's own file. Of the code, comments, docstrings, annotations and messages are left out, so that
+rewording trains nothing again.
+"""
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from ffvit.settings.config import MACHINE, with_defaults
+
+LIBRARY = Path(__file__).parent.parent
+# Where the images lie, what a set of settings is called, and which of several alike runs it is.
+NO_MATTER = MACHINE | {"dataset", "recipe", "seed"}
+
+
+def deciding(values: dict) -> dict:
+    """The settings that decide a result, from those of a run as they were written down, today or earlier."""
+    values = with_defaults(values)
+    kept = {name: value for name, value in values.items() if name not in NO_MATTER}
+    if values["model"].startswith("lit_") and values["model_args"].get("deformable", True):
+        # Batch norms see a part of a batch at a time; how many parts there are is then no matter of the machine.
+        kept["parts"] = values["num_processes"] * values["accumulation_steps"]
+    if values["streaming"]:  # a stream's order is of its readers
+        kept |= {name: values[name] for name in ("num_workers", "num_processes", "accumulation_steps")}
+    return kept
+
+
+def differing(first: dict, second: dict) -> list[str]:
+    """The settings in which two runs differ so that they are not the same run."""
+    one, other = (deciding(values) | {"seed": with_defaults(values)["seed"]} for values in (first, second))
+    return [name for name in {**one, **other} if one.get(name) != other.get(name)]
+
+
+@cache
+def code_of(model: str) -> str:
+    """Fingerprint of the code that decides the result of a model, by timm's name; timm's own models are timm's."""
+    files = [*(LIBRARY / "data").glob("*.py"), *(LIBRARY / "training").glob("*.py"), LIBRARY / "models/build.py"]
+    own = [file for file in (LIBRARY / "models").glob("*.py") if f"\ndef {model}(" in file.read_text(encoding="utf-8")]
+    return hashlib.sha256("\n".join(map(_bare, sorted([*files, *own]))).encode()).hexdigest()[:16]
+
+
+@cache
+def _bare(file: Path) -> str:
+    tree = _Bare().visit(ast.parse(file.read_text(encoding="utf-8")))
+    return f"{file.relative_to(LIBRARY).as_posix()}\n{ast.dump(tree)}"
+
+
+class _Bare(ast.NodeTransformer):
+    """Code without what only people read."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        return ast.Pass() if isinstance(node.value, ast.Constant) else self.generic_visit(node)  # a docstring
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        return ast.Raise()
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
+        return ast.Constant("")
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        node.annotation = ast.Constant(None)
+        return self.generic_visit(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)

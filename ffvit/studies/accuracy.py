@@ -1,0 +1,133 @@
+"""Notebook 08, its pictures of accuracy: against what training costs, in every comparison, and by learning rate."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
+
+from ffvit.evidence.drawing import MARKS, WHITE, finish, legend, mean_and_seeds, style_of
+from ffvit.evidence.measured import Measured, everything
+from ffvit.settings.experiment import Experiment
+
+
+def accuracy_by_cost(experiment: Experiment, records: list[dict]) -> Figure:
+    """Validation top-1 against epochs, processor time and multiply-adds, and test top-1 against parameters."""
+    found = everything(experiment, records)
+    grid = [m for m in found.values() if experiment.variants[m.name].comparison == experiment.main]
+    base = {m.name: m for m in grid}
+    others = [(m, base[of]) for m in found.values() if m not in grid and (of := experiment.variants[m.name].of) in base]
+    longer = [m for m, of in others if _epochs(m) > _epochs(of)]
+    resized = [m for m, of in others if m.parameters != of.parameters]
+    figure, axes = plt.subplots(2, 2, figsize=(10.5, 7.6), layout="constrained")
+    epochs, seconds, macs, parameters = axes.flat
+    for m in grid + longer:
+        look = dict(style=style_of(experiment, m.name), width=0.9 if m in longer else 1.8)
+        _curve(epochs, m, np.arange(_epochs(m)) + 1, **look)
+        _curve(macs, m, _training_macs(m) / 10 ** (power := _power(grid + longer)), **look)
+        if all("cpu_seconds" in epoch for r in m.records for epoch in r["history"]):
+            spent = np.cumsum([[e["cpu_seconds"] for e in r["history"]] for r in m.records], axis=1).mean(axis=0)
+            _curve(seconds, m, spent / 60, **look)
+    epochs.set(title="Epochs", xlabel="epoch")
+    seconds.set(title="Processor time of training", xlabel="minutes of one core, mean over seeds")
+    macs.set(title="Multiply-adds of training")
+    if grid:
+        macs.set_xlabel(f"$10^{{{power}}}$ multiply-adds: 3 x those of an image x images seen")
+    for panel in (epochs, seconds, macs):
+        panel.set(ylabel="validation top-1 (%)", xscale="log")
+        panel.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter="{x:g}")
+    if len(machines := sorted({h for m in grid + longer for h in m.hardware})) > 1:
+        text = "\n".join(["different hardware, not comparable:", *machines])
+        seconds.text(0.97, 0.04, text, transform=seconds.transAxes, ha="right", fontsize=9, bbox=WHITE)
+    for m in grid + resized:
+        mean_and_seeds(parameters, m.parameters / 1e6, m.top1_percent, style_of(experiment, m.name), m in resized)
+    parameters.set(title="Parameters", xlabel="millions", ylabel="test top-1 (%)")
+    finish(*axes.flat)
+    kinds = [Line2D([], [], color="0.3", lw=0.9, label="thin: longer training")] if longer else []
+    if resized:
+        hollow = dict(marker="o", markerfacecolor="white", markersize=8, label="hollow: of another size")
+        kinds.append(Line2D([], [], color="0.3", lw=0, **hollow))
+    legend(figure, experiment, grid + longer + resized, kinds)
+    figure.suptitle(
+        f"{experiment.title}. Lines: mean over seeds; bands: from lowest to highest seed.\n{MARKS}", x=0.01, ha="left"
+    )
+    return figure
+
+
+def comparisons(experiment: Experiment, records: list[dict]) -> Figure:
+    """Test top-1 in every comparison, a panel each: value by value of what is varied, and as in the grid."""
+    found = everything(experiment, records)
+    parts = [part for part in experiment.parts() if part]
+    figure, axes = plt.subplots(
+        1, max(1, len(parts)), figsize=(1.6 + 3.6 * max(1, len(parts)), 4.6), layout="constrained", squeeze=False
+    )
+    for panel, part in zip(axes.flat, parts):
+        variants = experiment.of(part)
+        ticks = list(dict.fromkeys(v.value_label or "changed" for v in variants))
+        for of in dict.fromkeys(v.of for v in variants if v.of):
+            points = {ticks.index(v.value_label or "changed") + 1: v.name for v in variants if v.of == of} | {0: of}
+            shown = {x: found[name] for x, name in sorted(points.items()) if name in found}
+            style = style_of(experiment, of)
+            panel.plot(list(shown), [m.mean for m in shown.values()], color=style[0], linestyle=style[1], lw=1.4)
+            for x, m in shown.items():
+                mean_and_seeds(panel, x, m.top1_percent, style)
+        panel.set(title=experiment.compare[part].title, xlim=(-0.5, len(ticks) + 0.5), ylabel="test top-1 (%)")
+        panel.set_xticks(range(len(ticks) + 1), ["as in the grid", *ticks], rotation=20, ha="right")
+    finish(*axes.flat)
+    legend(figure, experiment, list(found.values()))
+    figure.suptitle(f"{experiment.title}.\n{MARKS}", x=0.01, ha="left")
+    return figure
+
+
+def learning_rates(experiment: Experiment, trials: list[dict]) -> Figure:
+    """Validation top-1 of the trials against the learning rate, a line a model; ringed: the rate it was given."""
+    figure, panel = plt.subplots(figsize=(8.4, 4.8), layout="constrained")
+    for variant in experiment.of(experiment.main):
+        style, chosen = style_of(experiment, variant.name), experiment.config(variant.name).base_lr
+        best: dict[float, float] = {}  # of the trials at a rate
+        for trial in (t for t in trials if t["config"]["name"] == variant.name):
+            rate, top1 = trial["config"]["base_lr"], trial["history"][-1]["validation_top1_percent"]
+            best[rate] = max(top1, best.get(rate, 0.0))
+        if best:
+            rates = sorted(best)
+            panel.plot(rates, [best[r] for r in rates], color=style[0], linestyle=style[1], marker=style[2], lw=1.8,
+                       label=variant.label)  # fmt: skip
+        if chosen in best:
+            panel.plot(chosen, best[chosen], "o", markersize=15, markerfacecolor="none", markeredgecolor=style[0])
+    panel.set(xscale="log", xlabel="base_lr: learning rate for 512 images", ylabel="validation top-1 (%)")
+    rates = sorted({t["config"]["base_lr"] for t in trials})
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    finish(panel)
+    if panel.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(
+        f"{experiment.title}: trials, one seed, the best of each rate.\nRinged: the rate that each model then trains with.",
+        x=0.01, ha="left",
+    )  # fmt: skip
+    return figure
+
+
+def _curve(panel: Axes, m: Measured, x: Sequence[float], style: tuple, width: float) -> None:
+    y = np.array([[e["validation_top1_percent"] for e in r["history"]] for r in m.records])
+    panel.plot(x, y.mean(axis=0), color=style[0], linestyle=style[1], lw=width)
+    panel.fill_between(x, y.min(axis=0), y.max(axis=0), color=style[0], alpha=0.2, lw=0)
+
+
+def _epochs(m: Measured) -> int:
+    return len(m.records[0]["history"])
+
+
+def _power(curves: list[Measured]) -> int:
+    """Of ten, a multiple of three, for an axis of multiply-adds."""
+    return 3 * int(np.log10(max(_training_macs(m)[-1] for m in curves)) // 3)
+
+
+def _training_macs(m: Measured) -> np.ndarray:
+    """Multiply-adds after every epoch: forward 1, backward 2 of the model's, for each image of the epoch's whole batches."""
+    config, images = m.records[0]["config"], m.records[0]["dataset"]["images"]["train"]
+    seen = images // config["batch_size"] * config["batch_size"]
+    return 3 * m.macs * seen * np.arange(1, len(m.records[0]["history"]) + 1.0)
