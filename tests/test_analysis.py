@@ -8,17 +8,23 @@ import matplotlib.pyplot as plt
 import pytest
 
 from ffvit.evidence import drawing
-from ffvit.evidence.measured import cell_of, everything, measured, sources
+from ffvit.evidence.measured import everything, measured, sources
 from ffvit.evidence.records import load_records
 from ffvit.evidence.statistics import Difference, difference, holm, interval
-from ffvit.settings.experiment import load_experiment
-from ffvit.studies import report, study
+from ffvit.settings.experiment import Experiment, load_experiment
+from ffvit.studies import accuracy, agreement, report, study
 from ffvit.system.errors import InputError
 from ffvit.system.files import RESULTS
 
 STUDY, DIGITS = load_experiment("cifar10"), load_experiment("digits")
 RECORDED = json.loads((RESULTS / "digits/ff-seed0.json").read_text())
-FIGURES = (study.accuracy_by_cost, study.data_size, study.per_class, study.agreement_figure)
+FIGURES = (accuracy.accuracy_by_cost, accuracy.comparisons, agreement.per_class, agreement.agreement_figure)
+CELLS = {
+    "ff": ("ff", "ff"),
+    "vit": ("attention", "ff"),
+    "attention_only": ("attention",) * 2,
+    "ff_attention": ("ff", "attention"),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +39,7 @@ def made(name, seed=0, top1=80.0, experiment=STUDY, **results):
     record = copy.deepcopy(RECORDED)
     images = config.max_train_images or 45000
     record |= {"run_id": config.run_id, "config": config.to_dict(), "history": record["history"][:3]}
-    record["model"] |= dict(zip(("patches", "features"), cell_of(config.model)))
+    record["model"] |= dict(zip(("patches", "features"), CELLS[experiment.variants[name].of or name]))
     record["dataset"] |= {"fingerprint": f"of {images}", "images": {"train": images, "validation": 5000, "test": 10}}
     record["dataset"].pop("class_names", None)  # of the digits
     record["hardware"] |= {"gpu": None, "processes": 1, "cpu": "A Processor"}
@@ -91,23 +97,27 @@ def test_models_are_compared_by_seed_and_not_by_order():
 def test_runs_on_different_images_are_no_pair_and_both_are_named():
     records = [made("ff"), made("vit")]
     records[1]["dataset"]["fingerprint"] = "another"
-    for table in (study.pairs, study.agreement):
+    for table in (study.pairs, agreement.agreement):
         with pytest.raises(InputError, match="ff-seed0 and vit-seed0 of cifar10 are of different images"):
             table(STUDY, records)
 
 
-def test_every_model_of_the_study_meets_ff_only_of_its_part():
-    grid = [("ff", other) for other in ("vit", "attention_only", "ff_attention")]
-    matched = [("ff", f"{other}_matched") for _, other in grid]
-    rest = [("ff_long", "vit_long"), ("ff_10", "vit_10"), ("ff_30", "vit_30"), ("ff_loader", "ff")]
-    assert study.comparisons(STUDY) == grid + matched + rest
+def test_planned_models_meet_in_the_grid_and_at_every_value_of_a_comparison():
+    planned = [("ff", "vit"), ("attention_only", "vit"), ("ff_attention", "ff"), ("ff_attention", "vit")]
+    assert STUDY.pairs() == planned
+    assert STUDY.pairs("matched") == [
+        ("ff", "vit_matched"),
+        ("attention_only_matched", "vit_matched"),
+        ("ff_attention_matched", "ff"),
+        ("ff_attention_matched", "vit_matched"),
+    ]
+    assert STUDY.pairs("data") == [("ff_10", "vit_10"), ("ff_30", "vit_30")]
+    assert STUDY.pairs("loader") == [("ff_loader", "ff")]  # against the grid
 
 
-def test_a_model_is_compared_with_ff_only_of_its_size():
-    pairs = study.comparisons(load_experiment("imagenet"))
-    assert {("ff_base", "deit_base"), ("ff_large", "vit_large"), ("ff_tiny", "deit_tiny")} < set(pairs) and len(
-        pairs
-    ) == 5
+def test_without_a_plan_the_first_model_meets_the_others():
+    unplanned = Experiment(**STUDY.model_dump() | {"planned": []})
+    assert unplanned.pairs() == [("ff", other) for other in ("vit", "attention_only", "ff_attention")]
 
 
 @pytest.mark.parametrize(
@@ -125,20 +135,22 @@ def test_verdict_goes_by_the_corrected_test(ff, vit, words):
     assert row(table, Part="The models at one shape", Difference="FF only − ViT")["What the seeds show"] == words
 
 
-def test_correction_counts_the_tests_of_all_parts():
-    # p of [1, 3] is 0.295: as one of two tests 0.590, and the other no less.
-    records = several("ff", 81, 83) + several("vit", 80, 80) + several("ff_10", 81, 83) + several("vit_10", 80, 80)
-    table = study.pairs(STUDY, records)
+def test_correction_is_over_the_planned_tests_and_over_the_others():
+    # p of [1, 3] is 0.295: alone as it is, as one of two tests 0.590.
+    few = several("ff_10", 81, 83) + several("vit_10", 80, 80) + several("ff_30", 81, 83) + several("vit_30", 80, 80)
+    table = study.pairs(STUDY, several("ff", 81, 83) + several("vit", 80, 80) + few)
     tested = table[table["p"] != ""]
-    assert tested["p"].tolist() == ["0.295"] * 2 and tested["p (Holm)"].tolist() == ["0.590"] * 2
-    assert row(table, Difference="FF only − ViT, 4,500 images")["CIFAR-10 top-1 (points)"] == "+2.00 (n=2)"
-    assert row(table, Difference="FF only − ViT, 13,500 images")["What the seeds show"] == "not run"
+    assert tested["Kind"].tolist() == ["planned", "exploratory", "exploratory"]
+    assert tested["p"].tolist() == ["0.295"] * 3 and tested["p (Holm)"].tolist() == ["0.295", "0.590", "0.590"]
+    few = row(table, Difference="FF only, 10 % of the images − ViT, 10 % of the images")
+    assert few["CIFAR-10 top-1 (points)"] == "+2.00 (n=2)"
+    assert row(table, Difference="FF only, three times as long − ViT, three times as long")["p"] == ""
 
 
 def test_any_models_compare_under_any_words():
     found = everything(STUDY, several("vit", 81, 83) + several("ff_attention", 80, 80))
     compared = [("vit", "ff_attention", "this", "that"), ("vit", "ff", "this", "the other")]
-    table = study.differences(STUDY, found, compared)
+    table = study.differences(STUDY, found, compared, ["all"] * 2)
     assert table["Difference"].tolist() == ["this − that", "this − the other"]
     assert table["CIFAR-10 top-1 (points)"].tolist() == ["+2.00 (n=2)", "not run"]
     assert table["p (Holm)"].tolist() == ["0.295", ""]  # one test: nothing to correct
@@ -146,13 +158,13 @@ def test_any_models_compare_under_any_words():
 
 def test_images_one_by_one_are_compared_with_the_grids_batches():
     table = study.pairs(STUDY, several("ff", 80, 80) + several("ff_loader", 81, 82))
-    found = row(table, Difference="FF only, images one by one − in batches")
+    found = row(table, Difference="FF only, one by one − FF only")
     assert found["Part"] == "Images augmented one by one" and found["CIFAR-10 top-1 (points)"] == "+1.50 (n=2)"
 
 
 def test_study_has_a_row_for_every_model_and_says_what_was_not_run():
     table = study.study(STUDY, several("ff", 80, 82) + [made("vit_10", top1=70)])
-    assert len(table) == len(STUDY.models) + 1
+    assert len(table) == len(STUDY.variants) + 1
     assert (table["CIFAR-10 top-1 (%)"] == "not run").sum() == len(table) - 3
     again = row(table, Part="The models at equal multiply-adds", Model="FF only (the grid's run)")
     first = row(table, Part="The models at one shape", Model="FF only")
@@ -160,7 +172,7 @@ def test_study_has_a_row_for_every_model_and_says_what_was_not_run():
     assert first["CIFAR-10 top-1 (%)"] == "81.00 ± 1.41 (n=2)"
     half = 12.706  # t of 1 degree of freedom x 1.414 / sqrt(2)
     assert first["95 % interval"] == f"{81 - half:.2f} to {81 + half:.2f}"
-    few = row(table, Model="ViT, 4,500 images")
+    few = row(table, Model="ViT, 10 % of the images")
     assert few["95 % interval"] == "none: fewer than 2 seeds" and few["Training images"] == "4,500"
 
 
@@ -172,7 +184,7 @@ def test_sources_name_the_runs_of_all_parts():
 
 def test_agreement_is_as_counted_by_hand():
     records = [made("ff", mistakes="0:1 1:2 2:3"), made("vit", mistakes="1:2 2:5 3:1 4:1")]
-    found = {(a.first, a.second): a for a in study.agreements(STUDY, records)}
+    found = {(a.first, a.second): a for a in agreement.agreements(STUDY, records)}
     both = found["ff", "vit"]
     assert both.pairs == 1 and both.errors == pytest.approx((30, 40))
     assert both.both == pytest.approx(20) and both.independent == pytest.approx(12)  # images 1 and 2; 0.3 x 0.4
@@ -185,7 +197,7 @@ def test_agreement_is_as_counted_by_hand():
 def test_seeds_of_a_model_are_all_paired_and_averaged():
     answers = ("0:1 1:1", "0:1 1:2", "")
     records = [made("ff", seed, mistakes=text) for seed, text in enumerate(answers)]
-    seeds = study.agreements(STUDY, records)[0]
+    seeds = agreement.agreements(STUDY, records)[0]
     assert seeds.pairs == 3 and seeds.both == pytest.approx(20 / 3)
     assert seeds.overlap == pytest.approx(100 / 3)  # 100, 0 and 0
     assert seeds.same_answer == pytest.approx(50)  # of the one pair with common mistakes
@@ -194,7 +206,7 @@ def test_seeds_of_a_model_are_all_paired_and_averaged():
 def test_records_without_mistakes_leave_a_blank():
     records = [made("ff"), made("vit"), made("vit", 1)]
     del records[0]["results"]["mistakes"]
-    table = study.agreement(STUDY, records)
+    table = agreement.agreement(STUDY, records)
     assert row(table, **{"Runs of": "FF only; ViT"})["Wrong (%)"] == "mistakes not recorded"
     assert row(table, **{"Runs of": "ViT"})["Pairs of runs"] == 1
 
@@ -233,7 +245,7 @@ def test_no_trial_is_a_row_that_says_so():
 @pytest.mark.parametrize("experiment", ["digits", "cifar10-cpu", "imagenet"])
 def test_nothing_run_makes_tables_and_figures_that_say_so(experiment):
     experiment = load_experiment(experiment)
-    for make in (study.study, study.pairs, study.agreement):
+    for make in (study.study, study.pairs, agreement.agreement):
         assert (make(experiment, []) == "not run").any(axis=None)
     for draw in FIGURES:
         assert "not run" in texts(draw(experiment, []))
@@ -244,7 +256,7 @@ def test_digits_records_make_all_tables_and_figures(tmp_path):
     table = study.pairs(DIGITS, records)
     assert row(table, Difference="FF only − ViT")["digits top-1 (points)"].endswith(f"(n={len(DIGITS.seeds)})")
     for draw in FIGURES:
-        if draw is not study.data_size:
+        if draw is not accuracy.comparisons:  # it has none
             figure = draw(DIGITS, records)
             assert "not run" not in texts(figure)
             drawing.save(figure, tmp_path / "figure.png", source="")
@@ -255,7 +267,7 @@ def test_a_cell_looks_the_same_in_every_part_and_whatever_is_missing():
     assert len({drawing.style_of(STUDY, n)[0] for n in ("ff", "vit", "attention_only", "ff_attention")}) == 4
     records = [made("vit"), made("vit_long")]
     alone = report.training_curves(STUDY, records, measured(STUDY, records)).axes[0].lines[0]
-    thick, thin = study.accuracy_by_cost(STUDY, records).axes[0].lines
+    thick, thin = accuracy.accuracy_by_cost(STUDY, records).axes[0].lines
     assert alone.get_color() == thick.get_color() == thin.get_color() == drawing.style_of(STUDY, "vit")[0]
     assert thick.get_linewidth() > thin.get_linewidth()
 
@@ -263,24 +275,47 @@ def test_a_cell_looks_the_same_in_every_part_and_whatever_is_missing():
 def test_training_costs_three_passes_over_the_whole_batches():
     record = made("ff")
     record["model"]["macs"], record["config"]["batch_size"] = 10, 512
-    line = study.accuracy_by_cost(STUDY, [record]).axes[2].lines[0]
+    line = accuracy.accuracy_by_cost(STUDY, [record]).axes[2].lines[0]
     images = 87 * 512  # of 45,000, in batches of 512
     assert line.get_xdata() * 1e6 == pytest.approx([3 * 10 * images * epoch for epoch in (1, 2, 3)])
 
 
 def test_times_of_different_hardware_carry_a_warning():
     records = [made("ff"), made("vit")]
-    assert "not comparable" not in texts(study.accuracy_by_cost(STUDY, records))
+    assert "not comparable" not in texts(accuracy.accuracy_by_cost(STUDY, records))
     records[1]["hardware"]["cpu"] = "B Processor"
-    assert "not comparable:\n1 x A Processor\n1 x B Processor" in texts(study.accuracy_by_cost(STUDY, records))
+    assert "not comparable:\n1 x A Processor\n1 x B Processor" in texts(accuracy.accuracy_by_cost(STUDY, records))
 
 
-def test_data_size_takes_all_images_from_the_grid():
+def test_a_comparison_begins_with_the_grid():
     records = [made("ff", top1=90), made("ff_10", top1=70), made("vit_30", top1=75)]
-    panel = study.data_size(STUDY, records).axes[0]
-    assert [t.get_text() for t in panel.get_xticklabels()] == ["4,500", "13,500", "45,000"]
+    parts = list(STUDY.compare)
+    panel = accuracy.comparisons(STUDY, records).axes[parts.index("data")]
+    ticks = [t.get_text() for t in panel.get_xticklabels()]
+    assert ticks == ["as in the grid", "10 % of the images", "30 % of the images"]
     ff = next(line for line in panel.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 2)
-    assert list(ff.get_xdata()) == [4500, 45000] and list(ff.get_ydata()) == [70, 90]
+    assert list(ff.get_xdata()) == [0, 1] and list(ff.get_ydata()) == [90, 70]
+
+
+def test_processor_time_is_shown_where_it_was_recorded():
+    old, new = made("ff"), made("vit")
+    for epoch in old["history"]:
+        epoch.pop("cpu_seconds", None)
+    for epoch in new["history"]:
+        epoch["cpu_seconds"] = 60.0
+    [line] = accuracy.accuracy_by_cost(STUDY, [old, new]).axes[1].lines
+    assert line.get_color() == drawing.style_of(STUDY, "vit")[0] and list(line.get_xdata()) == [1, 2, 3]
+    table = study.study(STUDY, [old, new])
+    assert row(table, Model="ViT", Part="The models at one shape")["Processor time (min)"] == "3"
+    assert row(table, Model="FF only", Part="The models at one shape")["Processor time (min)"] == ""
+
+
+def test_learning_rates_show_every_trial_and_ring_what_was_chosen():
+    chosen = STUDY.config("ff").base_lr
+    trials = [trial("ff", 0, 50.0, base_lr=chosen), trial("ff", 0, 48.0, base_lr=2 * chosen)]
+    panel = accuracy.learning_rates(STUDY, trials).axes[0]
+    line, ring = panel.lines
+    assert list(line.get_ydata()) == [50, 48] and list(ring.get_xydata()[0]) == [chosen, 50]
 
 
 def test_classes_are_named_where_the_record_names_them():
@@ -297,4 +332,4 @@ def test_of_many_classes_those_at_either_end_are_shown():
 
 
 def _classes(records):
-    return [t.get_text() for t in study.per_class(STUDY, records).axes[0].get_xticklabels()]
+    return [t.get_text() for t in agreement.per_class(STUDY, records).axes[0].get_xticklabels()]

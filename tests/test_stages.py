@@ -17,26 +17,29 @@ from ffvit.system.errors import InputError
 from ffvit.system.files import RESULTS
 
 RECORDED = json.loads((RESULTS / "digits/ff-seed0.json").read_text())
-LAYOUTS = {  # of a small experiment: attention_stages and deformable; None: not given
-    "none": ([], True),
-    "stage4": ([4], True),
-    "own": (None, None),
-    "stages234": ([2, 3, 4], None),
-    "all": ([1, 2, 3, 4], True),
-    "stage4_plain": ([4], False),
-    "own_plain": (None, False),
-}
+PLACES = {"none": [], "stage4": [4], "own": None, "stages234": [2, 3, 4], "all": [1, 2, 3, 4]}  # None: not given
 
 
-def experiment(scope="CIFAR-10", **layouts):
-    entries = {}
-    for name, (attention, deformable) in (layouts or LAYOUTS).items():
-        given = {"attention_stages": attention, "deformable": deformable}
-        given = {key: value for key, value in given.items() if value is not None}
-        entries[name] = {"label": f"the {name}", "model": "lit_ti"} | given
+def experiment(scope="CIFAR-10", models=None):
+    """Every place of attention with either merging; or models of their own arguments."""
+    axes = {
+        "attention": [_value(name, f"the {name}", attention_stages=stages) for name, stages in PLACES.items()],
+        "merging": [_value("", ""), _value("plain", "plain merging", deformable=False)],
+    }
+    stages = {"title": "x", "vary": axes, "against": {"attention": "own", "merging": "plain"}}
+    entries = {n: {"label": f"the {n}", "model_args": _given(**args)} for n, args in (models or {}).items()}
     return Experiment(
-        name="small", title="Small", scope=scope, about="", seeds=[0], models=entries, settings={"dataset": "digits"}
-    )
+        name="small", title="Small", scope=scope, about="x", seeds=[0], models=entries,
+        compare={} if models else {"stages": stages}, settings={"dataset": "digits", "model": "lit_ti"},
+    )  # fmt: skip
+
+
+def _value(name, label, **model_args):
+    return {"name": name, "label": label, "set": {"model_args": _given(**model_args)}}
+
+
+def _given(**model_args):
+    return {name: value for name, value in model_args.items() if value is not None}
 
 
 SMALL = experiment()
@@ -171,14 +174,14 @@ def test_imagenet_table_repeats_the_readme_and_counts_exactly():
 
 
 def test_an_imagenet_run_stands_beside_the_layout_it_is_of():
-    large = experiment("ImageNet", lit_ti=(None, None), pvt=([1, 2, 3, 4], False))
+    large = experiment("ImageNet", {"lit_ti": {}, "pvt": {"attention_stages": [1, 2, 3, 4], "deformable": False}})
     records = made("pvt", 80.5, 80.7, experiment=large, parameters=20_185_384)
     table = stages.imagenet_table(large, measured(large, records))
     assert table["ImageNet top-1 measured (%)"].tolist() == ["not run"] * 4 + ["80.60 ± 0.14 (n=2)"]
 
 
 def test_a_run_of_another_shape_is_not_the_published_model():
-    large = experiment("ImageNet", lit_ti=(None, None))
+    large = experiment("ImageNet", {"lit_ti": {}})
     records = made("lit_ti", 80.5, experiment=large, parameters=19_886_271)
     table = stages.imagenet_table(large, measured(large, records))
     assert set(table["ImageNet top-1 measured (%)"]) == {"not run"}
@@ -211,7 +214,9 @@ def test_detection_and_segmentation_are_reported_and_not_run(stem, column, numbe
 
 
 def test_settings_that_are_not_given_are_lits_own():
-    found = stages.layouts(experiment(own=(None, None), turned=([4, 3], True), none=([], None)))
+    found = stages.layouts(
+        experiment(models={"own": {}, "turned": {"attention_stages": [4, 3]}, "none": {"attention_stages": []}})
+    )
     assert found["own"] == found["turned"] == stages.Layout("lit_ti", (3, 4), True)
     assert found["none"].stages == ()
 
@@ -226,7 +231,7 @@ def test_stages_have_words():
 
 def test_measured_table_has_a_row_for_every_layout():
     table = stages.measured_table(SMALL, made("stage4_plain", 80, 82, parameters=1234))
-    assert len(table) == len(LAYOUTS) and (table["CIFAR-10 top-1 (%)"] == "not run").sum() == len(LAYOUTS) - 1
+    assert len(table) == 10 and (table["CIFAR-10 top-1 (%)"] == "not run").sum() == 9
     found = row(table, **{"Attention in": "stage 4", "Merging": "plain"})
     assert (found["CIFAR-10 top-1 (%)"], found["Params"]) == ("81.00 ± 1.41 (n=2)", "1,234")
     half = 12.706  # t of 1 degree of freedom x 1.414 / sqrt(2)
@@ -235,15 +240,13 @@ def test_measured_table_has_a_row_for_every_layout():
 
 def test_attention_is_compared_with_lits_own_and_deformable_merging_with_plain():
     table = stages.pairs_table(SMALL, [])
+    elsewhere = ["the none", "the stage4", "the stages234", "the all"]
     assert table["Difference"].tolist() == [
-        "the none − the own",
-        "the stage4 − the own",
-        "the stages234 − the own",
-        "the all − the own",
-        "the stage4_plain − the own_plain",
-        "deformable merging − plain merging, the stage4",
-        "deformable merging − plain merging, the own",
+        *(f"{place} − the own" for place in elsewhere),
+        *(f"{place}, plain merging − the own, plain merging" for place in elsewhere),
+        *(f"the {place} − the {place}, plain merging" for place in PLACES),
     ]
+    assert table["What differs"].tolist() == ["attention"] * 8 + ["merging"] * 5
     assert set(table["What the seeds show"]) == {"not run"}
 
 
@@ -254,7 +257,7 @@ def test_differences_are_paired_by_seed_and_corrected_over_the_whole_table():
     everywhere = row(table, Difference="the all − the own")
     assert everywhere["CIFAR-10 top-1 (points)"] == "+2.00 (n=2)"
     assert everywhere["What the seeds show"] == "no difference shown (n=2)"
-    merging = row(table, Difference="deformable merging − plain merging, the own")
+    merging = row(table, Difference="the own − the own, plain merging")
     assert merging["CIFAR-10 top-1 (points)"] == "+2.00 (n=2)"
     assert (everywhere["p"], everywhere["p (Holm)"], merging["p (Holm)"]) == ("0.295", "0.590", "0.590")
 

@@ -16,7 +16,7 @@ from ffvit.commands import missing, status, train
 from ffvit.commands.status import BEGUN, MISSING, OTHER, RECORDED, UNSCORED
 from ffvit.commands.train import launch
 from ffvit.evidence import records
-from ffvit.settings.experiment import PARTS, Experiment, load_experiment
+from ffvit.settings.experiment import Experiment, load_experiment
 from ffvit.system.errors import InputError, Stopped
 from ffvit.system.files import RESULTS, write_atomically
 from ffvit.training import checkpoint
@@ -24,10 +24,12 @@ from ffvit.training import checkpoint
 
 @pytest.fixture
 def experiment():
-    """Two models, the second one in another part and with seeds of its own."""
+    """Two models, the second one of a comparison and with seeds of its own."""
     digits = load_experiment("digits")
-    models = {"ff": digits.models["ff"], "ff_10": {**digits.models["ff"], "part": "data", "seeds": [0], "epochs": 6}}
-    return Experiment(**{**vars(digits), "models": models, "seeds": [0, 1]})
+    of_few = {"name": "10", "label": "10 %", "set": {"epochs": 6}}
+    compare = {"data": {"title": "Fewer training images", "seeds": [0], "vary": {"epochs": [of_few]}}}
+    changes = {"models": {"ff": digits.models["ff"]}, "seeds": [0, 1], "planned": [], "compare": compare}
+    return Experiment(**digits.model_dump() | changes)
 
 
 @pytest.fixture
@@ -153,11 +155,11 @@ def test_listing_is_aligned_and_at_most_100_columns_wide(name, tmp_path):
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
     states = [line for line in lines if "  missing " in line]
-    assert len(states) == len(experiment.models) and len({line.index("  missing ") for line in states}) == 1
+    assert len(states) == len(experiment.variants) and len({line.index("  missing ") for line in states}) == 1
     listed = " ".join(lines[lines.index("Not recorded:") :]).split()
     assert {config.run_id for config in experiment.configs()} <= set(listed)
-    titles = [title for part, title in PARTS.items() if part in map(experiment.part, experiment.models)]
-    assert [line for line in lines if line in PARTS.values()] == titles
+    titles = list(experiment.parts().values())
+    assert [line for line in lines if line in titles] == titles
 
 
 def test_listing_says_each_state_of_a_model_once_and_how_to_go_on(experiment, look, tmp_path):

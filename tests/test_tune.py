@@ -1,13 +1,12 @@
 """The search for each model's own settings: equal effort, never at an edge, on validation images."""
 
 import math
-from dataclasses import replace
 
 import pytest
 
 from ffvit.commands import tune
 from ffvit.evidence import records
-from ffvit.settings.experiment import load_experiment
+from ffvit.settings.experiment import Experiment, load_experiment
 from ffvit.system.files import EXPERIMENTS
 
 BEST_RATE = {"ff": 32e-3, "vit": 1e-3, "attention_only": 8e-3, "ff_attention": 8e-3}
@@ -17,7 +16,7 @@ SEARCHED = sorted(p.stem for p in EXPERIMENTS.glob("*.toml") if "\n[tuning]\n" i
 @pytest.fixture(scope="module")
 def experiment():
     searched = {"settings": {"epochs": 8}, "base_lr": [4e-3, 8e-3], "weight_decay": [0.05, 0.2]}
-    return replace(load_experiment("cifar10-small"), tuning=searched)
+    return Experiment(**load_experiment("cifar10-small").model_dump() | {"tuning": searched})
 
 
 def trained(config) -> dict:
@@ -63,7 +62,6 @@ def test_models_train_with_the_settings_that_their_trials_found(name):
     left, found = tune.search(experiment, records.load_trials(name))
     if left:
         pytest.skip(f"{len(left)} trials of {name} are still to be made")
-    for model in experiment.models:
-        cell = model if model in found else model.partition("_matched")[0].partition("_third")[0]
-        config = experiment.config(model).to_dict()
-        assert {setting: config[setting] for setting in found[cell]} == found[cell], model
+    for name, variant in experiment.variants.items():
+        config, own = experiment.config(name).to_dict(), found[variant.of or name]
+        assert {setting: config[setting] for setting in own} == own, name

@@ -15,7 +15,7 @@ from torch import nn
 from ffvit.data.loader import Batch
 from ffvit.evidence.records import open_run
 from ffvit.models.lit import AbsoluteLIT
-from ffvit.settings.experiment import load_experiment
+from ffvit.settings.experiment import Experiment, load_experiment
 from ffvit.studies import looking
 from ffvit.studies.looking import MeanAttention
 from ffvit.system.errors import InputError
@@ -419,9 +419,14 @@ def test_unless_told_otherwise_the_papers_models_are_looked_at(name, subjects):
 
 
 def test_what_comes_closest_is_looked_at_where_the_papers_models_are_not():
-    experiment = load_experiment("digits-lit")
-    kept = {name: experiment.models[name] for name in ("none", "stage4", "none_plain", "stages234_plain")}
-    assert looking.subjects(replace(experiment, models=kept)) == ("none", "stages234_plain")
-    kept = {name: experiment.models[name] for name in ("none_plain", "stage4_plain")}
+    def with_only(attention, merging):
+        whole = load_experiment("digits-lit").model_dump()
+        axes = whole["compare"]["stages"]["vary"]
+        for axis, names in {"attention": attention, "merging": merging}.items():
+            axes[axis] = [value for value in axes[axis] if value["name"] in names]
+        whole["compare"]["stages"]["against"] = {}
+        return Experiment(**whole)
+
+    assert looking.subjects(with_only(["none", "stages234"], ["", "plain"])) == ("none", "stages234_plain")
     with pytest.raises(InputError, match="digits-lit has no LIT with deformable merging"):
-        looking.subjects(replace(experiment, models=kept))
+        looking.subjects(with_only(["none", "stage4"], ["plain"]))

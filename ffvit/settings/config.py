@@ -195,7 +195,7 @@ def with_defaults(values: dict) -> dict:
 def resolve(given: dict) -> dict:
     """Settings over those of the recipe they name. Raises InputError for an unknown recipe or setting."""
     recipe = given.get("recipe", "")
-    if recipe and recipe not in RECIPES:
+    if not isinstance(recipe, str) or (recipe and recipe not in RECIPES):
         raise InputError(f"recipe '{recipe}' is unknown{suggest(str(recipe), RECIPES)}")
     for name in given:
         if name in ONCE_SETTINGS:
@@ -291,13 +291,13 @@ def _check(c: Config) -> None:
         need(not c.random_erasing, "augment='batch' erases nothing: set random_erasing=0, or augment='image'")
         need(c.interpolation == "bilinear", "augment='batch' interpolates bilinearly: set interpolation='bilinear'")
     if c.streaming:
-        need(c.validation_split, "streaming holds nothing out of the training images: give validation_split")
+        need(
+            c.validation_split and not c.test_fraction,
+            "streaming holds nothing out of the training images: give validation_split, test_split and test_fraction=0",
+        )
         need(not c.in_memory, "streaming=true and in_memory=true exclude each other")
         need(not c.repeated_augmentation, "streaming repeats no image within a batch: set repeated_augmentation=0")
         need(not c.max_train_images, "streaming reads all training images: set max_train_images=0")
-        need(
-            not c.test_fraction, "streaming holds nothing out of the training images: give test_split, test_fraction=0"
-        )
     need(c.train_split, "train_split is empty: name the split to train on")
     need(c.test_split or c.test_fraction, "give test_split, or a test_fraction of the training images")
     need(
