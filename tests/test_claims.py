@@ -13,6 +13,7 @@ from ffvit.models import cost, ff
 from ffvit.settings.experiment import load_experiment
 from ffvit.studies import claims
 from ffvit.studies.claims import CONTRADICTED, NOT_COMPARABLE, NOT_RUN, REPRODUCED
+from ffvit.system.files import EXPERIMENTS
 
 WELL, NOT_WELL = "Without attention a transformer does", "Attention without feed-forward layers"
 exact_costs = cache(cost.exact_costs)
@@ -23,8 +24,12 @@ def counted_once(monkeypatch):
     monkeypatch.setattr(cost, "exact_costs", exact_costs)
 
 
+def opened(experiment):
+    return load_experiment(experiment) if isinstance(experiment, str) else experiment
+
+
 def make_record(experiment, name, seed, top1, **settings):
-    config = load_experiment(experiment).config(name, seed, **settings)
+    config = opened(experiment).config(name, seed, **settings)
     return {
         "run_id": config.run_id,
         "config": config.to_dict(),
@@ -52,7 +57,7 @@ def row_of(table, claim, where=""):
 def find(claim, experiment, records=None, **top1):
     """What the check of one claim finds, without the rest of the ledger."""
     [found] = [c for c in (*claims.numbers(), *claims.CLAIMS) if c.text.startswith(claim)]
-    scope = load_experiment(experiment)
+    scope = opened(experiment)
     return found.check(scope, measured(scope, records or runs(experiment, **top1)))
 
 
@@ -131,9 +136,12 @@ def test_imagenet_accuracy_is_judged_by_its_mean(top1, verdict, measured):
     assert (finding.seeds, finding.tolerance) == (str(len(top1)), "± 0.5 points")
 
 
-def test_imagenet_runs_unlike_the_reports_are_not_comparable():
-    short = make_record("imagenet", "ff_tiny", 0, 61.4, epochs=30)
-    finding = find("FF only, tiny: ImageNet top-1", "imagenet", [short])
+def test_imagenet_runs_unlike_the_reports_are_not_comparable(tmp_path):
+    text = (EXPERIMENTS / "imagenet.toml").read_text().replace("drop_rate = 0.1", "drop_rate = 0.1\nepochs = 30")
+    (tmp_path / "imagenet.toml").write_text(text)
+    shorter = load_experiment(tmp_path / "imagenet.toml")
+    short = make_record(shorter, "ff_tiny", 0, 61.4)
+    finding = find("FF only, tiny: ImageNet top-1", shorter, [short])
     assert finding.verdict == NOT_COMPARABLE and "epochs 30 instead of 300" in finding.note
     narrow = make_record("imagenet", "ff_tiny", 0, 61.4) | {"model": {**exact_costs(claims.TINY), "parameters": 5}}
     finding = find("FF only, tiny: ImageNet top-1", "imagenet", [narrow])

@@ -376,7 +376,7 @@ def test_create_refuses_an_image_that_the_models_own_patches_do_not_divide(digit
 @pytest.mark.parametrize("name", ["attention_only_tiny_patch16_224", "vit_tiny_patch16_224"])
 def test_create_refuses_a_width_that_the_heads_do_not_divide(digits_config, name):
     with pytest.raises(InputError, match="num_heads"):
-        build.create(replace(digits_config, model=name, model_args=dict(embed_dim=66, num_heads=4)), 10)
+        build.create(replace(digits_config, model=name, model_args=dict(patch_size=2, embed_dim=66, num_heads=4)), 10)
 
 
 def test_create_refuses_a_setting_that_the_model_does_not_take(digits_config):

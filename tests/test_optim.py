@@ -77,7 +77,7 @@ def names_by_decay(model, config):
 
 @pytest.mark.parametrize("name", ["ff_tiny", "attention_only", "ff_attention", "deit_tiny"])
 def test_matrices_decay_and_vectors_biases_and_tokens_do_not(name):
-    config = imagenet(name, depth=2)
+    config = imagenet(name, model_args=dict(depth=2))
     model = build.create(config, 10)
     groups = names_by_decay(model, config)
     parameters = dict(model.named_parameters())
@@ -86,7 +86,7 @@ def test_matrices_decay_and_vectors_biases_and_tokens_do_not(name):
 
 
 def test_positions_of_the_reports_model_decay_as_the_authors_did():
-    groups = names_by_decay(build.create(imagenet(depth=1), 10), imagenet(depth=1))
+    groups = names_by_decay(build.create(imagenet(model_args=dict(depth=1)), 10), imagenet(model_args=dict(depth=1)))
     assert {"pos_encoding.pos_embed", "pos_encoding.cls_pos_embed"} <= groups[0.05]
     assert "cls_token" in groups[0.0]
 
@@ -167,7 +167,7 @@ def test_every_update_of_lit_s_has_swins_rate_and_an_epochs_first_one_is_late():
 
 
 def test_the_optimizer_is_deits():
-    optimizer = optim.create_optimizer(imagenet(depth=1), nn.Linear(2, 2))
+    optimizer = optim.create_optimizer(imagenet(model_args=dict(depth=1)), nn.Linear(2, 2))
     assert isinstance(optimizer, torch.optim.AdamW)
     assert tuple(optimizer.defaults["betas"]) == (0.9, 0.999) and optimizer.defaults["eps"] == 1e-8
     assert optimizer.param_groups[0]["lr"] == 1e-3

@@ -25,15 +25,25 @@ ROOT = Path(__file__).parent.parent
 PARTS = ("ffvit", "notebooks", "workflow", "experiments")
 
 
+def toml(value):
+    """A value as TOML writes it in a line."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(k)} = {toml(v)}" for k, v in value.items()) + " }"
+    return json.dumps(value)
+
+
 def smoke_experiment(project, name, models, **settings):
     """experiments/<name>.toml, cut down to the first seed, the models named, and a few images."""
     content = tomllib.loads((project / "experiments" / f"{name}.toml").read_text())
-    tables = {"settings": content["settings"] | settings}
-    tables |= {f'models."{model}"': content["models"][model] for model in models}
+    args = content["settings"].get("model_args", {}) | settings.pop("model_args", {})
+    tables = {"settings": content["settings"] | settings | {"model_args": args}}
+    variants = load_experiment(project / "experiments" / f"{name}.toml").variants
+    for model in models:
+        tables[f'models."{model}"'] = {"label": variants[model].label, **variants[model].settings}
     text = "".join(f"{key} = {json.dumps(content[key])}\n" for key in ("title", "scope", "about"))
     text += "seeds = [0]\n"
     for table, values in tables.items():
-        text += f"[{table}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+        text += f"[{table}]\n" + "".join(f"{key} = {toml(value)}\n" for key, value in values.items())
     (project / "experiments" / "smoke.toml").write_text(text)
 
 
@@ -291,7 +301,7 @@ def test_unknown_experiment_is_named_with_the_known_ones(project):
 
 def test_pipeline_runs_on_cifar10(project, shared):
     small = dict(epochs=1, warmup_epochs=0, batch_size=64, max_train_images=256, max_eval_images=100, num_workers=0)
-    smoke_experiment(project, "cifar10", ["ff"], **small, depth=2, mixed_precision="no", compile=False)
+    smoke_experiment(project, "cifar10", ["ff"], **small, model_args={"depth": 2}, mixed_precision="no", compile=False)
     code, output = pipeline(project, "reproduce", "--dataset", str(shared / "data/cifar10"))
     assert code == 0, output
     record = json.loads((project / "results/smoke/ff-seed0.json").read_text())
@@ -301,7 +311,9 @@ def test_pipeline_runs_on_cifar10(project, shared):
 
 def test_pipeline_runs_on_imagenet_at_224(project, shared):
     small = dict(epochs=1, warmup_epochs=0, batch_size=16, max_train_images=32, max_eval_images=16, num_workers=0)
-    smoke_experiment(project, "imagenet", ["ff_tiny"], **small, depth=2, mixed_precision="no", cooldown_epochs=0)
+    smoke_experiment(
+        project, "imagenet", ["ff_tiny"], **small, model_args={"depth": 2}, mixed_precision="no", cooldown_epochs=0
+    )
     code, output = pipeline(project, "reproduce", "--dataset", str(shared / "data/imagenet-sample"))
     assert code == 0, output
     record = json.loads((project / "results/smoke/ff_tiny-seed0.json").read_text())

@@ -35,8 +35,9 @@ def digits(model="ff", **settings):
 
 
 def lit(model="lit_ti", **settings):
-    small = {"epochs": 2, "warmup_epochs": 0, "device": "cpu", "max_train_images": 256, "embed_dims": [8, 16, 16, 16]}
-    config = load_experiment("digits-lit").config("all", **{**small, "num_heads": [1, 1, 2, 2], **settings})
+    shape = {"embed_dims": [8, 16, 16, 16], "num_heads": [1, 1, 2, 2]}
+    small = {"epochs": 2, "warmup_epochs": 0, "device": "cpu", "max_train_images": 256, "model_args": shape}
+    config = load_experiment("digits-lit").config("all", **{**small, **settings})
     return dataclasses.replace(config, model=model)
 
 
@@ -306,7 +307,7 @@ def test_options_of_memory_and_speed_change_no_result_of_lit(tmp_path, options):
 def test_options_of_memory_and_speed_change_no_result_beyond_rounding(tmp_path, options):
     if "compile" in options and not shutil.which("g++"):
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
-    config = digits(epochs=1, max_train_images=320, depth=1, embed_dim=16, ema_decay=0.9)
+    config = digits(epochs=1, max_train_images=320, model_args=dict(depth=1, embed_dim=16), ema_decay=0.9)
     train(config, tmp_path / "plain")
     train(dataclasses.replace(config, **options), tmp_path / "option")
     plain, option = history(tmp_path / "plain")[0], history(tmp_path / "option")[0]

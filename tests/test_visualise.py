@@ -360,7 +360,7 @@ def test_attention_is_drawn_by_stage_and_head(heads, columns, more):
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    shape = dict(embed_dims=(8, 16, 24, 32), num_heads=(1, 2, 3, 4))
+    shape = dict(model_args=dict(embed_dims=[8, 16, 24, 32], num_heads=[1, 2, 3, 4]))
     config = load_experiment("digits-lit").config("all", epochs=1, warmup_epochs=0, max_train_images=128, **shape)
     train(replace(config, device="cpu", max_eval_images=64), folder)
     return folder

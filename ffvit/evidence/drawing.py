@@ -90,15 +90,15 @@ def mean_and_seeds(panel: Axes, x: float, values: list[float], style: tuple, hol
     panel.plot(x, np.mean(values), marker, markersize=6.5, **face)
 
 
-def finish(*panels: Axes) -> None:
-    """A grid behind what is there; "not run" where there is nothing."""
+def finish(*panels: Axes, blank: str = NOT_RUN) -> None:
+    """A grid behind what is there; where there is nothing, why."""
     for panel in panels:
         panel.grid(True)
         panel.set_axisbelow(True)
         if not panel.has_data():
             panel.grid(False)
             panel.tick_params(which="both", length=0, labelleft=False, labelbottom=False)
-            panel.text(0.5, 0.5, NOT_RUN, transform=panel.transAxes, ha="center", va="center", fontsize=14, color="0.4")
+            panel.text(0.5, 0.5, blank, transform=panel.transAxes, ha="center", va="center", fontsize=14, color="0.4")
 
 
 def legend(figure: Figure, experiment: Experiment, drawn: list[Measured], more: Sequence[Line2D] = ()) -> None:

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from ffvit.evidence.drawing import MARKS, WHITE, finish, legend, mean_and_seeds, style_of
-from ffvit.evidence.measured import Measured, everything
+from ffvit.evidence.measured import NOT_RUN, Measured, everything
 from ffvit.settings.experiment import Experiment
 
 
@@ -26,7 +26,7 @@ def accuracy_by_cost(experiment: Experiment, records: list[dict]) -> Figure:
     epochs, seconds, macs, parameters = axes.flat
     for m in grid + longer:
         look = dict(style=style_of(experiment, m.name), width=0.9 if m in longer else 1.8)
-        _curve(epochs, m, np.arange(_epochs(m)) + 1, **look)
+        _curve(epochs, m, np.arange(len(m.records[0]["history"])) + 1, **look)
         _curve(macs, m, _training_macs(m) / 10 ** (power := _power(grid + longer)), **look)
         if all("cpu_seconds" in epoch for r in m.records for epoch in r["history"]):
             spent = np.cumsum([[e["cpu_seconds"] for e in r["history"]] for r in m.records], axis=1).mean(axis=0)
@@ -45,7 +45,8 @@ def accuracy_by_cost(experiment: Experiment, records: list[dict]) -> Figure:
     for m in grid + resized:
         mean_and_seeds(parameters, m.parameters / 1e6, m.top1_percent, style_of(experiment, m.name), m in resized)
     parameters.set(title="Parameters", xlabel="millions", ylabel="test top-1 (%)")
-    finish(*axes.flat)
+    finish(seconds, blank="not recorded" if grid else NOT_RUN)
+    finish(epochs, macs, parameters)
     kinds = [Line2D([], [], color="0.3", lw=0.9, label="thin: longer training")] if longer else []
     if resized:
         hollow = dict(marker="o", markerfacecolor="white", markersize=8, label="hollow: of another size")
@@ -71,7 +72,8 @@ def comparisons(experiment: Experiment, records: list[dict]) -> Figure:
             points = {ticks.index(v.value_label or "changed") + 1: v.name for v in variants if v.of == of} | {0: of}
             shown = {x: found[name] for x, name in sorted(points.items()) if name in found}
             style = style_of(experiment, of)
-            panel.plot(list(shown), [m.mean for m in shown.values()], color=style[0], linestyle=style[1], lw=1.4)
+            if shown:
+                panel.plot(list(shown), [m.mean for m in shown.values()], color=style[0], linestyle=style[1], lw=1.4)
             for x, m in shown.items():
                 mean_and_seeds(panel, x, m.top1_percent, style)
         panel.set(title=experiment.compare[part].title, xlim=(-0.5, len(ticks) + 0.5), ylabel="test top-1 (%)")
@@ -118,7 +120,7 @@ def _curve(panel: Axes, m: Measured, x: Sequence[float], style: tuple, width: fl
 
 
 def _epochs(m: Measured) -> int:
-    return len(m.records[0]["history"])
+    return m.records[0]["config"]["epochs"]
 
 
 def _power(curves: list[Measured]) -> int:
