@@ -1,6 +1,11 @@
+import subprocess
+import sys
+
 import pytest
 
+from ffvit.evidence import counted
 from ffvit.evidence.reported import CSV, load_reported, reported
+from ffvit.studies import architecture
 from ffvit.system.errors import InputError
 
 TABLE1 = {  # model: (parameters in millions, ImageNet top-1 in percent); None: blank in the report
@@ -132,3 +137,13 @@ def test_a_wrong_row_is_refused_by_its_line(tmp_path, rows, trouble):
     path.write_text(HEADER + "\n".join(rows) + "\n")
     with pytest.raises(InputError, match=trouble):
         load_reported(path)
+
+
+def test_counted_costs_are_those_of_the_models():
+    assert counted.CSV.read_text() == architecture.count_again()
+
+
+def test_a_table_of_records_builds_no_model():
+    studies = "report, study, accuracy, agreement, stages"
+    block = f"import sys; sys.modules.update(torch=None, timm=None); from ffvit.studies import {studies}"
+    assert subprocess.run([sys.executable, "-c", block], capture_output=True).returncode == 0

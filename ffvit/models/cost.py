@@ -25,11 +25,17 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     return counter.get_total_flops() // 2  # a multiply-add is two operations
 
 
-def exact_costs(name: str) -> dict:
-    """Parameters and multiply-adds counted on the model itself, without giving it memory; None where timm has none."""
-    if not timm.is_model(name):
-        return dict(parameters=None, macs=None, patches=None, features=None)
+def exact_costs(name: str, **model_args: object) -> dict:
+    """What a model costs at 224 px and 1000 classes, and its place in the grid: counted without giving it memory.
+
+    parameters, without_classifier, macs, patches, features. Raises RuntimeError for a name that timm does not know.
+    """
     with torch.device("meta"):
-        model = timm.create_model(name, num_classes=1000)
-    macs = count_macs(model, (3, 224, 224))
-    return dict(parameters=count_parameters(model), macs=macs, **ff.cell(model))
+        model = timm.create_model(name, num_classes=1000, **model_args)
+    parameters = count_parameters(model)
+    return {
+        "parameters": parameters,
+        "without_classifier": parameters - count_parameters(model.get_classifier()),
+        "macs": count_macs(model, (3, 224, 224)),
+        **ff.cell(model),
+    }

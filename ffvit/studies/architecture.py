@@ -1,21 +1,29 @@
 """Notebook 01: the architecture drawn from the model (Figures 1 and 2), and what every model costs."""
 
+import csv
+import dataclasses
 import inspect
+import io
+import json
 import textwrap
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import timm
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from pygments import lex
 from pygments.lexers import PythonLexer
 from pygments.styles import get_style_by_name
 
+from ffvit.evidence.counted import Counted, counted
 from ffvit.evidence.drawing import COLORS
 from ffvit.evidence.reported import load_reported
 from ffvit.models import ff
 from ffvit.models.cost import exact_costs
+from ffvit.models.lit import LIT
 from ffvit.studies.report import GRID, TABLE1
+from ffvit.studies.stages import PLACES, PUBLISHED, Layout
 
 
 def architecture(model: ff.PatchFeatureMixer) -> Figure:
@@ -129,21 +137,57 @@ def _branches(block: ff.Block):
 
 def models_table() -> pd.DataFrame:
     """Exact parameters and multiply-adds of every model at 224 px and 1000 classes, beside the report's numbers."""
-    names = [row[2] for row in TABLE1] + [row[2] for row in GRID if row[2] not in {r[2] for r in TABLE1}]
     printed = {r.model: r for r in load_reported() if r.metric == "parameters"}
     rows = []
-    for name in names:
-        exact = exact_costs(name)
+    for name in models_of_the_report():
+        exact = counted(name)
         rows.append(
             {
                 "model": name,
-                "patches": exact["patches"],
-                "features": exact["features"],
-                "parameters": exact["parameters"],
+                "patches": exact.patches,
+                "features": exact.features,
+                "parameters": exact.parameters,
                 "parameters_reported_millions": printed[name].value if name in printed else None,
-                "macs": exact["macs"],
+                "macs": exact.macs,
                 "note": printed[name].note if name in printed else "",
             }
         )
-    table = pd.DataFrame(rows).dropna(subset=["parameters"])
-    return table.astype({"parameters": "int64", "macs": "int64"})
+    return pd.DataFrame(rows)
+
+
+def models_of_the_report() -> list[str]:
+    """timm's names for the models of Table 1 and of the grid, those that timm has."""
+    return [
+        name for name in dict.fromkeys([*(row[2] for row in TABLE1), *(row[2] for row in GRID)]) if timm.is_model(name)
+    ]
+
+
+def count_again() -> str:
+    """The content of ffvit/evidence/counted.csv, counted on the models themselves."""
+    wanted: list[tuple[str, dict]] = [(name, {}) for name in models_of_the_report()]
+    layouts = [layout for _, layout in PUBLISHED.values()]
+    layouts += [Layout("lit_ti", stages, deformable) for deformable in (True, False) for stages in PLACES]
+    wanted += [(layout.model, layout.model_args) for layout in dict.fromkeys(layouts)]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    columns = [field.name for field in dataclasses.fields(Counted)]
+    table.writerow(["model", "model_args", *columns])
+    for name, model_args in wanted:
+        exact = exact_costs(name, **model_args)
+        table.writerow([name, json.dumps(model_args), *(exact[column] for column in columns)])
+    return text.getvalue()
+
+
+def pyramid(model: LIT) -> pd.DataFrame:
+    """Tokens, width and layers of the four stages, for an image of the model's own size."""
+    rows = zip(model.grids, model.feature_info, model.stages)
+    return pd.DataFrame(
+        {
+            "Stage": stage,
+            "Tokens": f"{grid[0]} x {grid[1]}",
+            "Width": info["num_chs"],
+            "Blocks": len(blocks),
+            "Layers of a block": "attention and feed-forward" if blocks[0].attn else "feed-forward",
+        }
+        for stage, (grid, info, blocks) in enumerate(rows, 1)
+    )

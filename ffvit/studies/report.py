@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from ffvit.evidence.counted import counted
 from ffvit.evidence.drawing import style_of
 from ffvit.evidence.measured import BLANK, NOT_RUN, Measured
 from ffvit.evidence.reported import reported
-from ffvit.models.cost import exact_costs
 from ffvit.settings.experiment import Experiment
 
 # Table 1 of the report, row by row: size, family, timm's name.
@@ -46,7 +46,8 @@ def table1(experiment: Experiment, found: dict[str, Measured]) -> pd.DataFrame:
     rows = []
     for size, family, name in TABLE1:
         printed = {metric: reported("Table 1", name, metric) for metric in ("parameters", "top1")}
-        exact = exact_costs(name)["parameters"]
+        costs = counted(name)
+        exact = costs.parameters if costs else None
         rows.append(
             {
                 "Size": size,
@@ -101,7 +102,7 @@ def grid_table(experiment: Experiment, found: dict[str, Measured]) -> pd.DataFra
                 "Patches mixed by": WORDS[patches],
                 "Features mixed by": WORDS[features],
                 "Model (tiny)": name,
-                "Params exact (tiny)": f"{exact_costs(name)['parameters']:,}",
+                "Params exact (tiny)": f"{counted(name).parameters:,}",
                 "ImageNet top-1 reported (%)": f"{printed.value:.1f}" if printed else "never run",
                 ours: str(mine) if mine else NOT_RUN,
                 f"Params exact ({experiment.scope})": f"{mine.parameters:,}" if mine else "",

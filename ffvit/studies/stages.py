@@ -6,22 +6,19 @@ accuracies come from records.
 """
 
 from collections import defaultdict
-from functools import cache
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import timm
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ffvit.evidence.counted import Counted, counted
 from ffvit.evidence.drawing import COLORS, MARKERS, MARKS, finish, mean_and_seeds
 from ffvit.evidence.measured import BLANK, NOT_RUN, Measured, measured
 from ffvit.evidence.reported import Reported, load_reported, reported
 from ffvit.evidence.statistics import difference
-from ffvit.models import cost, lit
 from ffvit.settings.experiment import Experiment
 from ffvit.studies import study
 
@@ -44,13 +41,9 @@ class Layout(NamedTuple):
     stages: tuple[int, ...]  # those with attention, from 1
     deformable: bool  # or plain merging
 
-
-class Costs(NamedTuple):
-    """Of one model, counted."""
-
-    parameters: int
-    without_classifier: int
-    macs: int  # multiply-adds of one image
+    @property
+    def model_args(self) -> dict:
+        return {"attention_stages": list(self.stages), "deformable": self.deformable}
 
 
 OWN = (3, 4)  # the stages in which LIT has attention
@@ -65,17 +58,11 @@ PUBLISHED = {
 }
 
 
-@cache
-def costs(layout: Layout) -> Costs:
-    """Of a layout at 224 px and 1000 classes, counted on the model itself, without giving it memory."""
-    with torch.device("meta"):
-        model = timm.create_model(layout.model, attention_stages=layout.stages, deformable=layout.deformable)
-    parameters = cost.count_parameters(model)
-    return Costs(
-        parameters=parameters,
-        without_classifier=parameters - cost.count_parameters(model.get_classifier()),
-        macs=cost.count_macs(model, (3, 224, 224)),
-    )
+def costs(layout: Layout) -> Counted:
+    """Of a published layout, or one of PLACES, at 224 px and 1000 classes."""
+    found = counted(layout.model, **layout.model_args)
+    assert found, f"{layout} is not in counted.csv"
+    return found
 
 
 def layouts(experiment: Experiment) -> dict[str, Layout]:
@@ -83,28 +70,13 @@ def layouts(experiment: Experiment) -> dict[str, Layout]:
     found = {}
     for variant in experiment.of(experiment.main):
         config = experiment.config(variant.name)
-        if config.model in lit.VARIANTS:
+        if config.model in PUBLISHED:
             stages, deformable = (
                 config.model_args.get("attention_stages", OWN),
                 config.model_args.get("deformable", True),
             )
             found[variant.name] = Layout(config.model, tuple(sorted(stages)), deformable)
     return found
-
-
-def pyramid(model: lit.LIT) -> pd.DataFrame:
-    """Tokens, width and layers of the four stages, for an image of the model's own size."""
-    rows = zip(model.grids, model.feature_info, model.stages)
-    return pd.DataFrame(
-        {
-            "Stage": stage,
-            "Tokens": f"{grid[0]} x {grid[1]}",
-            "Width": info["num_chs"],
-            "Blocks": len(blocks),
-            "Layers of a block": "attention and feed-forward" if blocks[0].attn else "feed-forward",
-        }
-        for stage, (grid, info, blocks) in enumerate(rows, 1)
-    )
 
 
 def imagenet_table(experiment: Experiment, found: dict[str, Measured]) -> pd.DataFrame:
