@@ -380,7 +380,7 @@ def test_a_runs_model_comes_with_as_many_of_its_test_images_as_asked_for(run_dir
     assert isinstance(model, AbsoluteLIT) and [len(batch.images) for batch in loader] == [64, 36]
     with pytest.raises(InputError, match="7 classes"):
         looking.prepare(config, run_dir / "last.safetensors", num_classes=7)
-    with pytest.raises(InputError, match="'there_is_none' cannot be opened"):
+    with pytest.raises(InputError, match="'there_is_none' is no folder, and no id of the hub"):
         looking.prepare(config, run_dir / "last.safetensors", dataset="there_is_none")
     with pytest.raises(InputError, match="'data_set'"):
         looking.prepare(config, run_dir / "last.safetensors", data_set="digits")

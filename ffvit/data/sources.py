@@ -1,15 +1,23 @@
-"""Where images come from: the embedded digits, the hub, or a folder of one's own."""
+"""Where images come from: the embedded digits, a folder of one's own, or the hub."""
 
 import contextlib
 import importlib.util
 import io
-from collections.abc import Iterator
+import itertools
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import datasets
+import fsspec
 import numpy as np
 import PIL.Image
+import pyarrow.parquet
 
+from ffvit.data.folders import everything_below, no_such_split, open_class_folders
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError
 from ffvit.system.files import ROOT
@@ -17,40 +25,50 @@ from ffvit.system.files import ROOT
 SPLIT_SEED = 0  # of held-out parts and subsets: the same images in every run, whatever its seed
 
 
-def open_dataset(dataset: str) -> datasets.DatasetDict:
-    if dataset == "digits":
-        return _digits()
+def open_splits(wanted: list[str], config: Config) -> dict[str, datasets.Dataset]:
+    """The splits of these names, the training images' first.
+
+    Raises InputError for a dataset or split that is not there, and for files that number their classes differently.
+    """
+    dataset = config.dataset
+    place = _place(dataset)
+    if place == "digits":
+        return _choose(_digits(), wanted, dataset)
+    if isinstance(place, Path):
+        if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
+            with opening(dataset):
+                saved = datasets.load_from_disk(str(place))
+            return _choose(saved if isinstance(saved, dict) else {"train": saved}, wanted, dataset)
+        if not _parquet_below(place):
+            return open_class_folders(place, wanted, dataset)
+    builder, files = _builder(place, dataset)
     with opening(dataset):
-        path = _path(dataset)
-        if (Path(path) / "dataset_dict.json").exists() or (Path(path) / "state.json").exists():
-            source = datasets.load_from_disk(path)
-        else:
-            source = datasets.load_dataset(path)
-    return source if isinstance(source, dict) else datasets.DatasetDict(train=source)
+        builder.download_and_prepare()
+        splits = _choose(builder.as_dataset(), wanted, dataset)
+    _check_files(files, splits, config)
+    return splits
 
 
-def parquet_files(dataset: str) -> tuple[dict[str, list[str]], datasets.DatasetInfo]:
+def parquet_files(wanted: list[str], config: Config) -> tuple[dict[str, list[str]], datasets.DatasetInfo]:
     """Paths or addresses by split, none of them opened, and what a dataset card tells of them."""
-    with opening(dataset):
-        builder = datasets.load_dataset_builder(_path(dataset)) if dataset != "digits" else None
-    files = {str(split): list(paths) for split, paths in (builder and builder.config.data_files or {}).items()}
-    if not files or not all(path.endswith(".parquet") for paths in files.values() for path in paths):
-        raise InputError(
-            f"dataset '{dataset}' is not made of parquet files, which streaming reads: save it with "
-            "dataset.to_parquet('<folder>/train-00000-of-00001.parquet'), or set streaming=false"
-        )
-    return files, builder.info
+    dataset = config.dataset
+    place = _place(dataset)
+    if place != "digits" and not (isinstance(place, Path) and not _parquet_below(place)):
+        builder, files = _builder(place, dataset)
+        if files and all(path.endswith(".parquet") for path in itertools.chain(*files.values())):
+            return _choose(files, wanted, dataset), builder.info
+    raise InputError(
+        f"dataset '{dataset}' is not made of parquet files, which streaming reads: save it with "
+        "dataset.to_parquet('<folder>/train-00000-of-00001.parquet'), or set streaming=false"
+    )
 
 
-def choose_split(source: datasets.DatasetDict, name: str, dataset: str) -> datasets.Dataset:
-    if name not in source:
-        raise InputError(
-            f"dataset '{dataset}' has no split '{name}', it has {sorted(source)}; set train_split, "
-            "validation_split and test_split"
-        )
-    if not len(source[name]):
-        raise InputError(f"dataset '{dataset}': split '{name}' is empty")
-    return source[name]
+def open_parquet(files: dict[str, list[str]], config: Config) -> dict[str, datasets.Dataset]:
+    """Splits from these files and no others."""
+    with opening(config.dataset):
+        splits = datasets.load_dataset("parquet", data_files=files)
+    _check_files(files, splits, config)
+    return splits
 
 
 def find_columns(features: datasets.Features, config: Config) -> tuple[str, str]:
@@ -82,6 +100,33 @@ def find_columns(features: datasets.Features, config: Config) -> tuple[str, str]
     return image, label
 
 
+def check_class_names(own: list[str], classes: list[str], where: str) -> None:
+    """Raises InputError unless a split or a file names the classes of the training images, in their order."""
+    for number, (here, there) in enumerate(itertools.zip_longest(own, classes, fillvalue="none")):
+        if here != there:
+            raise InputError(
+                f"{where}: class {number} is {here}, of the training images it is {there}: the same classes in the same "
+                "order are needed"
+            )
+
+
+def of_each(files: Iterable[str], ask: Callable[[str], Any], dataset: str) -> list:
+    """On the hub every question takes a while: sixteen at a time."""
+    with opening(dataset), ThreadPoolExecutor(16) as pool:
+        return list(pool.map(ask, files))
+
+
+def read_footer(file: str) -> pyarrow.parquet.FileMetaData:
+    with fsspec.open(file) as opened:
+        return pyarrow.parquet.read_metadata(opened)
+
+
+def classes_of(footer: pyarrow.parquet.FileMetaData, label: str) -> list[str] | None:
+    """The class names that a parquet file was written with; None: it names none."""
+    kind = datasets.Features.from_arrow_schema(footer.schema.to_arrow_schema()).get(label)
+    return kind.names if isinstance(kind, datasets.ClassLabel) else None
+
+
 @contextlib.contextmanager
 def opening(dataset: str) -> Iterator[None]:
     """Says of what fails in opening or reading files what it means."""
@@ -99,16 +144,71 @@ def opening(dataset: str) -> Iterator[None]:
         ) from None
 
 
-def _path(dataset: str) -> str:
-    """A folder, or a hub id as it is."""
+def _place(dataset: str) -> Path | str:
+    """A folder, or "digits" or a hub id as they are."""
+    if dataset == "digits":
+        return dataset
     folder = Path(dataset).expanduser()
     if not folder.is_dir() and (ROOT / folder).is_dir():
         folder = ROOT / folder  # an experiment file's path means the same in a notebook, which runs in notebooks/
     if folder.is_dir():
-        return str(folder)
+        return folder
     if dataset.startswith((".", "/", "~")):
         raise InputError(f"dataset '{dataset}': there is no such folder")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", dataset):  # datasets would take "json" for any such file in this folder
+        raise InputError(
+            f"dataset '{dataset}' is no folder, and no id of the hub, which has an owner, such as 'uoft-cs/cifar10': give "
+            "one of them, or 'digits'"
+        )
     return dataset
+
+
+def _parquet_below(folder: Path) -> set[str]:
+    files, _ = everything_below(folder)
+    return {str(folder.resolve().joinpath(*parts)) for parts in files if parts[-1].endswith(".parquet")}
+
+
+def _builder(place: Path | str, dataset: str) -> tuple[datasets.DatasetBuilder, dict[str, list[str]]]:
+    """How datasets reads a folder of parquet files, or the hub, and the files of each split.
+
+    Raises InputError for a file of a folder that would be left out, or be in two splits.
+    """
+    with opening(dataset):
+        builder = datasets.load_dataset_builder(str(place))
+    files = {str(split): list(paths) for split, paths in (builder.config.data_files or {}).items()}
+    if isinstance(place, Path) and len(builder.builder_configs) == 1:  # of several, a dataset card chose one
+        splits_of = Counter(itertools.chain(*files.values()))
+        for path in sorted(_parquet_below(place) | set(splits_of)):
+            if splits_of[path] != 1:
+                raise InputError(
+                    f"dataset '{dataset}': {Path(path).name} belongs to {splits_of[path] or 'none'} of the splits "
+                    f"{sorted(files)}: call files <split>-00000-of-00001.parquet, or move it away"
+                )
+    return builder, files
+
+
+def _choose(source: Mapping[str, Any], wanted: list[str], dataset: str) -> dict[str, Any]:
+    for name in wanted:
+        if name not in source:
+            raise InputError(no_such_split(dataset, name, source))
+        if not len(source[name]):
+            raise InputError(f"dataset '{dataset}': split '{name}' is empty")
+    return {name: source[name] for name in wanted}
+
+
+def _check_files(files: dict[str, list[str]], splits: dict[str, datasets.Dataset], config: Config) -> None:
+    """Raises InputError where parquet files number their classes differently: datasets casts them without a word.
+
+    Of a split on the hub its first file is asked.
+    """
+    for split, found in splits.items():
+        _, label = find_columns(found.features, config)
+        paths = [path for path in files.get(split, []) if path.endswith(".parquet")]
+        asked = paths[:1] if paths and "://" in paths[0] else paths
+        for path, footer in zip(asked, of_each(asked, read_footer, config.dataset)):
+            own, read_as = classes_of(footer, label), found.features[label]
+            if own is not None:
+                check_class_names(own, getattr(read_as, "names", []), f"{config.dataset}, {Path(path).name}")
 
 
 def _digits() -> datasets.DatasetDict:

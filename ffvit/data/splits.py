@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 
 from ffvit.data.images import BadImage, content, file_name, read
-from ffvit.data.sources import SPLIT_SEED, choose_split, find_columns, open_dataset, opening, parquet_files
+from ffvit.data.sources import SPLIT_SEED, check_class_names, find_columns, open_parquet, open_splits, parquet_files
 from ffvit.data.stream import ParquetStream
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError
@@ -35,29 +35,35 @@ class Splits:
 def load_splits(config: Config) -> Splits:
     """Open the dataset of a run and cut it into train, validation and test.
 
-    Raises InputError for a dataset, split or column that is not there, a label outside the classes, an empty split.
+    Raises InputError for a dataset, split or column that is not there, splits that overlap, a label outside the classes,
+    an empty split.
     """
     datasets.disable_caching()  # or the splits' indices are written into the user's own folder
-    names = {"test": config.test_split, "validation": config.validation_split}
+    test = "" if config.test_fraction else config.test_split
+    names = {"train": config.train_split, "validation": config.validation_split, "test": test}
+    names = {part: name for part, name in names.items() if name}
+    if not config.allow_overlap:
+        _check_overlap(names)
     if config.streaming:
-        files, info = parquet_files(config.dataset)
-        train = ParquetStream(choose_split(files, config.train_split, config.dataset), info, config)
-        with opening(config.dataset):  # the files of these splits and no others
-            wanted = {name: choose_split(files, name, config.dataset) for name in names.values()}
-            source = datasets.load_dataset("parquet", data_files=wanted)
+        files, info = parquet_files(list(names.values()), config)
+        train = ParquetStream(files[config.train_split], info, config)
+        source = open_parquet({name: files[name] for part, name in names.items() if part != "train"}, config)
     else:
-        source = open_dataset(config.dataset)
-        train = _two_columns(choose_split(source, config.train_split, config.dataset), config)
-    others = {k: _two_columns(choose_split(source, v, config.dataset), config) for k, v in names.items() if v}
+        source = open_splits(list(names.values()), config)
+        train = _two_columns(source[config.train_split], config)
+    parts = {"train": train} | {k: _two_columns(source[v], config) for k, v in names.items() if k != "train"}
     classes = _class_names(train, config)
-    known = others if config.streaming else {"train": train, **others}  # a stream's labels are checked as they come
-    for name, split in known.items():
-        _check_labels(split, classes, f"{config.dataset}, {name} split")
-    if "validation" not in others:
-        train, others["validation"] = _hold_out(train, config, len(classes))
-    train = _subset(train, config.max_train_images)
-    validation, test = (_subset(others[name], config.max_eval_images) for name in ("validation", "test"))
-    return Splits(train, validation, test, classes, _fingerprint(train, validation, test, classes))
+    if len(classes) == 1:
+        raise InputError(f"dataset '{config.dataset}' has only one class, '{classes[0]}': nothing to tell apart")
+    for part, images in parts.items():
+        if not isinstance(images, ParquetStream):  # its labels are checked as they come
+            _check_labels(images, classes, f"{config.dataset}, {part} split")
+    for part, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
+        if part not in parts:
+            parts["train"], parts[part] = _hold_out(parts["train"], fraction * len(train), part, len(classes))
+    sizes = {"train": config.max_train_images, "validation": config.max_eval_images, "test": config.max_eval_images}
+    parts = {part: _subset(parts[part], size) for part, size in sizes.items()}
+    return Splits(**parts, classes=classes, fingerprint=_fingerprint(*parts.values(), classes))
 
 
 def first_images(split: "datasets.Dataset | ParquetStream", config: Config, count: int) -> list[tuple]:
@@ -83,20 +89,34 @@ def _labels(split: datasets.Dataset) -> np.ndarray:
     return np.asarray(split.with_format("numpy")["label"][:], dtype=np.int64)
 
 
+def _check_overlap(names: dict[str, str]) -> None:
+    for one, other in itertools.combinations(names, 2):
+        if names[one] == names[other]:
+            raise InputError(
+                f"{one}_split and {other}_split are both '{names[one]}', the same images: name another split, hold images "
+                f"out with {other}_split='' and {other}_fraction=0.1, or set allow_overlap=true where it is meant"
+            )
+
+
 def _class_names(train: datasets.Dataset, config: Config) -> list[str]:
     label = train.features["label"]
     if isinstance(label, datasets.ClassLabel):
         return list(label.names)
-    return [str(c) for c in range(int(_labels(train).max()) + 1)]
+    numbers = np.unique(_labels(train))
+    numbers = numbers[numbers >= 0]  # the others are refused later on, by place
+    if len(numbers) and numbers[-1] >= len(numbers):
+        raise InputError(
+            f"{config.dataset}, train split: {len(numbers)} different labels from {numbers[0]} to {numbers[-1]}, which leave "
+            "out some between: number classes 0, 1, 2, ..., or save them as a ClassLabel "
+            f"(dataset.class_encode_column('{config.label_column or 'label'}'))"
+        )
+    return [str(number) for number in numbers]
 
 
 def _check_labels(split: datasets.Dataset, classes: list[str], where: str) -> None:
     label, num_classes = split.features["label"], len(classes)
-    if isinstance(label, datasets.ClassLabel) and list(label.names) != classes:
-        raise InputError(
-            f"{where}: its classes {label.names[:5]} are not those of the training images, {classes[:5]}: "
-            "the same classes in the same order are needed"
-        )
+    if isinstance(label, datasets.ClassLabel):
+        check_class_names(label.names, classes, where)
     labels = _labels(split)
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(wrong):
@@ -106,16 +126,17 @@ def _check_labels(split: datasets.Dataset, classes: list[str], where: str) -> No
         )
 
 
-def _hold_out(train: datasets.Dataset, config: Config, num_classes: int) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Train and validation images; each class keeps its share in both where there are enough images for it."""
-    counts = np.bincount(_labels(train), minlength=num_classes)
-    held_out = math.ceil(len(train) * config.validation_fraction)
-    enough = counts[counts > 0].min() >= 2 and min(held_out, len(train) - held_out) >= (counts > 0).sum()
-    stratify = "label" if enough and isinstance(train.features["label"], datasets.ClassLabel) else None
+def _hold_out(
+    images: datasets.Dataset, count: float, part: str, num_classes: int
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """The images without, and those of, a part; each class keeps its share in both where it has enough images."""
+    counts, held_out = np.bincount(_labels(images), minlength=num_classes), math.ceil(count)
+    enough = counts[counts > 0].min() >= 2 and min(held_out, len(images) - held_out) >= (counts > 0).sum()
+    stratify = "label" if enough and isinstance(images.features["label"], datasets.ClassLabel) else None
     try:
-        parts = train.train_test_split(config.validation_fraction, seed=SPLIT_SEED, stratify_by_column=stratify)
+        parts = images.train_test_split(held_out, seed=SPLIT_SEED, stratify_by_column=stratify)
     except ValueError as error:
-        raise InputError(f"validation_fraction {config.validation_fraction} of {len(train)} images: {error}") from None
+        raise InputError(f"{part}_fraction: {held_out} of {len(images)} images: {error}") from None
     return parts["train"], parts["test"]
 
 

@@ -1,10 +1,9 @@
 """Training images that are read from parquet files as they are needed, on disk or on the hub."""
 
 import itertools
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import datasets
 import fsspec
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ffvit.data.images import BadImage, check_not_all_bad, read, seed_augmentation, train_transform
-from ffvit.data.sources import find_columns, opening
+from ffvit.data.sources import check_class_names, classes_of, find_columns, of_each, opening, read_footer
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError
 
@@ -63,11 +62,15 @@ class ParquetStream:
 
     def file_sizes(self) -> list[int]:
         """Bytes."""
-        return self._of_each(self.files, lambda file: fsspec.core.url_to_fs(file)[0].size(file))
+        return of_each(self.files, lambda file: fsspec.core.url_to_fs(file)[0].size(file), self.config.dataset)
 
     def row_groups(self, files: list[str]) -> list[RowGroup]:
+        """Raises InputError for a file that numbers its classes differently."""
         groups = []
         for file, footer in zip(files, self._footers(files)):
+            own = classes_of(footer, self.columns[1])
+            if own is not None:
+                check_class_names(own, self.features["label"].names, f"{self.config.dataset}, {Path(file).name}")
             first = 0
             for number in range(footer.num_row_groups):
                 groups.append(RowGroup(file, number, first, footer.row_group(number).num_rows))
@@ -89,18 +92,9 @@ class ParquetStream:
         return table
 
     def _footers(self, files: list[str]) -> list[pyarrow.parquet.FileMetaData]:
-        def footer(file: str) -> pyarrow.parquet.FileMetaData:
-            with fsspec.open(file) as opened:
-                return pyarrow.parquet.read_metadata(opened)
-
         unread = [file for file in files if file not in self.footers]
-        self.footers.update(zip(unread, self._of_each(unread, footer)))
+        self.footers.update(zip(unread, of_each(unread, read_footer, self.config.dataset)))
         return [self.footers[file] for file in files]
-
-    def _of_each(self, files: list[str], ask: Callable[[str], Any]) -> list:
-        """On the hub every question takes a while: sixteen at a time."""
-        with opening(self.config.dataset), ThreadPoolExecutor(16) as pool:
-            return list(pool.map(ask, files))
 
 
 class StreamedImages(IterableDataset):

@@ -1,0 +1,134 @@
+"""Folders of images by class: <class>/<image>, or <split>/<class>/<image>.
+
+The folders on top alone say which images belong to which split. The datasets library reads it out of file names too: a
+folder with one bullet_train.JPEG it takes for a training split of that image, and no other.
+"""
+
+import functools
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import datasets
+import PIL.Image
+from datasets.data_files import SPLIT_KEYWORDS
+
+from ffvit.system.errors import InputError, suggest
+
+SPLIT_NAMED = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}  # "val": "validation"
+LAYOUT = "images lie in <class>/<image>, or in <split>/<class>/<image> with splits train, validation (or val) and test"
+
+Parts = tuple[str, ...]  # of the path of a file or folder below another
+
+
+def everything_below(root: Path) -> tuple[list[Parts], list[Parts]]:
+    """All that lies below a folder, hidden files and folders left out, such as .DS_Store and __MACOSX."""
+    files, folders = [], []
+    for path, below, names in os.walk(root, followlinks=True):
+        parts = Path(path).relative_to(root).parts
+        below[:] = [name for name in below if not name.startswith((".", "__"))]
+        folders += [(*parts, name) for name in below]
+        files += [(*parts, name) for name in names if not name.startswith(".")]
+    return files, folders
+
+
+def open_class_folders(root: Path, wanted: list[str], dataset: str) -> dict[str, datasets.Dataset]:
+    """The wanted splits, the training images' first: their classes are everyone's.
+
+    Raises InputError for a split that is not there, an image out of place, an empty class folder, and a class without
+    training images.
+    """
+    files, folders = everything_below(root)
+    images = [parts for parts in files if is_image(parts[-1])]
+    if not images:
+        raise InputError(f"dataset '{dataset}': the folder holds no images, no parquet files and no save_to_disk")
+    root, images, folders = _unwrapped(root, images, folders)
+    of_split = _folders_of_splits(images, dataset)
+    found, classes = {}, []
+    for split in dict.fromkeys(wanted):
+        if split not in of_split:
+            raise InputError(no_such_split(dataset, split, of_split))
+        if len(of_split[split]) > 1:
+            raise InputError(
+                f"dataset '{dataset}': {[name for (name,) in of_split[split]]} are all called after the {split} split; keep one"
+            )
+        below = of_split[split][0]
+        mine = sorted(_below(below, images), key="/".join)
+        here = _classes(mine, _below(below, folders), below, dataset)
+        classes = classes or here
+        if unknown := sorted(set(here) - set(classes)):
+            raise InputError(
+                f"dataset '{dataset}': class folder '{'/'.join((*below, unknown[0]))}' is no class of the training images"
+                f"{suggest(unknown[0], classes)}"
+            )
+        number = {name: i for i, name in enumerate(classes)}
+        found[split] = datasets.Dataset.from_dict(
+            {
+                "image": [str(root.joinpath(*below, *parts)) for parts in mine],
+                "label": [number[name] for name, _ in mine],
+            },
+            datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=classes)),
+        )
+    return found
+
+
+def is_image(name: str) -> bool:
+    return name.lower().endswith(_suffixes())
+
+
+def no_such_split(dataset: str, split: str, there: Iterable[str]) -> str:
+    return (
+        f"dataset '{dataset}' has no split '{split}', it has {sorted(there)}; set train_split, validation_split and "
+        "test_split; where there are no test images, test_fraction=0.1 holds out a tenth of the training images"
+    )
+
+
+def _unwrapped(root: Path, images: list[Parts], folders: list[Parts]) -> tuple[Path, list[Parts], list[Parts]]:
+    """The same from within a folder that only wraps all the others, such as data/ or one that a zip file was made of."""
+    while all(len(parts) > 2 for parts in images) and len(tops := {parts[0] for parts in images}) == 1:
+        [top] = tops
+        if top.lower() in SPLIT_NAMED:
+            break
+        root, images, folders = root / top, _below((top,), images), _below((top,), folders)
+    return root, images, folders
+
+
+def _folders_of_splits(images: list[Parts], dataset: str) -> dict[str, list[Parts]]:
+    """Split -> the folders that are called so. A folder called train that holds images is a class among others."""
+    tops = {parts[0] for parts in images if len(parts) > 1}
+    named = {top for top in tops if top.lower() in SPLIT_NAMED}
+    if not named or named != tops and not any(parts[0] in named and len(parts) > 2 for parts in images):
+        return {"train": [()]}
+    for parts in images:
+        if parts[0] not in named:
+            raise InputError(
+                f"dataset '{dataset}': '{'/'.join(parts)}' lies outside the splits {sorted(named)}: move it away; {LAYOUT}"
+            )
+    of_split: dict[str, list[Parts]] = {}
+    for top in sorted(named):
+        of_split.setdefault(SPLIT_NAMED[top.lower()], []).append((top,))
+    return of_split
+
+
+def _below(folder: Parts, every: list[Parts]) -> list[Parts]:
+    depth = len(folder)
+    return [parts[depth:] for parts in every if parts[:depth] == folder and len(parts) > depth]
+
+
+def _classes(images: list[Parts], folders: list[Parts], split: Parts, dataset: str) -> list[str]:
+    for parts in images:
+        if len(parts) != 2:
+            raise InputError(f"dataset '{dataset}': '{'/'.join(split + parts)}' is out of place: {LAYOUT}")
+    classes = {name for name, _ in images}
+    for parts in folders:
+        if len(parts) == 1 and parts[0] not in classes:
+            raise InputError(
+                f"dataset '{dataset}': class folder '{'/'.join(split + parts)}' holds no image: fill it, or take it away"
+            )
+    return sorted(classes)
+
+
+@functools.cache
+def _suffixes() -> tuple[str, ...]:
+    known = PIL.Image.registered_extensions()
+    return tuple(suffix for suffix, kind in known.items() if kind in PIL.Image.OPEN)
