@@ -144,6 +144,5 @@ def test_counted_costs_are_those_of_the_models():
 
 
 def test_a_table_of_records_builds_no_model():
-    studies = "report, study, accuracy, agreement, stages"
-    block = f"import sys; sys.modules.update(torch=None, timm=None); from ffvit.studies import {studies}"
-    assert subprocess.run([sys.executable, "-c", block], capture_output=True).returncode == 0
+    block = "import sys; from ffvit.studies import report, study, accuracy, agreement, stages; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", block]).returncode == 0

@@ -1,0 +1,76 @@
+"""Notebook 12: how the runs of this machine compare with the records that came with the project."""
+
+import math
+import statistics
+from collections import Counter
+
+import pandas as pd
+from scipy import stats
+
+from ffvit.evidence.measured import NOT_RUN, commit, machine
+from ffvit.evidence.statistics import LEVEL
+from ffvit.settings.experiment import Experiment
+
+SAME_WEIGHTS, SAME_ACCURACY = "same weights", "same accuracy to the digit"
+WITHIN, OUTSIDE = "within the spread of seeds", "outside the spread of seeds"
+NO_SPREAD, OTHER_IMAGES, NOT_RECORDED = "no spread to judge by", "other images", "not recorded"
+# From alike to unlike.
+VERDICTS = (SAME_WEIGHTS, SAME_ACCURACY, WITHIN, NO_SPREAD, OUTSIDE, OTHER_IMAGES, NOT_RECORDED)
+
+
+def table(experiment: Experiment, recorded: list[dict], own: list[dict]) -> pd.DataFrame:
+    """A row for each run of this machine, beside the recorded run of the same model and seed."""
+    rows = []
+    for mine in own:
+        theirs = next((r for r in recorded if r["run_id"] == mine["run_id"]), None)
+        rows.append(
+            {
+                "Model": experiment.variants[mine["config"]["name"]].label,
+                "Seed": mine["config"]["seed"],
+                "Recorded top-1 (%)": f"{_top1(theirs):.2f}" if theirs else NOT_RECORDED,
+                "Here top-1 (%)": f"{_top1(mine):.2f}",
+                "Here it is": verdict(mine, theirs, recorded),
+                "Recorded with": _where(theirs) if theirs else "",
+                "Here with": _where(mine),
+            }
+        )
+    return pd.DataFrame(
+        rows or [{"Model": NOT_RUN, "Here it is": "no run of this experiment was made on this machine"}]
+    )
+
+
+def verdict(mine: dict, theirs: dict | None, recorded: list[dict]) -> str:
+    """One of VERDICTS. The spread is the 95 % prediction interval of one more run, by the recorded seeds of the model."""
+    if theirs is None:
+        return NOT_RECORDED
+    if mine["dataset"]["fingerprint"] != theirs["dataset"]["fingerprint"]:
+        return OTHER_IMAGES
+    weights = [r.get("weights_sha256", {}).get("last.safetensors") for r in (mine, theirs)]
+    if weights[0] and weights[0] == weights[1]:
+        return SAME_WEIGHTS
+    if _top1(mine) == _top1(theirs):
+        return SAME_ACCURACY
+    seeds = [_top1(r) for r in recorded if r["config"]["name"] == mine["config"]["name"]]
+    if len(seeds) < 2:
+        return NO_SPREAD
+    n, t = len(seeds), stats.t.ppf((1 + LEVEL) / 2, len(seeds) - 1)
+    reach = t * statistics.stdev(seeds) * math.sqrt(1 + 1 / n)
+    return WITHIN if abs(_top1(mine) - statistics.mean(seeds)) <= reach else OUTSIDE
+
+
+def summary(found: pd.DataFrame) -> str:
+    """One line: "12 runs made here: 12 same weights.\""""
+    counted = Counter(found["Here it is"])
+    words = [f"{counted[v]} {v}" for v in VERDICTS if counted[v]]
+    return f"{len(found)} runs made here: {', '.join(words)}." if words else "No run of this experiment was made here."
+
+
+def _top1(record: dict) -> float:
+    return record["results"]["top1_percent"]
+
+
+def _where(record: dict) -> str:
+    versions = ", ".join(
+        f"{name} {record['versions'][name]}" for name in ("torch", "timm") if name in record["versions"]
+    )
+    return f"{machine(record)}, {versions}, commit {commit(record)}"
