@@ -134,10 +134,10 @@ def reading(file: Path, cure: str) -> Iterator[Path]:
         raise InputError(f"{file}: cannot be read safely as a checkpoint ({reason}); {cure}") from None
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], **texts: str) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(plain, path, metadata={"format": "pt", **texts})
+        save_file(plain, path, metadata={"format": "pt"})
     except SafetensorError as error:  # it wraps the system's
         raise OSError(f"{path} could not be written ({error})") from None
 

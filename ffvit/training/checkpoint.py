@@ -1,8 +1,8 @@
 """The checkpoints of a run: written so that a kill leaves the old ones or the new ones, read so that nothing executes.
 
 A checkpoint is a folder, `<checkpoints>/<update, 8 digits>/`: model.safetensors, ema.safetensors where there is one,
-optimizer.safetensors, progress.json, and manifest.json with the size and sha256 of the others. It exists whole or not at
-all; `find_state` passes over one that was damaged later.
+optimizer.pt (torch's, read with weights_only=True), progress.json, and manifest.json with the size and sha256 of the
+others. It exists whole or not at all; `find_state` passes over one that was damaged later.
 """
 
 import json
@@ -10,7 +10,7 @@ import re
 import shutil
 from pathlib import Path
 
-from safetensors import safe_open
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from ffvit.system.errors import InputError
 from ffvit.system.files import seal, sha256_of, sync
 
 KEEP = 2  # checkpoints of a run: the last, and one to fall back to
-MANIFEST = "manifest.json"
+MANIFEST, OPTIMIZER = "manifest.json", "optimizer.pt"
 
 
 def save_state(
@@ -38,9 +38,7 @@ def save_state(
     try:
         for name, state in models.items():
             write_tensors(temporary / f"{name}.safetensors", state)
-        tensors: dict[str, Tensor] = {}
-        structure = _without_tensors(optimizer, "optimizer", tensors)
-        write_tensors(temporary / "optimizer.safetensors", tensors, structure=json.dumps(structure))
+        _write_optimizer(temporary / OPTIMIZER, optimizer)
         (temporary / "progress.json").write_text(json.dumps(progress))
         manifest = {file.name: seal(file) for file in sorted(temporary.iterdir())}
         (temporary / MANIFEST).write_text(json.dumps(manifest, separators=(",", ":")))
@@ -87,11 +85,10 @@ def load_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict, dict]:
     cure = f"delete {path} to go on from an older checkpoint"
     models = {}
     for file in sorted(path.glob("*.safetensors")):
-        if file.stem != "optimizer":
-            with reading(file, cure):
-                models[file.stem] = load_file(file, backend="pread")  # mapped tensors would need the file to stay
-    with reading(path / "optimizer.safetensors", cure) as file, safe_open(file, "pt", backend="pread") as content:
-        optimizer = _with_tensors(json.loads((content.metadata() or {})["structure"]), content.get_tensors())
+        with reading(file, cure):
+            models[file.stem] = load_file(file, backend="pread")  # mapped tensors would need the file to stay
+    with reading(path / OPTIMIZER, cure) as file:
+        optimizer = torch.load(file, map_location="cpu", weights_only=True)
         if not isinstance(optimizer, dict) or not {"state", "param_groups"} <= optimizer.keys():
             raise ValueError("no state of an optimizer")
     with reading(path / "progress.json", cure) as file:
@@ -99,33 +96,12 @@ def load_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict, dict]:
     return models, optimizer, progress
 
 
-def _without_tensors(value, name: str, tensors: dict[str, Tensor]):
-    """The value as JSON can hold it: keys keep their type, tuples are marked, tensors move to `tensors` by name."""
-    match value:
-        case Tensor():
-            # Parameter groups may share one learning rate; safetensors takes no shared memory.
-            tensors[name] = value.clone() if value.dim() == 0 else value
-            return {"tensor": name}
-        case dict():
-            return {"dict": [[key, _without_tensors(v, f"{name}/{key}", tensors)] for key, v in value.items()]}
-        case list() | tuple():
-            items = [_without_tensors(v, f"{name}/{i}", tensors) for i, v in enumerate(value)]
-            return {"tuple": items} if isinstance(value, tuple) else items
-    return value
-
-
-def _with_tensors(value, tensors: dict[str, Tensor]):
-    """The inverse of _without_tensors."""
-    match value:
-        case {"tensor": name}:
-            return tensors[name]
-        case {"dict": items}:
-            return {key: _with_tensors(v, tensors) for key, v in items}
-        case {"tuple": items}:
-            return tuple(_with_tensors(v, tensors) for v in items)
-        case list():
-            return [_with_tensors(v, tensors) for v in value]
-    return value
+def _write_optimizer(path: Path, state: dict) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:  # torch's, as it ends a file that the system has refused to write
+        raise OSError(f"{path} could not be written ({error.__context__ or error})") from None
 
 
 def _checkpoints(folder: Path) -> list[Path]:
