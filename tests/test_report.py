@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import pytest
 import timm
@@ -109,13 +110,23 @@ def test_figures_carry_their_sources_and_are_the_same_file_again(tmp_path):
             "grid": report.grid_figure(experiment, found),
         }.items():
             drawing.save(figure, tmp_path / name / f"{kind}.png", source=sources(found))
-        drawing.save(
-            architecture.source_code(ff.Block), tmp_path / name / "code.svg", source="Source of ffvit.models.ff.Block"
-        )
-    for file in ("curves.png", "grid.png", "code.svg"):
+        code, files = architecture.source_code(ff.Block), [tmp_path / name / file for file in ("code.svg", "code.png")]
+        architecture.save_code(code, *files, source="Source of ffvit.models.ff.Block")
+    for file in ("curves.png", "grid.png", "code.svg", "code.png"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
     assert "ff-seed1" in Image.open(tmp_path / "one/grid.png").info["Description"]
     assert "Source of ffvit.models.ff.Block" in (tmp_path / "one/code.svg").read_text()
+    assert Image.open(tmp_path / "one/code.png").info["Description"] == "Source of ffvit.models.ff.Block"
+
+
+def test_figure2_shows_every_line_of_the_code_within_its_borders(tmp_path):
+    code = architecture.source_code(ff.Branch, ff.Block)
+    architecture.save_code(code, tmp_path / "code.svg", source="")
+    picture = ElementTree.parse(tmp_path / "code.svg").getroot()
+    lines = picture.findall(".//{*}text")
+    assert ["".join(line.itertext()).replace("\N{NO-BREAK SPACE}", " ") for line in lines[:-1]] == code.splitlines()
+    assert float(lines[-2].get("y")) < float(picture.get("height"))
+    assert max(map(len, code.splitlines())) * 0.602 * 14 < float(picture.get("width"))
 
 
 def test_figure1_shows_the_layers_the_model_has():

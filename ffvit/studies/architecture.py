@@ -2,19 +2,24 @@
 
 import csv
 import dataclasses
+import html
 import inspect
 import io
 import json
 import textwrap
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import PIL.Image
 import timm
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
 from matplotlib.patches import FancyBboxPatch
-from pygments import lex
+from PIL.PngImagePlugin import PngInfo
+from pygments import highlight
+from pygments.formatters import ImageFormatter, SvgFormatter
 from pygments.lexers import PythonLexer
-from pygments.styles import get_style_by_name
 
 from ffvit.evidence.counted import Counted, counted
 from ffvit.evidence.drawing import COLORS
@@ -24,6 +29,7 @@ from ffvit.models.cost import exact_costs
 from ffvit.models.lit import LIT
 from ffvit.studies.report import GRID, TABLE1
 from ffvit.studies.stages import PLACES, PUBLISHED, Layout
+from ffvit.system.files import write_atomically
 
 
 def architecture(model: ff.PatchFeatureMixer) -> Figure:
@@ -95,39 +101,43 @@ def architecture(model: ff.PatchFeatureMixer) -> Figure:
     return figure
 
 
-def source_code(*objects) -> Figure:
-    """Figure 2 of the report: the highlighted source of what is really used, read from the library itself."""
-    code = "\n\n\n".join(textwrap.dedent(inspect.getsource(o)).rstrip() for o in objects)
-    style = get_style_by_name("xcode")
-    lines = code.count("\n") + 1
-    columns = max(map(len, code.splitlines()))
-    size = 8.0  # points; a character of DejaVu Sans Mono is 0.602 of it wide
-    width, height = columns * 0.602 * size / 72, lines * 1.35 * size / 72
-    figure = plt.figure(figsize=(width + 0.3, height + 0.3))
-    axes = figure.add_axes(
-        (0.15 / (width + 0.3), 0.15 / (height + 0.3), width / (width + 0.3), height / (height + 0.3))
+def source_code(*objects) -> str:
+    """Figure 2 of the report: the source of what is really used, read from the library itself."""
+    return "\n\n\n".join(textwrap.dedent(inspect.getsource(o)).rstrip() for o in objects)
+
+
+def save_code(code: str, *paths: Path, source: str) -> None:
+    """Write highlighted Python as svg or png files whose metadata says where it comes from; the same code, the same bytes."""
+    for path in paths:
+        content = _code_svg(code, path.stem, source) if path.suffix == ".svg" else _code_png(code, path.stem, source)
+        write_atomically(path, content)
+
+
+def _code_svg(code: str, title: str, source: str) -> str:
+    font, size, gap, margin = "DejaVu Sans Mono, Menlo, Consolas, monospace", 14, 6, 12
+    lines = code.splitlines()
+    width = round(max(map(len, lines)) * 0.602 * size) + 2 * margin  # a character is so much of the font's size wide
+    height = len(lines) * (size + gap) + 2 * margin
+    look = dict(style="xcode", xoffset=margin, yoffset=margin + size, ystep=size + gap)
+    text = highlight(code, PythonLexer(), SvgFormatter(nowrap=True, **look))  # its own head would give no size
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">\n'
+        f"<title>{html.escape(title)}</title>\n<desc>{html.escape(source)}</desc>\n"
+        f'<rect width="100%" height="100%" fill="white"/>\n'
+        f'<g font-family="{font}" font-size="{size}px">\n{text}\n</g>\n</svg>\n'
     )
-    axes.set(xlim=(0, columns), ylim=(lines, 0))
-    axes.set_axis_off()
-    row = column = 0
-    for kind, text in lex(code, PythonLexer(stripnl=False)):
-        look = style.style_for_token(kind)
-        for i, part in enumerate(text.split("\n")):
-            if i:
-                row, column = row + 1, 0
-            if part.strip():
-                axes.text(
-                    column,
-                    row + 0.75,
-                    part,
-                    family="DejaVu Sans Mono",
-                    fontsize=size,
-                    va="baseline",
-                    color=f"#{look['color'] or '000000'}",
-                    weight="bold" if look["bold"] else "normal",
-                )
-            column += len(part)
-    return figure
+
+
+def _code_png(code: str, title: str, source: str) -> bytes:
+    font = findfont("DejaVu Sans Mono")  # matplotlib brings it along
+    look = dict(style="xcode", font_name=font, font_size=22, line_pad=8, image_pad=20, line_numbers=False)
+    about = PngInfo()
+    for name, text in {"Title": title, "Description": source, "Software": "ffvit"}.items():
+        about.add_text(name, text)
+    png = io.BytesIO()
+    drawn = highlight(code, PythonLexer(), ImageFormatter(**look))
+    PIL.Image.open(io.BytesIO(drawn)).save(png, "PNG", pnginfo=about, dpi=(200, 200), optimize=True)
+    return png.getvalue()
 
 
 def _branches(block: ff.Block):
