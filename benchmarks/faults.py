@@ -63,6 +63,7 @@ from ffvit.system.files import ROOT, write_atomically
 from ffvit.system.lifetime import STOPPED
 from ffvit.training import checkpoint, run
 from ffvit.training.evaluate import evaluate
+from ffvit.training.processes import create_accelerator
 
 HERE = Path(__file__).resolve()
 BOUND_S = 40 * 60  # of the whole table
@@ -643,7 +644,7 @@ def evaluation(count: int) -> Iterator[str]:
         images = load_splits(digits(max_train_images=max(SIZES))).train
         for size, batch in itertools.product(SIZES, BATCHES):
             config = digits(num_processes=ranks, batch_size=batch * ranks)
-            accelerator = run.create_accelerator(config, Path())
+            accelerator = create_accelerator(config, Path())
             torch.manual_seed(0)
             loader = eval_loader(images.select(range(size)), config, accelerator.process_index)
             found = evaluate(build.create(config, 10), loader, 10, accelerator.device, accelerator.reduce)

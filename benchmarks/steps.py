@@ -25,7 +25,8 @@ from ffvit.data.loader import Batch
 from ffvit.settings.config import Config
 from ffvit.settings.experiment import load_experiment
 from ffvit.training import progress
-from ffvit.training.run import now, set_up
+from ffvit.training.estimate import now
+from ffvit.training.start import set_up
 from ffvit.training.step import Run, make_update
 
 GPU = torch.cuda.is_available()

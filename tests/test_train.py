@@ -25,7 +25,7 @@ from ffvit.settings.experiment import load_experiment
 from ffvit.system import lifetime
 from ffvit.system.errors import InputError, Stopped, TrainingError
 from ffvit.system.lifetime import STOPPED
-from ffvit.training import checkpoint, run
+from ffvit.training import checkpoint, memory, run, start
 from ffvit.training.evaluate import evaluate
 from ffvit.training.run import train
 
@@ -153,7 +153,7 @@ def test_gpu_that_is_not_there_is_an_error(tmp_path):
 
 
 def test_full_disk_is_told_before_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(run.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(memory.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(InputError, match="checkpoints need"):
         train(digits(), tmp_path)
 
@@ -170,7 +170,7 @@ def test_failed_training_tells_its_error_and_how_to_go_on(tmp_path):
     assert "no such folder" in (tmp_path / "log.txt").read_text()
 
 
-def start(run_dir, *more):
+def started(run_dir, *more):
     command = [
         sys.executable,
         "-m",
@@ -198,13 +198,13 @@ def test_training_ends_when_the_process_that_started_it_is_gone(tmp_path, wait):
 
 
 def test_killed_run_goes_on_when_started_again(tmp_path):
-    first = start(tmp_path, "epochs=3")
+    first = started(tmp_path, "epochs=3")
     while not checkpoint.find_state(tmp_path / "checkpoints")[0]:
         assert first.poll() is None, first.stdout.read()
         time.sleep(0.05)
     first.kill()
     first.wait()
-    output = start(tmp_path, "epochs=3").communicate(timeout=120)[0]
+    output = started(tmp_path, "epochs=3").communicate(timeout=120)[0]
     assert "going on after update" in output and "finished" in output
     assert [e["epoch"] for e in history(tmp_path)] == [1, 2, 3]
 
@@ -260,14 +260,14 @@ def test_resumed_run_keeps_where_it_began(tmp_path, monkeypatch):
         patch.setattr(checkpoint, "save_state", lambda *a: (save(*a), (_ for _ in ()).throw(KeyboardInterrupt))[0])
         with pytest.raises(KeyboardInterrupt):
             train(digits(max_train_images=64), tmp_path)
-    monkeypatch.setattr(run.provenance, "git_state", lambda: {"commit": "later", "dirty": True})
+    monkeypatch.setattr(start.provenance, "git_state", lambda: {"commit": "later", "dirty": True})
     train(digits(max_train_images=64), tmp_path)
     facts = json.loads((tmp_path / "training.json").read_text())
     assert facts["git"]["commit"] != "later" and [r["git"]["commit"] for r in facts["resumed"]] == ["later"]
 
 
 def test_what_is_unknown_is_told_before_images_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "load_splits", None)
+    monkeypatch.setattr(start, "load_splits", None)
     in_batches = dict(augment="batch", interpolation="bilinear", in_chans=3, mean=[0.5] * 3, std=[0.5] * 3)
     for settings, message in (
         ({"model": "ff_tinny_patch16_224"}, "unknown to timm"),
@@ -344,7 +344,7 @@ def test_two_processes_with_batch_norms_go_on_after_a_stop_to_the_same_weights(t
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_cluster_that_asks_for_its_machine_gets_it_and_the_run_goes_on_later(tmp_path, number):
-    first = start(tmp_path, "max_train_images=640", "num_workers=1", "epochs=400")
+    first = started(tmp_path, "max_train_images=640", "num_workers=1", "epochs=400")
     while not checkpoint.find_state(tmp_path / "checkpoints")[0]:
         time.sleep(0.05)
     first.send_signal(number)

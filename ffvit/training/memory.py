@@ -1,5 +1,8 @@
 """What a run takes of memory and disk, and how a batch that does not fit is cut into parts that do."""
 
+import shutil
+from pathlib import Path
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -7,6 +10,7 @@ from timm.utils import ModelEmaV3
 
 from ffvit.models import build
 from ffvit.settings.config import Config
+from ffvit.system.errors import InputError
 from ffvit.training import checkpoint
 from ffvit.training.optim import create_optimizer
 
@@ -52,6 +56,12 @@ def disk_mb(config: Config, parameters: int) -> float:
     """Weights (last, best, ema), and the checkpoints kept and the one being written (model, two moments, ema)."""
     ema = bool(config.ema_decay)
     return 4 * parameters * (2 + ema + (checkpoint.KEEP + 1) * (3 + ema)) / 1e6
+
+
+def check_disk(run_dir: Path, config: Config, parameters: int) -> None:
+    needed, free = disk_mb(config, parameters), shutil.disk_usage(run_dir).free / 1e6
+    if free < needed:
+        raise InputError(f"{run_dir}: checkpoints need {needed:,.0f} MB, {free:,.0f} MB are free")
 
 
 def _ways_to_divide(config: Config) -> list[int]:

@@ -1,4 +1,4 @@
-"""What a run says while it goes: speed, waiting, memory, time left; and before it goes: what it will cost."""
+"""What a run says while it goes: speed, waiting, memory, time left."""
 
 import contextlib
 import datetime
@@ -79,20 +79,6 @@ def epoch_line(config: Config, history: list[dict], memory_mb: int) -> str:
         f"{now['validation_loss']:.3f}  top-1 {now['validation_top1_percent']:.2f} %  lr {now['lr']:.1e}  "
         f"{now['images_per_s']:,.0f} images/s  data wait {now['data_wait_percent']:.0f} %  {memory_mb:,} MB  "
         f"{duration(left)} left"
-    )
-
-
-def estimate_line(
-    config: Config, updates_left: int, epochs_left: int, update_s: float, score_s: float, disk_mb: float, device: str
-) -> str:
-    """update_s: seconds of one update, measured; score_s: of scoring the validation images once, from measured batches."""
-    seconds = updates_left * update_s + epochs_left * score_s
-    end = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
-    return (
-        f"estimate: {updates_left:,} updates of {1000 * update_s:,.0f} ms and {epochs_left} validations of "
-        f"{score_s:,.1f} s take {duration(seconds)} on {config.num_processes} x {device}, "
-        f"{config.num_processes * seconds / 3600:,.2f} {'GPU' if device != 'cpu' else 'process'}-hours, until "
-        f"{end:%Y-%m-%d %H:%M}; checkpoints take up to {disk_mb:,.0f} MB"
     )
 
 

@@ -1,0 +1,122 @@
+"""A run before its first update: whether it is this folder's, every part of it, and what its record says of it."""
+
+import datetime
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3, random_seed
+from torch import nn
+
+from ffvit.data import augment
+from ffvit.data.batches import TrainBatches, eval_loader
+from ffvit.data.splits import Splits, load_splits
+from ffvit.models import build, cost, ff
+from ffvit.settings.config import Config, with_defaults
+from ffvit.settings.same_run import code_of, differing
+from ffvit.system import provenance
+from ffvit.system.errors import InputError
+from ffvit.system.files import write_atomically
+from ffvit.training import memory, optim, processes
+from ffvit.training.step import Run
+
+
+def already_finished(config: Config, run_dir: Path) -> bool:
+    """Whether the folder holds this very run, finished. Raises InputError where it holds another one."""
+    begun = (run_dir / "checkpoints").exists() or (run_dir / "training.json").exists()
+    if begun and (run_dir / "config.json").exists():
+        there, asked = with_defaults(json.loads((run_dir / "config.json").read_text())), config.to_dict()
+        if differ := differing(there, asked):
+            shown = ", ".join(f"{k} is {there.get(k)!r}, asked {asked.get(k)!r}" for k in differ[:3])
+            raise InputError(
+                f"{run_dir} holds a run with other settings ({shown}): choose another folder, or delete it"
+            )
+    return (run_dir / "training.json").exists()
+
+
+def set_up(config: Config, run_dir: Path, accelerator: Accelerator, keep: bool = True) -> Run:
+    """Every part of a run at its start. keep: whether anything will be written."""
+    device = accelerator.device
+    build.check(config)
+    augment.check(config)
+    random_seed(config.seed)
+    splits = load_splits(config)
+    num_classes = len(splits.classes)
+    raw_model = build.create(config, num_classes)
+    if device.type == "cpu" and config.mixed_precision == "bf16":
+        build.use_plain_attention(raw_model)
+    if keep:
+        memory.check_disk(run_dir, config, cost.count_parameters(raw_model))
+        if accelerator.is_main_process:
+            write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=1))
+    facts = _facts(config, splits, raw_model, device)
+    parts = memory.accumulation_steps(config, num_classes, accelerator)
+    batches = TrainBatches(splits, config, parts, accelerator.process_index, device)
+    scored_alike = replace(config, accumulation_steps=parts)
+    validation = eval_loader(splits.validation, scored_alike, accelerator.process_index, device)
+    if config.grad_checkpointing:
+        raw_model.set_grad_checkpointing(True)
+    ema = ModelEmaV3(raw_model, decay=config.ema_decay) if config.ema_decay else None
+    if ema:
+        ema.to(device)
+    # Scores come from the raw model, as they do when the weights are evaluated later.
+    compiled = torch.compile(raw_model) if config.compile else raw_model
+    # Scheduler and loaders stay outside prepare(): accelerate would step the one once per process and shard the others
+    # a second time.
+    model, optimizer = accelerator.prepare(compiled, optim.create_optimizer(config, raw_model))
+    mix, criterion = optim.create_loss(config, num_classes)
+    return Run(
+        config=config,
+        run_dir=run_dir,
+        accelerator=accelerator,
+        num_classes=num_classes,
+        batches=batches,
+        validation=validation,
+        accumulation_steps=parts,
+        raw_model=raw_model,
+        model=model,
+        cpu_group=processes.cpu_group(),
+        ema=ema,
+        optimizer=optimizer,
+        scheduler=optim.create_scheduler(config, optimizer, len(batches)),
+        mix=mix,
+        criterion=criterion,
+        facts=facts,
+        loss_sum=torch.zeros((), device=device),
+    )
+
+
+def _facts(config: Config, splits: Splits, model: nn.Module, device: torch.device) -> dict:
+    """What the record says of a run besides its numbers, as it was at the start."""
+    local = Path(config.dataset).expanduser().is_dir()
+    return {
+        "run_id": config.run_id,
+        "code": code_of(config.model),
+        # A local folder's path is its owner's business; the fingerprint says which images they were.
+        "config": config.to_dict() | ({"dataset": Path(config.dataset).resolve().name} if local else {}),
+        "model": {
+            "name": config.model,
+            "parameters": cost.count_parameters(model),
+            "macs": cost.count_macs(model, (config.in_chans, config.img_size, config.img_size)),
+            **ff.cell(model),
+        },
+        "dataset": {
+            "fingerprint": splits.fingerprint,
+            "images": splits.sizes,
+            "classes": len(splits.classes),
+            "class_names": splits.classes,
+        },
+        **circumstances(config, device),
+    }
+
+
+def circumstances(config: Config, device: torch.device) -> dict:
+    """When, where and with which code the run starts, or goes on."""
+    return {
+        "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "hardware": provenance.hardware(device, config.num_processes),
+        "versions": provenance.versions(),
+        "git": provenance.git_state(),
+    }
