@@ -6,6 +6,9 @@ JOBS ?= 0
 RUNS_PER_GPU ?= 1
 PROFILE ?=
 SYSTEM_PYTHON ?= python3
+# Recipes take these from their environment: in the text of a command, a value could be a command.
+export EXPERIMENT DATASET JOBS RUNS_PER_GPU PROFILE
+EXPERIMENTS := $(sort $(basename $(notdir $(wildcard experiments/*.toml))))
 
 # An active conda environment made from environment.yml is used as it is; otherwise .venv is made.
 ifeq ($(CONDA_DEFAULT_ENV),ffvit)
@@ -16,14 +19,14 @@ BIN := .venv/bin/
 READY := .venv/ready
 endif
 
-.PHONY: help setup reproduce status figures test lab faults benchmark readme lock
+.PHONY: help setup reproduce status missing tune figures test lab faults benchmark readme lock
 .DEFAULT_GOAL := help
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo "  With these, where they apply:"
-	@echo "       EXPERIMENT=<name>   digits, cifar10, cifar10-cpu, imagenet; digits-lit, cifar10-lit,"
-	@echo "                           cifar10-lit-cpu, imagenet-lit; or a .toml file of your own"
+	@echo "       EXPERIMENT=<name>   one of experiments/:"
+	@echo $(EXPERIMENTS) | fold -s -w 60 | sed 's/^/                           /'
 	@echo "       DATASET=<folder>    a local copy of its images"
 	@echo "       JOBS=<n>            runs side by side"
 	@echo "       RUNS_PER_GPU=<n>    small runs that share a GPU"
@@ -40,13 +43,19 @@ setup: $(READY) ## Make .venv with the pinned dependencies (the others do this w
 	@touch $@
 
 reproduce: $(READY) ## Train, evaluate, and make every table and figure of EXPERIMENT
-	@$(BIN)python workflow/run.py reproduce "$(EXPERIMENT)" --dataset "$(DATASET)" --jobs $(JOBS) --runs-per-gpu $(RUNS_PER_GPU) --profile "$(PROFILE)"
+	@$(BIN)python workflow/run.py reproduce "$$EXPERIMENT" --dataset "$$DATASET" --jobs "$$JOBS" --runs-per-gpu "$$RUNS_PER_GPU" --profile "$$PROFILE"
 
 status: $(READY) ## List which runs of EXPERIMENT are recorded, begun or missing
-	@$(BIN)python -m ffvit status "$(EXPERIMENT)"
+	@$(BIN)python -m ffvit status "$$EXPERIMENT"
+
+missing: $(READY) ## Train and score those that are missing, without notebooks: how long, how far, until when
+	@$(BIN)python -m ffvit missing "$$EXPERIMENT" --jobs "$$JOBS" $${DATASET:+"dataset=$$DATASET"}
+
+tune: $(READY) ## Search settings for each model of EXPERIMENT, by equal effort
+	@$(BIN)python -m ffvit tune "$$EXPERIMENT" --jobs "$$JOBS" $${DATASET:+"dataset=$$DATASET"}
 
 figures: $(READY) ## Make the tables and figures of EXPERIMENT again from recorded results: no training, no GPU
-	@$(BIN)python workflow/run.py figures "$(EXPERIMENT)" --jobs $(JOBS) --profile "$(PROFILE)"
+	@$(BIN)python workflow/run.py figures "$$EXPERIMENT" --jobs "$$JOBS" --profile "$$PROFILE"
 
 test: $(READY) ## Run all tests, each notebook included
 	@$(BIN)ruff check . && $(BIN)ruff format --check .

@@ -50,8 +50,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save, save_file
 
+from ffvit.__main__ import main as ffvit
 from ffvit.commands import train as launcher
-from ffvit.commands import worker as rank_process
 from ffvit.data.batches import eval_loader
 from ffvit.data.splits import first_images, load_splits
 from ffvit.models import build
@@ -207,7 +207,7 @@ def start_launcher(config: Config, run_dir: str, **broken) -> int:
         os.environ["PYTHONPATH"] = str(HERE.parent)
         # This module comes before the word "worker" in the command of every process.
         launcher._launcher = lambda config: [*usual(config), HERE.stem, "worker", json.dumps(broken)]
-        return launcher.main(words)
+        return ffvit(["train", *words])
 
     return fork(main, f"{run_dir}.txt")
 
@@ -259,7 +259,7 @@ def worker(broken: dict, words: list[str]) -> int:
         finish(run)
 
     run.make_update, run.finish = update, finish_too
-    return rank_process.main(words)
+    return ffvit(["worker", *words])
 
 
 def random_state() -> str:

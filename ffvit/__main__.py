@@ -1,7 +1,12 @@
 """`ffvit COMMAND`, or `python -m ffvit COMMAND`."""
 
 import importlib
+import os
 import sys
+import traceback
+
+from ffvit.system.errors import InputError, Stopped, TrainingError, suggest
+from ffvit.system.lifetime import STOPPED
 
 COMMANDS = {
     "train": "train one model, in processes of its own",
@@ -22,10 +27,33 @@ def main(arguments: list[str] | None = None) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(HELP)
         return 0 if given else 2
-    if given[0] not in COMMANDS:
-        print(f"error: there is no command '{given[0]}'\n\n{HELP}", file=sys.stderr)
-        return 2
-    return importlib.import_module(f"ffvit.commands.{given[0]}").main(given[1:])
+    code = _run(*given)
+    if code and given[0] == "worker":
+        # At once: the usual way out waits for the other processes of the training, which may be no more.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _run(name: str, *arguments: str) -> int:
+    """A command's exit code; how it failed is told here for all of them."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # of a training's process
+    who = f" in process {rank} of {world}" if world > 1 else ""
+    try:
+        if name not in COMMANDS:
+            raise InputError(f"ffvit has no command '{name}'{suggest(name, COMMANDS)}")
+        return importlib.import_module(f"ffvit.commands.{name}").main(list(arguments))
+    except Stopped as stopped:
+        if rank == 0:
+            print(stopped, flush=True)
+        return STOPPED
+    except (InputError, TrainingError) as error:
+        print(f"error{who}: {error}", file=sys.stderr)
+    except Exception as error:
+        traceback.print_exc()
+        print(f"error{who}: {type(error).__name__}: {error}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
-from ffvit.commands import train
 from ffvit.commands.train import _own_gpus
 from ffvit.settings.experiment import load_experiment
 from ffvit.system.errors import InputError
@@ -176,7 +176,7 @@ def test_missing_runs_stop_with_checkpoints_go_on_and_leave_the_pipeline_nothing
     second = missing(project)
     output = second.communicate()[0]
     assert second.returncode == 0 and "ff-seed0: top-1" in output, output
-    assert "going on after update" in (run / "missing.log").read_text()
+    assert "going on after update" in (run / "log.txt").read_text()
     record = json.loads((project / "results/smoke/ff-seed0.json").read_text())
     assert len(record["history"]) == 100 and record["resumed"]
 
@@ -194,7 +194,7 @@ def gpus(monkeypatch, tmp_path):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     def there_are(count, runs_per_gpu):
-        monkeypatch.setattr(train.torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
 
         def take(num_processes=1):
             environment = {"FFVIT_RUNS_PER_GPU": str(runs_per_gpu)}

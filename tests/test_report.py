@@ -153,15 +153,15 @@ def test_record_that_is_cut_off_or_incomplete_is_refused(tmp_path):
         records.load_records("digits", tmp_path)
 
 
-def test_a_run_that_never_began_gets_no_record_but_the_command_that_begins_it(tmp_path, capsys):
-    assert score_command.main([str(tmp_path)]) == 2
-    assert "holds no run; train it first, with make reproduce EXPERIMENT=" in capsys.readouterr().err
+def test_a_run_that_never_began_gets_no_record_but_the_command_that_begins_it(tmp_path):
+    with pytest.raises(InputError, match="holds no run; train it first, with make reproduce EXPERIMENT="):
+        score_command.main([str(tmp_path)])
 
 
-def test_unfinished_run_gets_no_record_but_the_command_that_goes_on(tmp_path, capsys):
+def test_unfinished_run_gets_no_record_but_the_command_that_goes_on(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    assert score_command.main([str(tmp_path)]) == 2
-    assert "holds no finished run; go on with: python -m ffvit train --config" in capsys.readouterr().err
+    with pytest.raises(InputError, match="holds no finished run; go on with: python -m ffvit train --config"):
+        score_command.main([str(tmp_path)])
 
 
 def test_a_run_of_this_machine_is_told_from_a_recorded_one(tmp_path):

@@ -1,23 +1,16 @@
-"""What is there of an experiment and what is missing is told as it is; and what is missing is run, stopped and gone on with."""
+"""What is there of an experiment and what is missing is told as it is, and what is missing can be chosen from."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections import deque
 
-import psutil
 import pytest
 import torch
 
-from ffvit.commands import missing, status, train
+from ffvit.__main__ import main as ffvit
+from ffvit.commands import missing, status
 from ffvit.commands.status import BEGUN, MISSING, OTHER, RECORDED, UNSCORED
-from ffvit.commands.train import launch
 from ffvit.evidence import records
 from ffvit.settings.experiment import Experiment, load_experiment
-from ffvit.system.errors import InputError, Stopped
+from ffvit.system.errors import InputError
 from ffvit.system.files import RESULTS, write_atomically
 from ffvit.training import checkpoint
 
@@ -180,16 +173,16 @@ def test_listing_says_each_state_of_a_model_once_and_how_to_go_on(experiment, lo
         "",
         "1 of 3 runs recorded; the rest:",
         "  make reproduce EXPERIMENT=digits  all that was not run here, with tables and figures",
-        "  python -m ffvit missing digits    what is missing, nothing else",
+        "  make missing EXPERIMENT=digits    what is missing, nothing else",
     ]
 
 
 def test_status_succeeds_and_unknown_experiment_is_named(capsys):
-    assert status.main(["digits"]) == 0
+    assert ffvit(["status", "digits"]) == 0
     assert "runs recorded" in capsys.readouterr().out
-    assert status.main(["digitz"]) == 2
+    assert ffvit(["status", "digitz"]) == 2
     assert "did you mean 'digits'" in capsys.readouterr().err
-    assert status.main([]) == 2
+    assert ffvit(["status"]) == 2
 
 
 def test_runs_are_chosen_by_model_seed_and_part(experiment):
@@ -202,132 +195,18 @@ def test_runs_are_chosen_by_model_seed_and_part(experiment):
     for wrong, message in (
         ({"models": ["fff"]}, "digits has no model 'fff'; did you mean 'ff'"),
         ({"seeds": [7]}, "no run of these models, seeds and part"),
-        ({"epochs": 1}, "'epochs' decides a result"),
     ):
         with pytest.raises(InputError, match=message):
             chosen(**wrong)
 
 
-def test_wrong_arguments_of_missing_are_told(capsys):
+@pytest.mark.parametrize("command", ["missing", "tune"])
+def test_wrong_arguments_are_told(command, capsys):
     for arguments, message in (
         (["digitz"], "did you mean 'digits'"),
         (["digits", "epochs=1"], "'epochs' decides a result"),
         (["digits", "--jobs", "-1"], "must not be negative"),
         (["experiments/digits.toml"], "give the name of a file in experiments/"),
     ):
-        assert missing.main(arguments) == 2
+        assert ffvit([command, *arguments]) == 2
         assert message in capsys.readouterr().err
-
-
-def test_runs_side_by_side_share_cores_and_gpus(experiment, monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(missing.os, "cpu_count", lambda: 16)
-    one, two = experiment.config("ff"), experiment.config("ff", num_processes=2)
-    for config, jobs, gpus, threads, runs_per_gpu in (
-        (one, 4, 1, "4", "4"),
-        (one, 5, 2, "3", "3"),
-        (two, 4, 8, "2", "1"),
-        (one, 32, 0, "1", "1"),
-    ):
-        found = missing.environment(config, jobs, gpus)
-        assert (found["OMP_NUM_THREADS"], found["FFVIT_RUNS_PER_GPU"]) == (threads, runs_per_gpu)
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert missing.environment(one, 4, 1)["OMP_NUM_THREADS"] == "7"
-
-
-# What a command of a run may do, instead of training for real.
-MODULES = {
-    "good": "print('good')",
-    "bad": "import sys; print('error: no luck'); print('and more'); sys.exit(2)",
-    "long": """
-import pathlib, signal, sys, time
-def stop(*_):
-    print('stopped by SIGTERM')
-    sys.exit(75)
-signal.signal(signal.SIGTERM, stop)
-pathlib.Path(sys.argv[1]).touch()
-time.sleep(60)
-""",
-}
-
-
-@pytest.fixture
-def job(tmp_path, monkeypatch):
-    """Make a job of these modules."""
-    monkeypatch.chdir(tmp_path)
-    for name, text in MODULES.items():
-        (tmp_path / f"{name}.py").write_text(text)
-
-    def make(name, *modules):
-        made = missing.job(load_experiment("digits").config("ff"), MISSING, [], dict(os.environ))
-        made.run_id, made.folder = name, tmp_path / "runs" / name
-        made.commands = deque([module, f"{name}.begun"] for module in modules)
-        return made
-
-    return make
-
-
-def test_run_is_trained_and_then_scored_and_a_finished_one_only_scored(experiment):
-    config = experiment.config("ff", 1)
-    train, score = missing.job(config, MISSING, ["num_workers=2"], {}).commands
-    run = ["--experiment", "digits", "--model", "ff", "--seed", "1", "num_workers=2"]
-    assert train == ["ffvit", "train", *run]
-    assert score[0] == "ffvit.record" and score[1].endswith("runs/digits/ff-seed1")
-    assert list(missing.job(config, UNSCORED, [], {}).commands) == [score]
-
-
-def test_failed_run_is_named_with_its_log_and_does_not_stop_the_others(job, capsys):
-    jobs = deque([job("a", "bad", "good"), job("b", "good", "good"), job("c", "good", "bad"), job("d", "good")])
-    failed, left = missing.run(jobs, 2, time.monotonic() + 60, [])
-    assert ([j.run_id for j in failed], left) == (["a", "c"], 0)
-    assert "a: exit code 2: error: no luck; the log is " in failed[0].error and "runs/a/missing.log" in failed[0].error
-    told = capsys.readouterr().out
-    assert "b: good" in told and "d: good" in told and "c: good" not in told
-
-
-@pytest.mark.parametrize("why", ["time", "signal"])
-def test_runs_stop_when_the_time_is_up_or_a_signal_asks(job, tmp_path, capsys, why):
-    began = time.monotonic()
-    jobs = deque(job(name, "long", "good") for name in "abc")
-
-    class Asked(list):
-        def __bool__(self):
-            return why == "signal" and {path.stem for path in tmp_path.glob("*.begun")} == {"a", "b"}
-
-    failed, left = missing.run(jobs, 2, began + (1.5 if why == "time" else 60), Asked())
-    assert (failed, left) == ([], 3) and time.monotonic() - began < 20
-    assert "2 runs write their checkpoints" in capsys.readouterr().out
-    assert not (tmp_path / "c.begun").exists()
-
-
-def test_run_that_is_asked_to_stop_before_it_listens_has_stopped_and_not_failed(tmp_path, monkeypatch):
-    # Its imports take seconds, in which a signal kills it.
-    importing = "import os, signal, time; time.sleep(0.5); os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
-    monkeypatch.setattr(train, "_launcher", lambda config: ["-c", importing])
-    with pytest.raises(Stopped):
-        launch(load_experiment("digits").config("ff"), tmp_path, pass_signals=True)
-
-
-DRIVER = """
-import os, sys
-# It needs no package of the notebooks and the pipeline.
-sys.modules.update(dict.fromkeys(["papermill", "IPython", "ipykernel", "matplotlib", "seaborn", "snakemake"]))
-from collections import deque
-from pathlib import Path
-from ffvit import missing
-from ffvit.config import load_experiment
-job = missing.job(load_experiment("digits").config("ff"), missing.UNSCORED, [], dict(os.environ))
-job.folder, job.commands = Path("run"), deque([["long", "a.begun"]])
-missing.run(deque([job]), 1, float("inf"), [])
-"""
-
-
-def test_killed_driver_that_has_only_what_training_needs_leaves_nothing_behind(job, tmp_path):
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER])
-    while not (tmp_path / "a.begun").exists():
-        assert driver.poll() is None
-        time.sleep(0.05)
-    [child] = psutil.Process(driver.pid).children()
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    child.wait(timeout=5)

@@ -15,7 +15,6 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from ffvit.commands import train as train_command
 from ffvit.commands import worker
 from ffvit.commands.train import _own_gpus, launch
 from ffvit.data.batches import eval_loader
@@ -215,7 +214,7 @@ def test_run_in_progress_is_not_trained_by_a_second_process(tmp_path):
 
 
 def test_runs_started_side_by_side_take_different_gpus(monkeypatch):
-    monkeypatch.setattr(train_command.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     first, second, third = {}, {}, {}
     gpu, cpu = digits(device="auto"), digits(device="cpu")
@@ -233,8 +232,8 @@ def test_runs_keep_to_the_gpus_a_scheduler_gave(monkeypatch):
 
 
 def test_more_processes_than_gpus_are_refused_with_what_fits(monkeypatch):
-    monkeypatch.setattr(train_command.torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(train_command.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     eight = load_experiment("imagenet-lit").config("lit_ti")
     cure = "needs as many GPUs, found 2: set num_processes=2; accumulation_steps=4"
@@ -486,6 +485,6 @@ def test_full_disk_while_saving_keeps_the_checkpoint_before(tmp_path, monkeypatc
 
 def test_settings_may_stand_among_the_options():
     config, run_dir, options = worker.parse(
-        ["--experiment", "digits", "epochs=3", "--model", "ff", "--run-dir", "x", "batch_size=32"], "ffvit.train"
+        ["--experiment", "digits", "epochs=3", "--model", "ff", "--run-dir", "x", "batch_size=32"], "ffvit train", ""
     )
     assert (config.epochs, config.batch_size) == (3, 32)

@@ -29,7 +29,8 @@ def trained(config) -> dict:
 def whole_search(experiment) -> tuple[list[dict], dict]:
     trials = []
     while True:
-        left, found = tune.search(experiment, trials)
+        left, made, _, found = tune.search(experiment, trials)
+        assert made == len(trials)
         if not left:
             return trials, found
         trials += [trained(config) for config in left]
@@ -50,8 +51,8 @@ def test_no_model_is_best_at_an_edge_of_the_rates_and_all_get_the_same_trials(ex
 
 
 def test_interrupted_search_makes_no_trial_twice(experiment):
-    left, _ = tune.search(experiment, [])
-    again, _ = tune.search(experiment, [trained(left[0])])
+    left = tune.search(experiment, []).left
+    again = tune.search(experiment, [trained(left[0])]).left
     assert [c.to_dict() for c in again] == [c.to_dict() for c in left[1:]]
     assert len({tune.name_of(experiment, config) for config in left}) == len(left)
 
@@ -59,7 +60,7 @@ def test_interrupted_search_makes_no_trial_twice(experiment):
 @pytest.mark.parametrize("name", SEARCHED)
 def test_models_train_with_the_settings_that_their_trials_found(name):
     experiment = load_experiment(name)
-    left, found = tune.search(experiment, records.load_trials(name))
+    left, _, _, found = tune.search(experiment, records.load_trials(name))
     if left:
         pytest.skip(f"{len(left)} trials of {name} are still to be made")
     for name, variant in experiment.variants.items():

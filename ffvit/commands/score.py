@@ -5,38 +5,31 @@ The last weights are scored on the test split, every image once, and results/dig
 validation scores and what it cost, and never a look at the test split.
 """
 
-import argparse
 import os
-import sys
 from pathlib import Path
 
-from ffvit.data.splits import load_splits
+from ffvit.commands.arguments import Parser
 from ffvit.evidence.records import open_run
-from ffvit.evidence.scoring import score, write_record, write_trial
-from ffvit.system.errors import InputError
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="ffvit score", description=__doc__.splitlines()[0])
+def main(arguments: list[str]) -> int:
+    parser = Parser("ffvit score", __doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--trial", action="store_true", help="write down its validation scores only")
     options = parser.parse_args(arguments)
     run_dir = Path(os.path.relpath(options.run_dir))
-    try:
-        if options.trial:
-            print(f"trial: {os.path.relpath(write_trial(run_dir))}")
-            return 0
-        config, _ = open_run(run_dir)
-        evaluation = score(config, run_dir / "last.safetensors", load_splits(config))
-        path = write_record(run_dir, evaluation)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    config, _ = open_run(run_dir)
+
+    # With torch, which takes seconds: --help and a run that is not there are answered without.
+    from ffvit.data.splits import load_splits
+    from ffvit.evidence.scoring import score, write_record, write_trial
+
+    if options.trial:
+        print(f"trial: {os.path.relpath(write_trial(run_dir))}")
+        return 0
+    evaluation = score(config, run_dir / "last.safetensors", load_splits(config))
+    path = write_record(run_dir, evaluation)
     print(
         f"top-1 {evaluation.top1_percent:.2f} % of {evaluation.images:,} test images; record: {os.path.relpath(path)}"
     )
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,21 +1,21 @@
 """Which runs of an experiment are recorded, and which are begun or missing: `make status EXPERIMENT=cifar10`, or
-`python -m ffvit status cifar10`. It reads results/<experiment>/ and runs/<experiment>/, and changes nothing.
+`ffvit status cifar10`. It reads results/<experiment>/ and runs/<experiment>/, and changes nothing.
 """
 
 import json
 import os
-import sys
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ffvit.commands.arguments import Parser
 from ffvit.evidence import records
 from ffvit.settings.config import Config
 from ffvit.settings.experiment import Experiment, load_experiment
 from ffvit.settings.same_run import differing
 from ffvit.system.errors import InputError
 from ffvit.system.files import RESULTS, RUNS
-from ffvit.training import checkpoint
+from ffvit.training.manifest import find_state
 
 # Where a run can stand, from done to untouched.
 RECORDED, UNSCORED, BEGUN, OTHER, MISSING = "recorded", "not scored", "begun", "other settings", "missing"
@@ -29,7 +29,7 @@ class Standing:
 
     config: Config
     state: str = MISSING
-    detail: str = ""  # how far a begun run is
+    detail: str = ""  # how far a begun run is; whether a record is of older code
     problems: list[str] = field(default_factory=list)  # what is damaged or in the way, with the cure
 
 
@@ -49,7 +49,8 @@ def standing(config: Config, results_dir: Path = RESULTS, runs_dir: Path = RUNS)
             if wrong := [name for name, kind in records.FIELDS.items() if not isinstance(written.get(name), kind)]:
                 raise ValueError(f"{', '.join(wrong)} missing or of another type")
             if _same_settings(config, written["config"]):
-                return Standing(config, RECORDED)
+                of_older_code = "code" in written and records.is_of_older_code(written)  # older files name no code
+                return Standing(config, RECORDED, "by older code" if of_older_code else "")
             state = OTHER
         except Exception as error:  # it may hold anything
             problems.append(_cured(error, file, "delete it"))
@@ -57,7 +58,7 @@ def standing(config: Config, results_dir: Path = RESULTS, runs_dir: Path = RUNS)
     try:
         finished, path = (folder / "training.json").exists(), None
         if not finished:
-            path, damaged = checkpoint.find_state(folder / "checkpoints")
+            path, damaged = find_state(folder / "checkpoints")
             problems += [f"{line}; the run goes on from the checkpoint before" for line in damaged]
         if finished or path:
             if not _same_settings(config, json.loads((folder / "config.json").read_text())):
@@ -113,7 +114,7 @@ def report(experiment: Experiment, found: list[Standing], name: str) -> str:
         lines[-1] += "; the rest:"
         ways = {f"make reproduce EXPERIMENT={name}": "all that was not run here, with tables and figures"}
         if name == experiment.name:  # of a file elsewhere, nothing is recorded without the pipeline
-            ways[f"python -m ffvit missing {name}"] = "what is missing, nothing else"
+            ways[f"make missing EXPERIMENT={name}"] = "what is missing, nothing else"
         lines += [f"  {way:{max(map(len, ways))}}  {what}" for way, what in ways.items()]
     return "\n".join(lines)
 
@@ -135,18 +136,10 @@ def _indented(text: str) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: python -m ffvit status EXPERIMENT", file=sys.stderr)
-        return 2
-    try:
-        experiment = load_experiment(arguments[0])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    parser = Parser("ffvit status", __doc__)
+    parser.add_argument("experiment", help="a name in experiments/, or the path of a .toml file")
+    name = parser.parse_args(arguments).experiment
+    experiment = load_experiment(name)
     results, runs = (Path(os.path.relpath(folder)) for folder in (RESULTS, RUNS))  # no home folder in outputs
-    print(report(experiment, standings(experiment, results, runs), arguments[0]))
+    print(report(experiment, standings(experiment, results, runs), name))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,5 +1,5 @@
 """Start training in processes of its own, the same way from a notebook, the pipeline and the shell:
-`python -m ffvit train --experiment imagenet --model ff_base num_processes=8`, with the options of ffvit worker.
+`ffvit train --experiment imagenet --model ff_base num_processes=8`, with the options of ffvit worker.
 
 Not by accelerate's notebook_launcher: that one forks, ignores the precision asked for and runs two processes on a CPU
 as two unrelated copies. Exit codes are those of ffvit worker, whatever number of processes.
@@ -11,24 +11,18 @@ import json
 import math
 import os
 import shlex
-import signal
-import subprocess
 import sys
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 
+from ffvit.commands.processes import Children, is_told, watched
 from ffvit.commands.worker import parse
 from ffvit.settings.config import Config
-from ffvit.system import lifetime
 from ffvit.system.errors import InputError, Stopped, TrainingError
 from ffvit.system.files import write_atomically
-from ffvit.system.lifetime import SIGNALS, STOPPED
-from ffvit.training.run import STOPPED_BY
 
 RUNS_PER_GPU = "FFVIT_RUNS_PER_GPU"  # how many runs share a GPU; a variable of the environment, so that kernels have it
 # On CPUs, glibc gives the memory of every update back to the system and takes it again, page by page.
@@ -41,65 +35,58 @@ def launch(
     on_line: Callable[[str], None] = print,
     dry_run: bool = False,
     pass_signals: bool = False,
-) -> None:
+) -> dict | None:
     """Train a run in processes of its own; every line they print goes to on_line and to log.txt in its folder.
 
-    pass_signals: let SIGTERM and SIGUSR1 end the run in order instead of this process; a notebook's kernel answers
-    them itself.
+    dry_run: measure instead, and return what the run will cost, see estimate().
+    pass_signals: let Ctrl-C, SIGTERM and SIGUSR1 end the run in order instead of this process; a notebook's kernel
+    answers them itself.
     Raises Stopped where a signal ended the run in order, TrainingError where anything else did, with the last lines of
     the log and the command that goes on.
     """
-    run_dir = Path(os.path.relpath(run_dir or config.run_dir))  # no home folder in outputs
-    if dry_run:
-        with tempfile.TemporaryDirectory() as folder:
-            return _launch(config, Path(folder), on_line, pass_signals, "--dry-run")
-    _launch(config, run_dir, on_line, pass_signals)
+    children = Children()
+    with children.passing_signals() if pass_signals else contextlib.nullcontext():
+        if dry_run:
+            return estimate(children, config, os.environ, on_line)
+        train_run(children, config, run_dir or config.run_dir, os.environ, on_line)
 
 
-def _launch(config: Config, run_dir: Path, on_line: Callable[[str], None], pass_signals: bool, *options: str) -> None:
+def estimate(
+    children: Children, config: Config, environment: Mapping[str, str], on_line: Callable[[str], None]
+) -> dict:
+    """Make some updates of a run, and leave no trace: what its record would say at its start, and "epoch_s" (seconds)."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "estimate.json"
+        train_run(children, config, Path(folder), environment, on_line, "--dry-run", "--estimate", str(file))
+        return json.loads(file.read_text())
+
+
+def train_run(
+    children: Children,
+    config: Config,
+    run_dir: Path,
+    environment: Mapping[str, str],
+    on_line: Callable[[str], None],
+    *options: str,
+) -> None:
+    """Train a run to its end as one of these children. Raises what launch() raises."""
+    run_dir = Path(os.path.relpath(run_dir))  # no home folder in outputs
     request = run_dir / "request.json"  # not config.json: that one belongs to the run that is there already, if any
     write_atomically(request, json.dumps(config.to_dict(), indent=1))
     run = ["--config", str(request), "--run-dir", str(run_dir)]
     again = shlex.join([os.path.relpath(sys.executable), "-m", "ffvit", "train", *run])
-    environment = {**_environment(config), **os.environ, "PYTHONUNBUFFERED": "1"}
-    last_lines: deque[str] = deque(maxlen=20)
-    told: list[str] = []  # by the run itself, of its end; its launcher buries that under its own traceback
-    asked: list[int] = []  # signals that were passed on
-    with _own_gpus(config, environment), open(run_dir / "log.txt", "a") as log:
-        log.write(f"to go on with this run after an interruption: {again}\n")
-        process = subprocess.Popen(
-            [sys.executable, *_launcher(config), "ffvit", "worker", *run, *options],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            with _passing_signals_on(process.pid, asked) if pass_signals else contextlib.nullcontext():
-                for line in process.stdout:
-                    log.write(line)
-                    log.flush()
-                    last_lines.append(line)
-                    if line.startswith((STOPPED_BY, "error")):
-                        told.append(line)
-                    on_line(line.rstrip("\n"))
-                process.wait()
-        except BaseException:
-            # An interrupted cell must not leave training behind; the launcher passes no signal on, its group gets it.
-            _signal_group(process.pid, signal.SIGTERM)
-            process.wait()
-            raise
-        finally:
-            _signal_group(process.pid, signal.SIGKILL)  # whoever is left when the launcher is gone
-    text = "".join(told or last_lines)
-    before_it_listened = asked and process.returncode and not told
-    if before_it_listened or any(line.startswith(STOPPED_BY) for line in told):
-        raise Stopped(f"{text}To go on:\n{again}")
-    if process.returncode:
+    log = run_dir / "log.txt"
+    with open(log, "a") as file:
+        file.write(f"to go on with this run after an interruption: {again}\n")
+    of_its_own = {**_environment(config), **environment}
+    with _own_gpus(config, of_its_own):
+        ended = children.run([*_launcher(config), "ffvit", "worker", *run, *options], of_its_own, log, on_line)
+    if ended.stopped:
+        raise Stopped(f"{ended.why}\nTo go on:\n{again}")
+    if ended.code:
         raise TrainingError(
-            f"training ended with exit code {process.returncode}:\n{text}"
-            f"The log is {run_dir / 'log.txt'}. To go on from the last whole checkpoint:\n{again}"
+            f"training ended with exit code {ended.code}:\n{ended.why}\n"
+            f"The log is {log}. To go on from the last whole checkpoint:\n{again}"
         )
 
 
@@ -108,11 +95,10 @@ def _launcher(config: Config) -> list[str]:
 
     Every choice is explicit: accelerate must not ask the machine's own configuration.
     """
-    watched = [lifetime.__file__, str(os.getpid())]
     if config.num_processes == 1:
-        return watched  # accelerate's launcher would only start this one process, after a second or two
+        return watched()  # accelerate's launcher would only start this one process, after a second or two
     return [
-        *watched,
+        *watched(),
         "accelerate.commands.launch",
         "--multi_gpu",  # on CPUs too: with --cpu, accelerate starts a single process whatever number is asked for
         "--num_machines=1",
@@ -120,37 +106,18 @@ def _launcher(config: Config) -> list[str]:
         f"--mixed_precision={config.mixed_precision}",
         "--dynamo_backend=no",
         "--main_process_port=0",  # a free one
-        *watched,
+        *watched(),
     ]
 
 
 def _environment(config: Config) -> dict[str, str]:
     """What the processes of a run find set, if nobody set it before."""
+    import torch
+
     threads = str(max(1, (os.cpu_count() or 1) // config.num_processes))
     on_cpu = config.device == "cpu" or config.device == "auto" and not torch.accelerator.is_available()
     processor = {"ACCELERATE_USE_CPU": "true"} if on_cpu else {}
     return {"OMP_NUM_THREADS": threads, **processor, **KEEP_MEMORY}
-
-
-def _signal_group(leader: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(leader, number)
-
-
-@contextlib.contextmanager
-def _passing_signals_on(leader: int, asked: list[int]) -> Iterator[None]:
-    """What asks this process to stop asks the run, and is noted in `asked`."""
-
-    def pass_on(number: int, _frame) -> None:
-        asked.append(number)
-        _signal_group(leader, signal.SIGTERM)
-
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -161,6 +128,8 @@ def _own_gpus(config: Config, environment: dict[str, str]) -> Iterator[None]:
     takes one of the places of a GPU, and of every GPU the first one before a second; a run of several takes GPUs whole.
     Raises InputError for more processes than there are GPUs.
     """
+    import torch
+
     places = range(_runs_per_gpu(environment))
     visible = environment.get("CUDA_VISIBLE_DEVICES")  # a scheduler's choice
     known = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
@@ -195,20 +164,14 @@ def _runs_per_gpu(environment: dict[str, str]) -> int:
     return int(given)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    try:
-        config, run_dir, options = parse(arguments, "ffvit train")
-        launch(config, run_dir, dry_run=options.dry_run, pass_signals=True)
-    except Stopped:
-        return STOPPED
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except TrainingError as error:  # what happened is on the screen already
-        print("\n".join(str(error).splitlines()[-2:]), file=sys.stderr)
-        return 2
+def main(arguments: list[str]) -> int:
+    config, run_dir, options = parse(arguments, "ffvit train", __doc__)
+
+    def show(line: str) -> None:
+        if not is_told(line):  # why a run ended is told at the end, with how to go on
+            print(line, flush=True)
+
+    found = launch(config, run_dir, show, options.dry_run, pass_signals=True)
+    if options.estimate:
+        write_atomically(options.estimate, json.dumps(found, indent=1))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

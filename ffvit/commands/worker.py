@@ -7,20 +7,18 @@ Exit codes: 0 finished, 2 an error that is named, 75 stopped by SIGTERM or SIGUS
 import argparse
 import json
 import os
-import sys
-import traceback
 from pathlib import Path
 
+from ffvit.commands.arguments import Parser
 from ffvit.settings.config import Config, config_from_dict, merge, parse_setting, with_defaults
 from ffvit.settings.experiment import load_experiment
-from ffvit.system.errors import InputError, Stopped, TrainingError
-from ffvit.system.lifetime import STOPPED
-from ffvit.training.run import train
+from ffvit.system.errors import InputError
+from ffvit.system.files import write_atomically
 
 
-def parse(arguments: list[str] | None, prog: str) -> tuple[Config, Path, argparse.Namespace]:
+def parse(arguments: list[str], prog: str, about: str) -> tuple[Config, Path, argparse.Namespace]:
     """The run that the command line asks for. Raises InputError."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
+    parser = Parser(prog, about)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--experiment", help="a name in experiments/, or the path of a .toml file")
     what.add_argument("--config", type=Path, help="the config.json of a run")
@@ -28,10 +26,13 @@ def parse(arguments: list[str] | None, prog: str) -> tuple[Config, Path, argpars
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run-dir", type=Path, help="default: runs/<experiment>/<model>-seed<seed>")
     parser.add_argument("--dry-run", action="store_true", help="measure some updates and say what the run will cost")
+    parser.add_argument("--estimate", type=Path, metavar="FILE", help="with --dry-run: write it down as JSON, too")
     parser.add_argument("settings", nargs="*", metavar="name=value", help="settings that win over the experiment's")
     options = parser.parse_intermixed_args(arguments)
     if options.experiment and not options.model:
         parser.error("--experiment needs --model")
+    if options.estimate and not options.dry_run:
+        parser.error("--estimate needs --dry-run")
     settings = merge(*map(parse_setting, options.settings))
     if fixed := {"experiment", "model", "seed"} & set(settings):
         raise InputError(
@@ -44,30 +45,11 @@ def parse(arguments: list[str] | None, prog: str) -> tuple[Config, Path, argpars
     return config, Path(os.path.relpath(options.run_dir or config.run_dir)), options
 
 
-def main(arguments: list[str] | None = None) -> int:
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    who = f" in process {rank} of {world}" if world > 1 else ""
-    try:
-        config, run_dir, options = parse(arguments, "ffvit worker")
-        train(config, run_dir, options.dry_run)
-    except Stopped as stopped:
-        if rank == 0:
-            print(stopped, flush=True)
-        return STOPPED
-    except (InputError, TrainingError) as error:
-        print(f"error{who}: {error}", file=sys.stderr)
-        return 2
-    except Exception as error:
-        traceback.print_exc()
-        print(f"error{who}: {type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+def main(arguments: list[str]) -> int:
+    config, run_dir, options = parse(arguments, "ffvit worker", __doc__)
+    from ffvit.training.run import train  # and torch: --help and a wrong argument are answered without
+
+    estimate = train(config, run_dir, options.dry_run)
+    if options.estimate and int(os.environ.get("RANK", 0)) == 0:
+        write_atomically(options.estimate, json.dumps(estimate))
     return 0
-
-
-if __name__ == "__main__":
-    code = main()
-    if code:
-        # At once: the usual way out waits for the other processes, which may be no more.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 import psutil
 
 STOPPED = 75  # exit code, EX_TEMPFAIL: stopped on request with everything kept; to be started again
+STOPPED_BY = "stopped by"  # how the line begins that says so
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what clusters send before they take a machine away
 
 

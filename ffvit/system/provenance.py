@@ -5,10 +5,12 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from ffvit.system.files import ROOT
+
+if TYPE_CHECKING:
+    import torch
 
 # What decides a result. Records and figures are left out: writing them must not make the tree look changed.
 CODE = ("ffvit", "notebooks", "experiments", "workflow", "pyproject.toml", "requirements.lock")
@@ -29,16 +31,36 @@ def git_state() -> dict:
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
 
 
-def hardware(device: torch.device, num_processes: int = 1) -> dict:
+def hardware(device: "torch.device", num_processes: int = 1) -> dict:
     """The machine as a reader needs it to judge a duration; no host name, no user."""
+    import torch
+
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {
-        "device": device.type,
-        "gpu": gpu,
-        "processes": num_processes,
-        "cpu": _cpu_name(),
-        "cpu_cores": os.cpu_count(),
-    }
+    return {"device": device.type, "gpu": gpu, "processes": num_processes, **processor()}
+
+
+def processor() -> dict:
+    """What hardware() says of the CPU."""
+    return {"cpu": _cpu_name(), "cpu_cores": os.cpu_count()}
+
+
+def gpus() -> list[str]:
+    """The names of NVIDIA's GPUs that runs may use, as torch gives them, without torch: it takes seconds to import."""
+    try:
+        asked = subprocess.run(
+            ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    rows = [line.split(", ", 2) for line in asked.stdout.splitlines()] if asked.returncode == 0 else []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [name for _, _, name in rows]
+    names = {key: name for index, uuid, name in rows for key in (index, uuid)}
+    return [names[key] for key in visible.split(",") if key in names]
 
 
 def versions() -> dict:

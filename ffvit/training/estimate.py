@@ -16,8 +16,11 @@ from ffvit.training.step import Run, make_update, set_rate
 SETTLE, MEASURE = 3, 7  # updates before an estimate: memory is allotted and kernels chosen; timed
 
 
-def dry_run(config: Config, run_dir: Path, accelerator: Accelerator) -> None:
-    """Make a few updates, say what the whole run will cost, and leave no trace."""
+def dry_run(config: Config, run_dir: Path, accelerator: Accelerator) -> dict:
+    """Make a few updates, say what the whole run will cost, and leave no trace.
+
+    Returns the facts of a record, and "epoch_s", the seconds of an epoch with its validation.
+    """
     run = set_up(config, run_dir, accelerator, keep=False)
     run.model.train()
     set_rate(run)
@@ -28,16 +31,20 @@ def dry_run(config: Config, run_dir: Path, accelerator: Accelerator) -> None:
             settled_at = now(run)
     run.done = 0  # what was tried is still to be done
     timed = meter.updates - SETTLE if meter.updates > SETTLE else meter.updates
-    say_estimate(run, (now(run) - settled_at) / timed)
+    epoch_s = say_estimate(run, (now(run) - settled_at) / timed)
     accelerator.end_training()
+    return run.facts | {"epoch_s": epoch_s}
 
 
-def say_estimate(run: Run, update_s: float, only_above_s: float = 0) -> None:
-    """From the seconds of an update and two batches of validation. Only of runs that take longer than only_above_s."""
+def say_estimate(run: Run, update_s: float, only_above_s: float = 0) -> float | None:
+    """From the seconds of an update and two batches of validation. Only of runs that take longer than only_above_s.
+
+    Returns the seconds of an epoch.
+    """
     config, accelerator = run.config, run.accelerator
     updates_left = config.total_epochs * len(run.batches) - run.update
     if not processes.highest(int(updates_left * update_s >= only_above_s), run.cpu_group):
-        return
+        return None
     began = time.monotonic()
     tried = list(islice(run.validation, 2))
     evaluate(run.raw_model, tried, run.num_classes, accelerator.device)
@@ -54,6 +61,7 @@ def say_estimate(run: Run, update_s: float, only_above_s: float = 0) -> None:
         f"{end:%Y-%m-%d %H:%M}; checkpoints take up to {disk_mb:,.0f} MB"
     )
     run.model.train()
+    return len(run.batches) * update_s + score_s
 
 
 def now(run: Run) -> float:

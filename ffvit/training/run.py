@@ -26,21 +26,21 @@ from ffvit.models import weights
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError, Stopped, TrainingError
 from ffvit.system.files import write_atomically
-from ffvit.system.lifetime import Stop
+from ffvit.system.lifetime import STOPPED_BY, Stop
 from ffvit.training import estimate, memory, optim, processes, progress
 from ffvit.training.evaluate import evaluate
 from ffvit.training.resume import go_on_from_checkpoint, note_bad_images, require_finite, save_state
 from ffvit.training.start import already_finished, set_up
 from ffvit.training.step import Run, make_update, set_rate
 
-STOPPED_BY = "stopped by"  # how the line begins that says so
 WORTH_AN_ESTIMATE_S = 600
 
 
-def train(config: Config, run_dir: Path, dry_run: bool = False) -> None:
+def train(config: Config, run_dir: Path, dry_run: bool = False) -> dict | None:
     """Run, or go on with, one training run. Raises InputError, TrainingError, and Stopped after a signal.
 
-    dry_run: make a few updates, say what the whole run will cost, and leave no trace.
+    dry_run: make a few updates, say what the whole run will cost, and leave no trace. Returns that: the facts of a record,
+    and "epoch_s", seconds of an epoch with its validation.
     """
     accelerator = processes.create_accelerator(config, run_dir)
     if dry_run:
