@@ -1,6 +1,7 @@
 """One update of a run: batch, loss, gradient, optimiser. Nothing random is stored: see ffvit.training.run."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,7 @@ class Run:
     bad_images: dict[str, list] = field(default_factory=lambda: {"train": [], "validation": []})
     weights_sha256: dict[str, str] = field(default_factory=dict)
     first_epoch_here: int = 0  # of this process
-    saved_at: float = 0.0  # when this process last wrote a checkpoint
+    saved_at: float = -math.inf  # by time.monotonic(), which may begin with the machine
 
     @property
     def epoch(self) -> int:
