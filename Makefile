@@ -58,7 +58,7 @@ figures: $(READY) ## Make the tables and figures of EXPERIMENT again from record
 	@$(BIN)python workflow/run.py figures "$$EXPERIMENT" --jobs "$$JOBS" --profile "$$PROFILE"
 
 test: $(READY) ## Run all tests, each notebook included
-	@$(BIN)ruff check . && $(BIN)ruff format --check .
+	@$(BIN)ruff check . && $(BIN)ruff format --check . && $(BIN)python -m mypy
 	@$(BIN)python -m pytest -n 2 tests
 
 lab: $(READY) ## Open JupyterLab on the notebooks

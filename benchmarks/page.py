@@ -2,6 +2,7 @@
 
 Each generated part has a place of its own in one page, between <!-- name --> and <!-- end of name -->. A benchmark gives
 its rows to `write`, which keeps them as benchmarks/<name>.csv, as a page that says where they come from, and in docs/.
+`make readme` also counts again what the published models cost (ffvit/evidence/counted.csv).
 """
 
 import csv
@@ -11,11 +12,12 @@ import json
 
 import torch
 
+from ffvit.evidence import counted
 from ffvit.evidence.measured import measured
 from ffvit.evidence.records import load_records
 from ffvit.evidence.reported import reported
 from ffvit.settings.experiment import load_experiment
-from ffvit.studies import claims, stages, study
+from ffvit.studies import architecture, claims, stages, study
 from ffvit.studies.report import WORDS
 from ffvit.system import provenance
 from ffvit.system.files import ROOT, write_atomically
@@ -199,5 +201,6 @@ def show(name: str, text: str) -> None:
 
 
 if __name__ == "__main__":
+    write_atomically(counted.CSV, architecture.count_again())
     for name, text in generated().items():
         show(name, text)

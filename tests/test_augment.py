@@ -102,7 +102,7 @@ def test_each_image_is_augmented_by_its_own_numbers_whatever_comes_with_it():
     numbers = augmentation.draw(3, len(pixels))
     together = augmentation(pixels, numbers)
     for rows in (slice(0, 5), slice(5, 24), np.arange(1, 24, 2)):
-        assert torch.equal(augmentation(pixels[rows], numbers[rows]), together[rows])
+        assert torch.equal(augmentation(pixels[rows], numbers.of(rows)), together[rows])
 
 
 def test_numbers_are_those_of_seed_and_epoch():

@@ -163,7 +163,7 @@ class Outlook:
 
 def measure(jobs: list[Job], side_by_side: int, children: Children) -> list[Measured]:
     """Try some updates of the first models, as many side by side as runs will be. Those that fail are left out."""
-    firsts = {}
+    firsts: dict[str, Job] = {}
     for job in sorted(jobs, key=lambda job: job.config.max_train_images > 0):  # of all images, others are scaled
         if not job.is_trained:
             firsts.setdefault(job.config.name, job)

@@ -12,6 +12,7 @@ import argparse
 import math
 import sys
 import time
+from typing import Any
 
 from ffvit.commands.arguments import Parser
 from ffvit.commands.forecast import measured_here
@@ -34,7 +35,7 @@ def add_shared(parser: Parser) -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="then stop with checkpoints; default: never")
 
 
-def read_shared(options: argparse.Namespace) -> tuple[Experiment, dict[str, object]]:
+def read_shared(options: argparse.Namespace) -> tuple[Experiment, dict[str, Any]]:
     """The experiment, and settings of the machine. Raises InputError for settings that decide a result, too."""
     if options.experiment.endswith(".toml"):
         raise InputError("give the name of a file in experiments/: of others, nothing is recorded in results/")

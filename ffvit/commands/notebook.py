@@ -29,11 +29,12 @@ def check(cells: list[str], values: dict) -> None:
             statements = ast.parse(source).body
         except SyntaxError:  # an IPython magic
             continue
-        if statements and all(isinstance(s, ast.AnnAssign) for s in statements):
-            declared = {s.target.id: ast.unparse(s.annotation) for s in statements}
+        annotated = [s for s in statements if isinstance(s, ast.AnnAssign)]
+        if annotated and len(annotated) == len(statements):
+            declared = {ast.unparse(s.target): ast.unparse(s.annotation) for s in annotated}
             injected = set()
         elif source.startswith(INJECTED):
-            injected |= {t.id for s in statements if isinstance(s, ast.Assign) for t in s.targets}
+            injected |= {ast.unparse(t) for s in statements if isinstance(s, ast.Assign) for t in s.targets}
     for name in sorted(injected - set(declared)):
         raise InputError(f"this notebook has no parameter '{name}'{suggest(name, declared)}")
     for name, kind in declared.items():

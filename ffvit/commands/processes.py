@@ -44,7 +44,8 @@ class Children:
         on_line: Callable[[str], None] = lambda _: None,
     ) -> Ended:
         """Run `python COMMAND` to its end. Every line it prints goes to on_line, and is added to the log."""
-        lines, told = [], []
+        lines: list[str] = []
+        told: list[str] = []
         with open(log, "a") as file:
             process = subprocess.Popen(
                 [sys.executable, *command],
@@ -59,7 +60,7 @@ class Children:
             try:
                 if self.asked:  # while it was started
                     _signal(process, signal.SIGTERM)
-                for line in process.stdout:
+                for line in process.stdout or ():
                     file.write(line)
                     file.flush()
                     lines = [*lines, line.rstrip("\n")][-20:]

@@ -64,7 +64,7 @@ def standing(config: Config, results_dir: Path = RESULTS, runs_dir: Path = RUNS)
             if not _same_settings(config, json.loads((folder / "config.json").read_text())):
                 state = OTHER
                 problems.append(f"{folder} holds a run with other settings: delete the folder to train this one")
-            elif finished:
+            elif path is None:
                 records.open_run(folder)
                 state = UNSCORED
             else:

@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -49,6 +49,7 @@ def launch(
         if dry_run:
             return estimate(children, config, os.environ, on_line)
         train_run(children, config, run_dir or config.run_dir, os.environ, on_line)
+    return None
 
 
 def estimate(
@@ -139,7 +140,7 @@ def _own_gpus(config: Config, environment: dict[str, str]) -> Iterator[None]:
             f"num_processes={config.num_processes} needs as many GPUs, found {len(known)}: set num_processes={len(known)}; "
             f"accumulation_steps={math.ceil(config.num_processes / len(known))} then leaves about as many images at a time"
         )
-    choices = [(gpu, [place]) for place in places for gpu in known]
+    choices: list[tuple[str, Sequence[int]]] = [(gpu, [place]) for place in places for gpu in known]
     if config.num_processes > 1:
         choices = [(gpu, places) for gpu in known]
     own: list[str] = []

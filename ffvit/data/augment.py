@@ -8,6 +8,7 @@ no constant is copied to it twice, nothing is read back.
 """
 
 import re
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ class Draws(NamedTuple):
     sign: np.ndarray  # (n, layers)
     noise: np.ndarray  # (n, layers), standard normal, of the magnitude
 
-    def __getitem__(self, rows) -> "Draws":
+    def of(self, rows: np.ndarray | slice) -> "Draws":
         return Draws(*(numbers[rows] for numbers in tuple(self)))
 
 
@@ -49,14 +50,14 @@ class Augmentation:
     def draw(self, epoch: int, count: int) -> Draws:
         """The numbers of an epoch's images, a function of the seed and the epoch alone."""
         rng = np.random.default_rng([self.config.seed, epoch])
-        layers = self.policy["n"]
-        uniform = [rng.random(s) for s in ((count, CROPS), (count, CROPS), (count, 2), count, *[(count, layers)] * 3)]
-        return Draws(*uniform, rng.standard_normal((count, layers)))
+        of_layers = (count, int(self.policy["n"]))
+        shapes = [(count, CROPS), (count, CROPS), (count, 2), (count,), of_layers, of_layers, of_layers]
+        return Draws._make([*(rng.random(shape) for shape in shapes), rng.standard_normal(of_layers)])
 
     def __call__(self, pixels: Tensor, draws: Draws) -> Tensor:
         """pixels: (n, C, S, S) uint8, on any device -> (n, C, S, S) float32, normalised; draws: of these images."""
         images = self._crop_and_flip(pixels.float(), draws)
-        for layer in range(self.policy["n"]):
+        for layer in range(int(self.policy["n"])):
             images = self._operate(images, draws, layer)
         return normalise(images, self.config)
 
@@ -65,13 +66,13 @@ class Augmentation:
         left, top, width, height = _crops(draws, size, config.crop_scale, config.crop_ratio)
         flip = draws.flip < config.hflip
         place = torch.arange(size, device=device) + 0.5
-        grid = []
-        for start, length, mirrored in ((left, width, flip), (top, height, np.zeros_like(flip))):
-            start, length, mirrored = (_column(v, device) for v in (start, length, mirrored))
+        axes = []
+        for of_axis in ((left, width, flip), (top, height, np.zeros_like(flip))):
+            start, length, mirrored = (_column(v, device) for v in of_axis)
             at = start + torch.where(mirrored > 0, size - place, place) * length / size
             at = torch.minimum(torch.maximum(at, start + 0.5), start + length - 0.5)  # nothing from outside the crop
-            grid.append(2 * at / size - 1)
-        x, y = grid
+            axes.append(2 * at / size - 1)
+        x, y = axes
         grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1)
         return F.grid_sample(images, grid, padding_mode="border", align_corners=False).round()
 
@@ -116,7 +117,7 @@ def _policy(text: str) -> dict[str, float]:
             f"auto_augment '{text}': with augment='batch' write 'rand-m9-mstd0.5-inc1', with numbers of your own for m, "
             "mstd, n and p; or set augment='image', which takes all that timm has"
         )
-    policy |= {match[1]: float(match[2]) for match in given}
+    policy |= {match[1]: float(match[2]) for match in given if match}
     return policy | {"n": int(policy["n"])}
 
 
@@ -239,7 +240,7 @@ def _enhancement(level: np.ndarray) -> np.ndarray:
 
 
 # timm's name -> the operation, and its value for a level from -1 to 1; in timm's order.
-OPERATIONS = {
+OPERATIONS: dict[str, tuple[Callable[..., Tensor], Callable[[np.ndarray], np.ndarray]]] = {
     "AutoContrast": (_auto_contrast, np.abs),
     "Equalize": (_equalize, np.abs),
     "Invert": (_invert, np.abs),

@@ -38,19 +38,20 @@ class TrainBatches:
         device: torch.device | str = "cpu",
     ):
         """device: where images are kept and augmented with augment="batch"; others come to it batch by batch."""
+        self.source: StreamedImages | EpochOrder
+        self.loader: Loader | ResidentTrainLoader
         if config.streaming:
-            self.source = StreamedImages(splits.train, config, accumulation_steps, rank)
-            self.loader = Loader(self.source, config, accumulation_steps)
+            stream = StreamedImages(splits.train, config, accumulation_steps, rank)
+            self.source, self.loader = stream, Loader(stream, config, accumulation_steps)
             num_images = len(splits.train)
         else:
-            self.source = EpochOrder(len(splits.train), config, rank)
+            self.source = order = EpochOrder(len(splits.train), config, rank)
             if config.augment == "batch":
                 images = ResidentImages(splits.train, config, device)
-                self.loader = ResidentTrainLoader(images, self.source, accumulation_steps)
+                self.loader = ResidentTrainLoader(images, order, accumulation_steps)
             else:
-                images = AugmentedImages(splits.train, config)
-                self.loader = Loader(images, config, accumulation_steps, self.source)
-            num_images = len(self.source.order)
+                self.loader = Loader(AugmentedImages(splits.train, config), config, accumulation_steps, order)
+            num_images = len(order.order)
         self.num_updates = num_images // config.batch_size
         if not self.num_updates:
             raise InputError(

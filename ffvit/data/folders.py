@@ -44,7 +44,8 @@ def open_class_folders(root: Path, wanted: list[str], dataset: str) -> dict[str,
         raise InputError(f"dataset '{dataset}': the folder holds no images, no parquet files and no save_to_disk")
     root, images, folders = _unwrapped(root, images, folders)
     of_split = _folders_of_splits(images, dataset)
-    found, classes = {}, []
+    found: dict[str, datasets.Dataset] = {}
+    classes: list[str] = []
     for split in dict.fromkeys(wanted):
         if split not in of_split:
             raise InputError(no_such_split(dataset, split, of_split))

@@ -22,7 +22,7 @@ MOST_BAD_IN_A_ROW = 1000  # skipping ends here: such a dataset is not merely dam
 class BadImage(NamedTuple):
     """A file that is no whole image."""
 
-    index: int  # of its row in the split; of a streamed image: in its parquet file
+    index: int  # type: ignore[assignment]  # of its row in the split; of a streamed image: in its parquet file
     file: str  # its name, "" if it has none; of a streamed image: the parquet file's
     reason: str
 
@@ -36,7 +36,7 @@ def decode(encoded: dict | None, mode: str) -> PIL.Image.Image:
         warnings.simplefilter("ignore")  # oddities that do no harm
         warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
         try:
-            image = PIL.Image.open(io.BytesIO(content(encoded)))
+            image: PIL.Image.Image = PIL.Image.open(io.BytesIO(content(encoded)))
             image.load()
             with contextlib.suppress(Exception):  # broken EXIF is no reason to lose the image
                 PIL.ImageOps.exif_transpose(image, in_place=True)
@@ -90,7 +90,7 @@ def train_transform(config: Config):
         scale=config.crop_scale,
         ratio=config.crop_ratio,
         hflip=config.hflip,
-        color_jitter=None,
+        color_jitter=None,  # type: ignore[arg-type]  # none at all, as timm reads it
         auto_augment=config.auto_augment or None,
         interpolation=config.interpolation,
         re_prob=config.random_erasing,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -69,9 +69,11 @@ class AugmentedImages(Images):
         self.transform = train_transform(config)
         self.decoded = [self.read(row) for row in range(len(split))] if config.in_memory else None
 
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int, list[BadImage]]:
+    def __getitem__(  # type: ignore[override]  # a key of EpochOrder, where an evaluation has a row
+        self, key: tuple[int, int, int]
+    ) -> tuple[Tensor, int, list[BadImage]]:
         epoch, position, row = key
-        bad = []
+        bad: list[BadImage] = []
         while True:
             number = (row + len(bad)) % len(self)
             image, label = self.decoded[number] if self.decoded else self.read(number)
@@ -88,9 +90,9 @@ class EpochOrder(Sampler):
     def __init__(self, num_images: int, config: Config, rank: int):
         # As if for one process: the rule of both samplers is to deal its order out in turn, done below by position.
         if config.repeated_augmentation:
-            self.order = RepeatAugSampler(range(num_images), 1, 0, num_repeats=config.repeated_augmentation)
+            self.order: Any = RepeatAugSampler(range(num_images), 1, 0, num_repeats=config.repeated_augmentation)
         else:
-            self.order = DistributedSampler(range(num_images), 1, 0, seed=config.seed)
+            self.order = DistributedSampler(range(num_images), 1, 0, seed=config.seed)  # type: ignore[arg-type]  # has a length
         self.config = config
         self.rank = rank
 
@@ -126,7 +128,7 @@ class Loader(DataLoader):
             generator=torch.Generator(),  # its own: starting workers must not draw from the run's random numbers
         )
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its own class
         try:
             yield from super().__iter__()
         except InputError as error:  # torch puts the worker's traceback before the message
@@ -135,4 +137,4 @@ class Loader(DataLoader):
 
 def _batch(items: list[tuple[Tensor, int, list[BadImage]]]) -> Batch:
     images, target, bad = zip(*items)
-    return Batch(default_collate(images), torch.tensor(target), [image for found in bad for image in found])
+    return Batch(default_collate(list(images)), torch.tensor(target), [image for found in bad for image in found])

@@ -60,7 +60,7 @@ class ResidentTrainLoader:
         at_once = max(1, AT_ONCE // self.micro_batch) * self.micro_batch
         for start in range(0, len(rows), at_once):
             chosen = torch.from_numpy(rows[start : start + at_once]).to(images.pixels.device, non_blocking=True)
-            augmented = self.augmentation(images.pixels[chosen], draws[positions[start : start + at_once]])
+            augmented = self.augmentation(images.pixels[chosen], draws.of(positions[start : start + at_once]))
             target = images.target[chosen]
             for part in zip(augmented.split(self.micro_batch), target.split(self.micro_batch)):
                 yield Batch(*part, bad)

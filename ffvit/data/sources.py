@@ -1,7 +1,7 @@
 """Where images come from: the embedded digits, a folder of one's own, or the hub."""
 
 import contextlib
-import importlib.util
+import importlib.metadata
 import io
 import itertools
 import re
@@ -214,8 +214,8 @@ def _check_files(files: dict[str, list[str]], splits: dict[str, datasets.Dataset
 def _digits() -> datasets.DatasetDict:
     """scikit-learn's 1,797 handwritten digits, 8x8, 17 grey levels; a stratified fifth is the test split."""
     # Its file, read without importing scikit-learn: that takes a second in every process of a pipeline of small runs.
-    file = Path(importlib.util.find_spec("sklearn").origin).parent / "datasets" / "data" / "digits.csv.gz"
-    table = np.loadtxt(file, delimiter=",")  # 64 pixels from 0 to 16, then the digit
+    file = importlib.metadata.distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+    table = np.loadtxt(str(file), delimiter=",")  # 64 pixels from 0 to 16, then the digit
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(d) for d in range(10)])}
     )

@@ -5,7 +5,9 @@ import hashlib
 import itertools
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import datasets
 import numpy as np
@@ -63,7 +65,7 @@ def load_splits(config: Config) -> Splits:
             parts["train"], parts[part] = _hold_out(parts["train"], fraction * len(train), part, len(classes))
     sizes = {"train": config.max_train_images, "validation": config.max_eval_images, "test": config.max_eval_images}
     parts = {part: _subset(parts[part], size) for part, size in sizes.items()}
-    return Splits(**parts, classes=classes, fingerprint=_fingerprint(*parts.values(), classes))
+    return Splits(**parts, classes=classes, fingerprint=_fingerprint(parts.values(), classes))
 
 
 def first_images(split: "datasets.Dataset | ParquetStream", config: Config, count: int) -> list[tuple]:
@@ -74,7 +76,7 @@ def first_images(split: "datasets.Dataset | ParquetStream", config: Config, coun
     return list(itertools.islice((row for row in rows if not isinstance(row[0], BadImage)), count))
 
 
-def encoded(split: "datasets.Dataset | ParquetStream") -> "datasets.Dataset | ParquetStream":
+def encoded(split: "datasets.Dataset | ParquetStream") -> Any:
     return split if isinstance(split, ParquetStream) else split.cast_column("image", datasets.Image(decode=False))
 
 
@@ -146,16 +148,16 @@ def _subset(split: datasets.Dataset, size: int) -> datasets.Dataset:
     return split.shuffle(seed=SPLIT_SEED).select(range(size))
 
 
-def _fingerprint(train, validation, test, classes: list[str]) -> str:
+def _fingerprint(splits: Iterable, classes: list[str]) -> str:
     """sha256 over classes, sizes, all labels and the encoded bytes of up to 64 images of each split.
 
     Of a stream, not to read all of it: the number of its rows, the sizes of its files, and its first 64 images.
     """
     digest = hashlib.sha256(json.dumps(classes).encode())
-    for split in (train, validation, test):
+    for split in splits:
         if isinstance(split, ParquetStream):
             digest.update(json.dumps([len(split), split.file_sizes()]).encode())
-            rows = itertools.islice(split, 64)
+            rows: Iterable[dict] = itertools.islice(split, 64)
         else:
             digest.update(_labels(split).tobytes())
             rows_of = encoded(split)

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import fsspec
@@ -156,7 +156,7 @@ class StreamedImages(IterableDataset):
     def rows(self, stream: int, streams: int, first: int) -> Iterator[tuple[RowGroup, int, dict]]:
         """(row group, row in it, content) of the stream's rows from `first` on, mixed within windows."""
         seed, size = (self.config.seed, self.rank), self.config.shuffle_buffer
-        tables = {}
+        tables: dict[RowGroup, Any] = {}
         for number in itertools.count():
             order = np.random.default_rng((*seed, number)).permutation(len(self.groups))
             # Dealt from another stream on in each pass: there may be fewer row groups than streams.

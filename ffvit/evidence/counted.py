@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 CSV = Path(__file__).with_name("counted.csv")
 
@@ -37,7 +38,7 @@ def _load() -> dict[str, Counted]:
     found = {}
     with open(CSV, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            counts = {name: int(row[name]) for name in ("parameters", "without_classifier", "macs")}
-            cell = {name: row[name] or None for name in ("patches", "features")}
-            found[key(row["model"], json.loads(row["model_args"]))] = Counted(**counts, **cell)
+            given: dict[str, Any] = {name: int(row[name]) for name in ("parameters", "without_classifier", "macs")}
+            given |= {name: row[name] or None for name in ("patches", "features")}
+            found[key(row["model"], json.loads(row["model_args"]))] = Counted(**given)
     return found

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -49,7 +50,7 @@ def save(figure: Figure, *paths: Path, source: str) -> None:
     """Write svg or png files whose metadata says where the numbers come from; the same figure, the same bytes."""
     for path in paths:
         buffer = io.BytesIO()
-        about = {"Title": path.stem, "Description": source}
+        about: dict[str, str | None] = {"Title": path.stem, "Description": source}
         # Without a date, and without matplotlib's version in the png, a figure made again is the same file.
         about |= {"Date": None, "Creator": "ffvit"} if path.suffix == ".svg" else {"Software": "ffvit"}
         figure.savefig(buffer, format=path.suffix[1:], metadata=about, dpi=200, bbox_inches="tight", facecolor="white")
@@ -66,8 +67,8 @@ def style_of(experiment: Experiment, name: str) -> tuple:
 
 def matrix_cell(panel: Axes, column: int, row: int, value: float | None, text: str, framed: bool) -> None:
     """A cell of a matrix of percentages; hatched where it is blank."""
-    blank = dict(facecolor="none", edgecolor="0.7", hatch="///", lw=0)
-    filled = dict(facecolor=plt.get_cmap("Blues")((value or 0) / 100), lw=0)
+    blank: dict[str, Any] = dict(facecolor="none", edgecolor="0.7", hatch="///", lw=0)
+    filled: dict[str, Any] = dict(facecolor=plt.get_cmap("Blues")((value or 0) / 100), lw=0)
     panel.add_patch(Rectangle((column + 0.03, row + 0.03), 0.94, 0.94, **(blank if value is None else filled)))
     if framed:
         panel.add_patch(Rectangle((column + 0.03, row + 0.03), 0.94, 0.94, facecolor="none", edgecolor="0.15", lw=2))
@@ -80,7 +81,7 @@ def mean_and_seeds(panel: Axes, x: float, values: list[float], style: tuple, hol
     """The mean over seeds, from SEEDS_OF_AN_INTERVAL on its 95 % interval, and beside it the seeds."""
     color, _, marker = style
     # Hollow to the left: where two stand at one place, both can be read.
-    beside = offset_copy(panel.transData, panel.figure, x=-8 if hollow else 8, units="points")
+    beside = offset_copy(panel.transData, panel.get_figure(root=True), x=-8 if hollow else 8, units="points")
     panel.plot([x] * len(values), values, ".", color=color, markersize=6, markeredgewidth=0, transform=beside)
     panel.update_datalim([(x, value) for value in values])  # of what is moved aside, matplotlib takes no notice
     limits = interval(values) if len(values) >= SEEDS_OF_AN_INTERVAL else None

@@ -4,6 +4,7 @@ import csv
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ffvit.system.errors import InputError
 
@@ -33,6 +34,13 @@ class Reported:
     source: str  # one of SOURCES
     note: str
 
+    @property
+    def number(self) -> float:
+        """The value of what is no blank."""
+        if self.value is None:
+            raise ValueError(f"{self.metric} of {self.model} is blank in {self.place} of {self.paper}")
+        return self.value
+
 
 def load_reported(path: Path = CSV) -> list[Reported]:
     """Every row of the file. Raises InputError with the line for a wrong unit, source or number, or one given twice."""
@@ -55,7 +63,8 @@ def load_reported(path: Path = CSV) -> list[Reported]:
                 not math.isfinite(value) or value < 0 or cells["unit"] == "percent" and value > 100
             ):
                 raise InputError(f"{where}: '{cells['value']}' is no value in {cells['unit']}")
-            row = Reported(**cells | {"value": value})
+            given: dict[str, Any] = cells | {"value": value}
+            row = Reported(**given)
             if any(
                 (r.paper, r.place, r.model, r.metric) == (row.paper, row.place, row.model, row.metric) for r in rows
             ):

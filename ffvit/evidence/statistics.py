@@ -32,7 +32,8 @@ def interval(values: list[float]) -> tuple[float, float] | None:
     """95 % confidence interval of the mean; None for a single value, and for values that are all alike."""
     if not _has_spread(values):
         return None
-    return tuple(map(float, stats.ttest_1samp(values, 0).confidence_interval(LEVEL)))
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(LEVEL)
+    return float(low), float(high)
 
 
 def difference(first: Measured, second: Measured) -> Difference:

@@ -1,5 +1,8 @@
 """The model of a run: made by `timm.create_model` from the run's settings, and refused before any work where it does not fit."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import timm
 import torch
 from timm.optim import list_optimizers
@@ -12,7 +15,9 @@ from ffvit.system.errors import InputError, suggest
 def create(config: Config, num_classes: int) -> nn.Module:
     """The model of a run. Raises InputError for an unknown name and for a shape that does not fit."""
     if not timm.is_model(config.model):
-        raise InputError(f"model '{config.model}' is unknown to timm{suggest(config.model, timm.list_models())}")
+        raise InputError(
+            f"model '{config.model}' is unknown to timm{suggest(config.model, map(str, timm.list_models()))}"
+        )
     shape = {"img_size": config.img_size, "in_chans": config.in_chans, "drop_rate": config.drop_rate}
     if config.drop_path_rate is not None:
         shape["drop_path_rate"] = config.drop_path_rate
@@ -30,7 +35,7 @@ def check(config: Config) -> None:
     """Raise InputError for a model or optimiser that cannot be made, before any image is read or weight allotted."""
     if config.optimizer not in list_optimizers():
         raise InputError(
-            f"optimizer '{config.optimizer}' is unknown to timm{suggest(config.optimizer, list_optimizers())}"
+            f"optimizer '{config.optimizer}' is unknown to timm{suggest(config.optimizer, map(str, list_optimizers()))}"
         )
     with torch.device("meta"):
         create(config, num_classes=2)
@@ -41,6 +46,7 @@ def use_plain_attention(model: nn.Module) -> None:
 
     On a CPU in bf16, that kernel takes three times as long for short sequences (65 tokens, heads of 16).
     """
-    for module in model.modules():
+    modules: Iterable[Any] = model.modules()  # timm declares fused_attn final
+    for module in modules:
         if hasattr(module, "fused_attn"):
             module.fused_attn = False

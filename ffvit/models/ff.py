@@ -33,6 +33,7 @@ class Branch(nn.Module):
         width = num_tokens if self.transposed else embed_dim
         # Over the tokens where transposed, as in the author's weights; MLP-Mixer normalises channels in both branches.
         self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.mix: Mlp | Attention
         if layer == "ff":
             self.mix = Mlp(width, int(mlp_ratio * width), drop=drop_rate)
         else:
@@ -77,7 +78,7 @@ class PositionEncoding(nn.Module):
 
     def forward(self, cls_token: Tensor, patches: Tensor, grid_size: tuple[int, int]) -> Tensor:
         """cls_token: (B, 1, D), patches: (B, H*W, D) -> (B, 1 + H*W, D)."""
-        positions = self.pos_embed
+        positions: Tensor = self.pos_embed
         if positions.shape[2:] != grid_size:  # the large model keeps a 14x14 map for its 7x7 patches
             positions = F.interpolate(positions, grid_size, mode="bilinear", align_corners=False)
         return torch.cat([cls_token + self.cls_pos_embed, patches + positions.flatten(2).transpose(1, 2)], dim=1)

@@ -13,6 +13,8 @@ Models are made by `timm.create_model("lit_ti")`, after `import ffvit`.
 
 import contextlib
 import math
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from timm.layers import Attention, DropPath, Mlp, PatchEmbed, to_2tuple, trunc_normal_
@@ -41,8 +43,8 @@ class DeformableConv(DeformConv2d):
         super().__init__(dim, out_dim, kernel_size=2, stride=2)
         # Taps row by row; channel 2k moves tap k down, channel 2k + 1 moves it to the right.
         self.conv_offset = nn.Conv2d(dim, 2 * 2 * 2, kernel_size=2, stride=2)
-        nn.init.zeros_(self.conv_offset.weight)
-        nn.init.zeros_(self.conv_offset.bias)
+        for parameter in self.conv_offset.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         tensors = x, self.conv_offset(x), self.weight, self.bias
@@ -114,13 +116,13 @@ class GlobalAttention(Attention):
             # The checkpoints hold it. `bias` reads the same entries, without an index, at any size.
             self.register_buffer("relative_position_index", relative_position_index(grid))
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:  # type: ignore[override]  # timm's takes a mask
         """x: (B, N, C) tokens of the grid -> (B, N, C)."""
         return super().forward(x, attn_mask=self.bias(grid) if self.grid else None)
 
     def bias(self, grid: Grid) -> Tensor:
         """What is added to the scaled logits: (1, heads, N, N)."""
-        table = resample(self.relative_position_bias_table, _span(self.grid), _span(grid), "bicubic")
+        table = resample(self.relative_position_bias_table, _span(cast(Grid, self.grid)), _span(grid), "bicubic")
         table = table.T.unflatten(1, _span(grid))  # (heads, 2h - 1, 2w - 1)
         # [head, y_i, x_i, y, x] = table[head, y_i + y, x_i + x]; counted backwards, y is h - 1 - y_j, and x likewise.
         windows = table.unfold(1, grid[0], 1).unfold(2, grid[1], 1).flip(3, 4)
@@ -169,6 +171,9 @@ class LIT(nn.Module):
     pooling: str  # "token", that of the class, or "avg"
     first_name: str  # of the module that cuts patches
     stage_names: tuple[str, ...]  # of the modules
+    place: Callable[[nn.Module, list[nn.Module], list[nn.ModuleList]], None]
+    add_positions: Callable[[int, Tensor, Grid], Tensor]
+    pool: Callable[[Tensor], Tensor]
 
     def __init__(
         self,
@@ -209,7 +214,7 @@ class LIT(nn.Module):
             None, patch_size, in_chans, embed_dims[0], nn.LayerNorm, output_fmt="NHWC", dynamic_img_pad=self.pads
         )
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
-        stages = []
+        stages: list[nn.ModuleList] = []
         for s, (dim, grid) in enumerate(zip(embed_dims, self.grids)):
             blocks = nn.ModuleList()
             for _ in range(depths[s]):
@@ -220,9 +225,17 @@ class LIT(nn.Module):
             stages.append(blocks)
         merging = DeformableMerging if deformable else PlainMerging
         self.place(patch_embed, [merging(*dims) for dims in zip(embed_dims, embed_dims[1:])], stages)
-        self.norm = nn.LayerNorm(self.embed_dim, eps=self.norm_eps)
+        self.norm: nn.Module = nn.LayerNorm(self.embed_dim, eps=self.norm_eps)
         self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
         self.init_weights()
+
+    @property
+    def mergings(self) -> list[Any]:
+        raise NotImplementedError
+
+    @property
+    def stages(self) -> list[Any]:
+        raise NotImplementedError
 
     def init_weights(self) -> None:
         """Truncated normal of 0.02 for linear weights and positions. Convolutions keep PyTorch's, offsets their zeros."""
@@ -233,7 +246,7 @@ class LIT(nn.Module):
             if isinstance(module, GlobalAttention) and self.relative:
                 trunc_normal_(module.relative_position_bias_table, std=0.02)
 
-    def grids_of(self, img_size: tuple[int, int]) -> list[Grid]:
+    def grids_of(self, img_size: Sequence[int]) -> list[Grid]:
         """The four maps' sizes for an image of (height, width) pixels. A merging leaves out an odd last row or column."""
         patches = [math.ceil(side / self.patch_size) if self.pads else side // self.patch_size for side in img_size]
         if min(patches) < 8:
@@ -247,8 +260,8 @@ class LIT(nn.Module):
         """One stage, from 0: (B, C, H, W) image, or the map of the stage before -> (B, N, C) tokens, (B, h, w, C) map."""
         if stage == 0:
             self.grids_of(x.shape[2:])  # refuses too small an image
-        x = self.mergings[stage - 1](x) if stage else self.patch_embed(x)
-        grid = tuple(x.shape[1:3])
+        x = self.mergings[stage - 1](x) if stage else self.get_submodule(self.first_name)(x)
+        grid = x.shape[1], x.shape[2]
         tokens = self.add_positions(stage, x.flatten(1, 2), grid)
         for block in self.stages[stage]:
             if self.grad_checkpointing and self.training:
@@ -348,7 +361,8 @@ class AbsoluteLIT(LIT):
         for s, (grid, info) in enumerate(zip(self.grids, self.feature_info), 1):
             num_tokens = math.prod(grid) + (s == 4)  # with the class token: 7 * 7 + 1 = 50
             setattr(self, f"pos_embed{s}", nn.Parameter(torch.empty(1, num_tokens, info["num_chs"])))
-        self.cls_token = nn.Parameter(torch.empty(1, 1, self.embed_dim))
+        self.cls_token: nn.Parameter | None = nn.Parameter(torch.empty(1, 1, self.embed_dim))
+        self.pooling = "token" if self.block4[0].attn else "avg"
 
     @property
     def patch_embed(self):
@@ -376,10 +390,6 @@ class AbsoluteLIT(LIT):
             return tokens
         return torch.cat([(self.cls_token + positions[0]).expand(len(tokens), -1, -1), tokens], dim=1)
 
-    @property
-    def pooling(self):
-        return "token" if self.block4[0].attn else "avg"
-
     def pool(self, tokens):
         return tokens[:, 0] if self.pooling == "token" else tokens.mean(dim=1)
 
@@ -402,9 +412,10 @@ class RelativeLIT(LIT):
 
     def place(self, patch_embed, mergings, stages):
         self.patch_embed = patch_embed
-        self.layers = nn.ModuleList(nn.ModuleDict({"blocks": blocks}) for blocks in stages)
-        for layer, merging in zip(self.layers, mergings):
+        layers = [nn.ModuleDict({"blocks": blocks}) for blocks in stages]
+        for layer, merging in zip(layers, mergings):
             layer["downsample"] = merging
+        self.layers: Any = nn.ModuleList(layers)
 
     @property
     def mergings(self):
@@ -428,7 +439,7 @@ class RelativeLIT(LIT):
 # Widths, depths and heads of stages 1 to 4. Heads without attention are nominal: they count where attention_stages says so.
 _SWIN = dict(embed_dims=(96, 192, 384, 768), num_heads=(3, 6, 12, 24), mlp_ratios=(4, 4, 4, 4))
 _PVT = dict(embed_dims=(64, 128, 320, 512), num_heads=(1, 2, 5, 8), mlp_ratios=(8, 8, 4, 4))
-VARIANTS = {
+VARIANTS: dict[str, tuple[type[LIT], dict[str, Any]]] = {
     "lit_ti": (AbsoluteLIT, dict(_PVT, depths=(3, 4, 6, 3), drop_path_rate=0.1)),
     "lit_s": (RelativeLIT, dict(_SWIN, depths=(2, 2, 6, 2), drop_path_rate=0.2)),
     "lit_m": (RelativeLIT, dict(_SWIN, depths=(2, 2, 18, 2), drop_path_rate=0.3)),

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 from ffvit.system.errors import InputError
 from ffvit.system.files import replacing, seal, sha256_of
 
-AUTHOR_TYPES = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
+Model = TypeVar("Model", bound=nn.Module)
+AUTHOR_TYPES: list[Any] = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
 # The author's parameter names, and ours (ffvit.models.ff.Block): 1 is over features, 2 over patches.
 AUTHOR_NAMES = (
     (".mlp1.", ".mix_features.mix."),
@@ -60,7 +62,7 @@ def load_weights(model: nn.Module, path: str | Path, sha256: str | None = None) 
     return model
 
 
-def create_by_timm(model_class: type[nn.Module], name: str, pretrained: bool, **kwargs) -> nn.Module:
+def create_by_timm(model_class: type[Model], name: str, pretrained: bool, **kwargs) -> Model:
     """timm's `build_model_with_cfg`. pretrained: fetch the author's file into torch's hub folder, once, and load it.
 
     timm replaces a classifier of another size and adapts the first convolution to other channels; all else must fit.
@@ -68,7 +70,7 @@ def create_by_timm(model_class: type[nn.Module], name: str, pretrained: bool, **
     """
     if not pretrained:
         return build_model_with_cfg(model_class, name, pretrained=False, **kwargs)
-    url = get_pretrained_cfg(name).url
+    url = getattr(get_pretrained_cfg(name), "url", None)
     if not url:
         raise InputError(f"no weights of {name} were published; timm.list_pretrained() tells which models have some")
     place = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
@@ -89,7 +91,7 @@ def create_by_timm(model_class: type[nn.Module], name: str, pretrained: bool, **
 
 def _fitting(content, model: nn.Module, path: Path) -> dict[str, Tensor]:
     """What timm calls between reading and loading: the state dict in an author's file, refused where it does not fit."""
-    cfg = model.pretrained_cfg
+    cfg: Any = model.pretrained_cfg
     state, own = _state_dict_in(content, path), model.state_dict()
     first_conv = f"{cfg['first_conv']}.weight"
     if first_conv in state:  # timm adapts it, and leaves the classifier out where it is of another size
@@ -119,7 +121,8 @@ def _refuse_misfit(model: nn.Module, own: dict[str, Tensor], state: dict[str, Te
             problems.append(f"{key} is {theirs.dtype}, the model's {ours.dtype}")
     if problems:
         shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        variant = model.variant_of(state) if hasattr(model, "variant_of") else ""
+        variant_of = getattr(model, "variant_of", None)
+        variant = variant_of(state) if variant_of else ""
         whose = f" (its blocks are those of {variant})" if variant else ""
         raise InputError(f"{path}: the weights of another model{whose}: {shown}")
 

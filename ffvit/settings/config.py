@@ -6,7 +6,7 @@ A setting decides the result, or is declared by `machine` to say only how and wh
 import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
@@ -164,7 +164,7 @@ class Config:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
-SETTINGS = Config.__pydantic_fields__  # name -> type, default, and whether it is the machine's
+SETTINGS = cast(Any, Config).__pydantic_fields__  # name -> type, default, and whether it is the machine's
 # Those that decide no result, and may differ when a run goes on.
 MACHINE = {name for name, field in SETTINGS.items() if (field.json_schema_extra or {}).get("machine")}
 # Arguments of models that were settings of their own once, and a setting that is gone: how older files are read.
@@ -260,7 +260,7 @@ def _in_words(error: Any) -> str:
 def _check(c: Config) -> None:
     """What no setting alone can tell. Raises InputError."""
 
-    def need(condition: object, message: str):
+    def need(condition: object, message: str) -> None:
         if not condition:
             raise InputError(message)
 

@@ -176,9 +176,9 @@ class Experiment(_File):
         comparison, grid = self.compare[name], {variant.name: variant for variant in self._grid()}
         seeds = comparison.seeds or self.seeds
         for model, settings in comparison.change.items():
-            base = grid[model]
+            changed = grid[model]
             yield Variant(
-                name=f"{model}_{name}", label=base.label, settings=merge(base.settings, settings), seeds=seeds,
+                name=f"{model}_{name}", label=changed.label, settings=merge(changed.settings, settings), seeds=seeds,
                 comparison=name, of=model,
             )  # fmt: skip
         axes = comparison.axes()

@@ -1,6 +1,6 @@
 """Notebook 08, its pictures of accuracy: against what training costs, in every comparison, and by learning rate."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,7 +25,7 @@ def accuracy_by_cost(experiment: Experiment, records: list[dict]) -> Figure:
     figure, axes = plt.subplots(2, 2, figsize=(10.5, 7.6), layout="constrained")
     epochs, seconds, macs, parameters = axes.flat
     for m in grid + longer:
-        look = dict(style=style_of(experiment, m.name), width=0.9 if m in longer else 1.8)
+        look: dict[str, Any] = dict(style=style_of(experiment, m.name), width=0.9 if m in longer else 1.8)
         _curve(epochs, m, np.arange(len(m.records[0]["history"])) + 1, **look)
         _curve(macs, m, _training_macs(m) / 10 ** (power := _power(grid + longer)), **look)
         if all("cpu_seconds" in epoch for r in m.records for epoch in r["history"]):
@@ -49,7 +49,9 @@ def accuracy_by_cost(experiment: Experiment, records: list[dict]) -> Figure:
     finish(epochs, macs, parameters)
     kinds = [Line2D([], [], color="0.3", lw=0.9, label="thin: longer training")] if longer else []
     if resized:
-        hollow = dict(marker="o", markerfacecolor="white", markersize=8, label="hollow: of another size")
+        hollow: dict[str, Any] = dict(
+            marker="o", markerfacecolor="white", markersize=8, label="hollow: of another size"
+        )
         kinds.append(Line2D([], [], color="0.3", lw=0, **hollow))
     legend(figure, experiment, grid + longer + resized, kinds)
     figure.suptitle(
@@ -113,7 +115,7 @@ def learning_rates(experiment: Experiment, trials: list[dict]) -> Figure:
     return figure
 
 
-def _curve(panel: Axes, m: Measured, x: Sequence[float], style: tuple, width: float) -> None:
+def _curve(panel: Axes, m: Measured, x: np.ndarray, style: tuple, width: float) -> None:
     y = np.array([[e["validation_top1_percent"] for e in r["history"]] for r in m.records])
     panel.plot(x, y.mean(axis=0), color=style[0], linestyle=style[1], lw=width)
     panel.fill_between(x, y.min(axis=0), y.max(axis=0), color=style[0], alpha=0.2, lw=0)

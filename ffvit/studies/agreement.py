@@ -1,6 +1,7 @@
 """Notebook 08, on mistakes: do models fail on the same images, and on which classes does one do better?"""
 
 import itertools
+import math
 import textwrap
 from dataclasses import dataclass
 
@@ -120,7 +121,7 @@ def per_class(experiment: Experiment, records: list[dict]) -> Figure:
     pairs = same_seeds(first, second) if first and second else []
     figure, panel = plt.subplots(figsize=(9.2, 4.6), layout="constrained")
     panel.set(title=f"{ours} less {theirs}, class by class", ylabel="difference in test top-1 (points)")
-    if pairs:
+    if first and second and pairs:
         scores = np.array([[r["results"]["per_class_percent"] for r in pair] for pair in pairs], dtype=float)
         points = scores[:, 0] - scores[:, 1]  # (seeds, classes); NaN for a class without test images
         order = [i for i in np.argsort(points.mean(axis=0)) if not np.isnan(points[:, i]).any()]
@@ -134,7 +135,7 @@ def per_class(experiment: Experiment, records: list[dict]) -> Figure:
         turned = dict(rotation=90) if len(order) > 12 else {}
         panel.tick_params(axis="x", length=0, **turned)
         panel.axhline(0, color="0.25", lw=1)
-        mean = np.mean(difference(first, second).points)
+        mean = float(np.mean(difference(first, second).points))
         panel.axhline(
             mean, color=COLORS[0], lw=1.4, linestyle="--", label=f"all classes: {mean:+.2f} points".replace("-", "−")
         )
@@ -160,8 +161,8 @@ def _agreement(first: str, second: str, found: dict[str, Measured]) -> Agreement
     if not runs:
         return Agreement(first, second, 0, "mistakes not recorded")
     counted = pd.DataFrame([_count(*two) for two in runs]).mean()  # a blank, NaN here, is in no mean
-    one, other, *means = [None if pd.isna(value) else float(value) for value in counted]
-    return Agreement(first, second, len(runs), "", (one, other), *means)
+    one, other, *means = map(float, counted)
+    return Agreement(first, second, len(runs), "", (one, other), *(None if math.isnan(m) else m for m in means))
 
 
 def _count(first: dict, second: dict) -> tuple[float, ...]:

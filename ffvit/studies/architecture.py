@@ -8,6 +8,7 @@ import io
 import json
 import textwrap
 from pathlib import Path
+from typing import cast
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -36,7 +37,7 @@ def architecture(model: ff.PatchFeatureMixer) -> Figure:
     """Figure 1 of the report, drawn from the blocks that the model has. Read it from bottom to top."""
     height, gap = 0.56, 0.3  # of a layer, and between two
     boxes, residuals, y = [], [], 2.0
-    for branch, mixes in _branches(model.blocks[0]):
+    for branch, mixes in _branches(cast(ff.Block, model.blocks[0])):
         kind = "Feed-Forward Layer" if hasattr(branch.mix, "fc1") else "Attention"
         turn = [("Transpose", "0.80")] * branch.transposed
         start, y = y, y + gap
@@ -151,6 +152,7 @@ def models_table() -> pd.DataFrame:
     rows = []
     for name in models_of_the_report():
         exact = counted(name)
+        assert exact, f"{name} is not in counted.csv"
         rows.append(
             {
                 "model": name,

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from typing import Any
 
 import pandas as pd
 import timm
@@ -165,7 +166,7 @@ def parameters(row: Reported, *_) -> Finding:
 
 
 def num_tokens(row: Reported, *_) -> Finding:
-    return tokens(row.model, row.value)
+    return tokens(row.model, row.number)
 
 
 def top1(row: Reported, experiment: Experiment, found: dict[str, Measured]) -> Finding:
@@ -176,7 +177,7 @@ def top1(row: Reported, experiment: Experiment, found: dict[str, Measured]) -> F
     other = _unlike_the_reports(mine)
     if not other and NAMES[row.model].startswith("ViT") and mine.records[0]["config"]["recipe"] == "deit":
         other = "trained by DeiT's recipe; the report's ViT and DeiT are one network, trained in two ways"
-    agrees = abs(mine.mean - row.value) <= POINTS
+    agrees = abs(mine.mean - row.number) <= POINTS
     return Finding(
         measured=str(mine),
         verdict=NOT_COMPARABLE if other else _verdict(agrees),
@@ -214,7 +215,7 @@ def _half_unit(row: Reported) -> float:
 
 
 def _rounds_to(count: int, row: Reported) -> bool:
-    return abs(count / 1e6 - row.value) <= _half_unit(row)
+    return abs(count / 1e6 - row.number) <= _half_unit(row)
 
 
 def _without_classifier(row: Reported) -> str:
@@ -231,7 +232,7 @@ def _on_imagenet(experiment: Experiment, found: dict[str, Measured], model: str)
 
 def _unlike_the_reports(mine: Measured) -> str:
     """In what ImageNet runs of a model are not the report's: its size, length and images. Empty: in nothing."""
-    printed = {r.model: int(r.value) for r in load_reported() if (r.paper, r.metric) == (PAPER, "epochs")}
+    printed = {r.model: int(r.number) for r in load_reported() if (r.paper, r.metric) == (PAPER, "epochs")}
     wanted = {
         "epochs": printed.get(mine.model, deit()["epochs"]),
         "max_train_images": 0,
@@ -261,7 +262,7 @@ def compare(
     limit = close() if limit is None else limit
     a, b = (report.in_cell(experiment, found, *cell) for cell in (better, worse))
     points = difference(a, b).points if a and b else []
-    if not points:
+    if not (a and b and points):
         return Finding(note="needs runs of both models with the same seeds")
     limits = interval(points)
     spread = f" (95 % {limits[0]:+.2f} to {limits[1]:+.2f})" if limits else ""
@@ -296,7 +297,7 @@ def larger_is_worse(
 
 def close() -> float:
     """The limit between well and not well, in points: how far apart the report's two models of CLOSE_TO are."""
-    attention, feed_forward = (reported("Table 1", model, "top1").value for model in CLOSE_TO)
+    attention, feed_forward = (reported("Table 1", model, "top1").number for model in CLOSE_TO)
     return round(attention - feed_forward, 2)
 
 
@@ -333,8 +334,8 @@ def class_token(name: str, *_) -> Finding:
     """Which tokens the logits depend on, by their gradient."""
     model = _model(name)
     x = _random(1, model.num_tokens, model.embed_dim).requires_grad_()
-    model.forward_head(x).square().sum().backward()
-    read = x.grad.abs().sum(dim=(0, 2)).nonzero().flatten().tolist()
+    (gradient,) = torch.autograd.grad(model.forward_head(x).square().sum(), x)
+    read = gradient.abs().sum(dim=(0, 2)).nonzero().flatten().tolist()
     return _of_model(
         f"the logits depend on {len(read)} of {model.num_tokens} tokens, from index {read[0]}", read == [0]
     )
@@ -403,7 +404,7 @@ class _Tracer(fx.Tracer):
 
 
 @cache
-def _model(name: str, device: str = "cpu") -> nn.Module:
+def _model(name: str, device: str = "cpu") -> Any:  # torch gives the parts of a ModuleList no types
     """With the weights a training would start from, but random biases, so that a check sees them."""
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(0)

@@ -7,10 +7,11 @@ Stages, blocks and heads count from 1.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -41,7 +42,8 @@ MOST_BYTES = 512 * 2**20  # for the attention maps of one block: how many images
 QUERIES = {1: ((22, 28), (56, 56)), 2: ((10, 14), (28, 28)), 3: ((6, 8), (14, 14)), 4: ((2, 3), (7, 7))}
 MOST_HEADS, MOST_IMAGES = 8, 4  # in a picture
 NONE_READABLE = "no image to look at can be read; choose another dataset"
-TITLE = dict(x=0.01, ha="left", fontsize=10)
+TITLE: dict[str, Any] = dict(x=0.01, ha="left", fontsize=10)
+Watched = Mapping[nn.Module, Callable[[Tensor], None]]  # to each module, who is shown its output
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def subjects(experiment: Experiment) -> tuple[str, str]:
     )
 
 
-def prepare(config: Config, weights: str | Path, num_classes: int = 0, **settings) -> tuple[LIT, Iterable[Batch]]:
+def prepare(config: Config, weights: str | Path, num_classes: int = 0, **settings) -> tuple[nn.Module, Iterable[Batch]]:
     """The model of a run or checkpoint, and batches of its test images.
 
     num_classes: the checkpoint's; 0: as many as the dataset has. settings: of Config, in place of the run's, such as
@@ -109,8 +111,8 @@ def offsets(model: nn.Module, images: Tensor) -> list[Tensor]:
     Raises InputError for a model without deformable merging.
     """
     mergings = model.mergings if isinstance(model, LIT) else []
-    found = []
-    watched = {m.dconv.conv_offset: found.append for m in mergings if isinstance(m, DeformableMerging)}
+    found: list[Tensor] = []
+    watched: Watched = {m.dconv.conv_offset: found.append for m in mergings if isinstance(m, DeformableMerging)}
     if not watched:
         raise InputError("this model's mergings have no offsets: choose a LIT with deformable=true")
     with _watching(model, watched):
@@ -130,7 +132,7 @@ def trace(moves: Sequence[Tensor | np.ndarray], patch_size: int, img_size: tuple
     points that the script drops are dropped. (With an odd patch_size the middle is inside a pixel, and that pixel is
     what must be in the image.) Bilinear sampling, weights and attention are not followed.
     """
-    points = np.stack(np.indices(moves[-1].shape[1:], dtype=float), axis=-1)[:, :, None]  # (h, w, 1, 2)
+    points = np.moveaxis(np.indices(moves[-1].shape[1:], dtype=float), 0, -1)[:, :, None]  # (h, w, 1, 2)
     for move in reversed(moves):
         grid = move.shape[1:]
         cells = np.rint(points)
@@ -145,7 +147,7 @@ def trace(moves: Sequence[Tensor | np.ndarray], patch_size: int, img_size: tuple
     return patch_size * points + patch_size / 2
 
 
-def offsets_figure(model: nn.Module, batch: Batch, config: Config) -> Figure:
+def offsets_figure(model: LIT, batch: Batch, config: Config) -> Figure:
     """The first images of a batch as the model sees them, with the traces of up to four tokens of the last map."""
     images = batch.images[batch.target >= 0][:MOST_IMAGES]
     if not len(images):
@@ -153,8 +155,8 @@ def offsets_figure(model: nn.Module, batch: Batch, config: Config) -> Figure:
     moves = offsets(model, images)
     height, width = images.shape[2:]
     side = model.patch_size * 2**3  # three mergings
-    figure, axes = plt.subplots(1, len(images), figsize=(3 * len(images), 3.7), squeeze=False, layout="constrained")
-    figure.get_layout_engine().set(wspace=0.04)
+    figure, axes = plt.subplots(1, len(images), figsize=(3 * len(images), 3.7), squeeze=False)
+    figure.set_layout_engine("constrained", wspace=0.04)
     marks = min(4.5, 140 * model.patch_size / width)  # points: what eight in a row leave room for
     for i, (panel, image) in enumerate(zip(axes[0], images)):
         seen = image.cpu().permute(1, 2, 0).numpy() * config.std + config.mean
@@ -164,7 +166,7 @@ def offsets_figure(model: nn.Module, batch: Batch, config: Config) -> Figure:
         for (row, column), color, marker in zip(_chosen(traces.shape[:2]), COLORS[1:], MARKERS):
             square = Rectangle((side * column, side * row), side, side, facecolor="none", edgecolor=color, lw=1.5)
             panel.add_patch(square).set_clip_on(False)
-            look = dict(s=marks**2, color=color, marker=marker, edgecolor="black", lw=0.1 * marks)
+            look: dict[str, Any] = dict(s=marks**2, color=color, marker=marker, edgecolor="black", lw=0.1 * marks)
             panel.scatter(*traces[row, column].T[::-1], **look, clip_on=False, zorder=3)
     units = [model.patch_size * 2**level for level in range(3)]  # pixels a token
     biases = [merging.dconv.conv_offset.bias.detach() for merging in model.mergings]
@@ -186,15 +188,16 @@ def mean_attention(model: nn.Module, batches: Iterable[Batch]) -> MeanAttention:
     """
     stages = dict(enumerate(model.stages if isinstance(model, LIT) else [], 1))
     attentions = {(s, b): block.attn for s in stages for b, block in enumerate(stages[s], 1) if block.attn}
-    if not attentions:
+    if not isinstance(model, LIT) or not attentions:
         raise InputError("this model has no attention to look at: choose a LIT with attention_stages=[1, 2, 3, 4]")
-    sums = dict.fromkeys(attentions, 0.0)
+    sums = {key: torch.zeros((), dtype=torch.float64) for key in attentions}
 
     def add(key: tuple[int, int], maps: Tensor) -> None:  # (B, heads, N, N)
         sums[key] = sums[key] + maps.sum(dim=0).cpu().double()
 
-    device, grids, count = next(model.parameters()).device, {}, 0
-    watched = {attention.attn_drop: partial(add, key) for key, attention in attentions.items()}
+    device, count = next(model.parameters()).device, 0
+    grids: dict[int, Grid] = {}
+    watched: Watched = {attention.attn_drop: partial(add, key) for key, attention in attentions.items()}
     with _unfused(attentions.values()), _watching(model, watched):
         for images, target, _ in batches:
             images = images[target >= 0]
@@ -214,7 +217,8 @@ def mean_attention(model: nn.Module, batches: Iterable[Batch]) -> MeanAttention:
 def query_cell(stage: int, grid: Grid) -> tuple[int, int]:
     """Row and column of the query that the published pictures show; in a map of another size, in proportion."""
     cell, published = QUERIES[stage]
-    return tuple(place * side // of for place, side, of in zip(cell, grid, published))
+    row, column = (place * side // of for place, side, of in zip(cell, grid, published))
+    return row, column
 
 
 def query_row(attention: MeanAttention, stage: int, block: int) -> np.ndarray:
@@ -285,7 +289,7 @@ def _heat_map(panel: Axes, probabilities: np.ndarray, query: tuple[int, int]) ->
     low, high = 100 * probabilities.min(), 100 * probabilities.max()
     digits = max(0, 2 - math.floor(math.log10(high or 1)))  # three of the highest
     panel.set_xlabel(f"{low:.{digits}f} to {high:.{digits}f} %" if low < high else f"{high:.{digits}f} %")
-    panel.xaxis.label.set_size(8)
+    panel.xaxis.label.set_fontsize(8)
     panel.set(xticks=[], yticks=[])
     panel.spines[:].set_visible(False)
     (row, column), width = query, min(1.6, 45 / probabilities.shape[1])
@@ -308,11 +312,11 @@ def _chosen(grid: Grid) -> list[tuple[int, int]]:
 
 
 def _inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return ((points >= 0) & (points < size)).all(axis=-1)  # NaN is not
+    return np.all((points >= 0) & (points < size), axis=-1)  # NaN is not
 
 
 @contextlib.contextmanager
-def _watching(model: nn.Module, watched: dict[nn.Module, Callable[[Tensor], None]]) -> Iterator[None]:
+def _watching(model: nn.Module, watched: Watched) -> Iterator[None]:
     """Meanwhile the model is in evaluation mode, and each module's output is shown to its function."""
     training = model.training
     hooks = [
@@ -330,7 +334,7 @@ def _watching(model: nn.Module, watched: dict[nn.Module, Callable[[Tensor], None
 
 
 @contextlib.contextmanager
-def _unfused(attentions: Iterable[nn.Module]) -> Iterator[None]:
+def _unfused(attentions: Iterable[Any]) -> Iterator[None]:  # timm declares fused_attn final
     """Meanwhile attention computes its probabilities step by step: the fused operator shows them to nobody."""
     fused = {attention: attention.fused_attn for attention in attentions}
     try:

@@ -88,7 +88,7 @@ class LiveCurve:
 
 def confusion(evaluations: Sequence[Evaluation], classes: list[str], most: int = 20) -> Figure:
     """Counts of predicted class by true class, added up over runs; of many classes, those with the most mistakes."""
-    total = sum(e.confusion for e in evaluations)
+    total = np.sum([e.confusion for e in evaluations], axis=0)
     mistakes = total.sum(axis=1) - np.diag(total)
     shown = np.arange(len(classes)) if len(classes) <= most else np.sort(np.argsort(-mistakes, kind="stable")[:most])
     counts = total[np.ix_(shown, shown)]

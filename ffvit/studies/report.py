@@ -97,12 +97,14 @@ def grid_table(experiment: Experiment, found: dict[str, Measured]) -> pd.DataFra
         printed = reported(place, name, "top1") if place else None
         mine = in_cell(experiment, found, patches, features, name)
         reading = reported(place, name, "parameters").note if place == "Section 3.4" else ""
+        exact = counted(name)
+        assert exact, f"{name} is not in counted.csv"
         rows.append(
             {
                 "Patches mixed by": WORDS[patches],
                 "Features mixed by": WORDS[features],
                 "Model (tiny)": name,
-                "Params exact (tiny)": f"{counted(name).parameters:,}",
+                "Params exact (tiny)": f"{exact.parameters:,}",
                 "ImageNet top-1 reported (%)": f"{printed.value:.1f}" if printed else "never run",
                 ours: str(mine) if mine else NOT_RUN,
                 f"Params exact ({experiment.scope})": f"{mine.parameters:,}" if mine else "",

@@ -6,7 +6,7 @@ accuracies come from records.
 """
 
 from collections import defaultdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -201,7 +201,7 @@ def accuracy_by_macs(experiment: Experiment, records: list[dict]) -> Figure:
     _draw_accuracy(accuracy, found, here, looks)
     _draw_gain(gain, found, here, looks)
     finish(accuracy, gain)
-    mark = dict(color="0.3", marker="o", markersize=7, lw=1.2)
+    mark: dict[str, Any] = dict(color="0.3", marker="o", markersize=7, lw=1.2)
     handles = [
         Line2D([], [], color=color, marker=marker, lw=0, markersize=7, label=f"attention in {words(stages)}")
         for stages, (color, _, marker) in looks.items()

@@ -5,6 +5,7 @@ what was tried before.
 import json
 import statistics
 from collections import defaultdict
+from collections.abc import Callable
 
 import pandas as pd
 
@@ -30,26 +31,26 @@ def study(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
 
 def measures(experiment: Experiment, m: Measured | None) -> dict:
     """The columns of a model in a table of what was measured. m: None, it was not run."""
-    columns = {
-        "Params": lambda: f"{m.parameters:,}",
-        "Multiply-adds": lambda: f"{m.macs:,}",
-        "Epochs": lambda: len(m.records[0]["history"]),
-        "Training images": lambda: f"{m.records[0]['dataset']['images']['train']:,}",
-        f"{experiment.scope} top-1 (%)": lambda: str(m),
-        "95 % interval": lambda: interval_words(m.top1_percent, ".2f"),
-        "Processor time (min)": lambda: _minutes(m.records),
-        "Hardware": lambda: ", ".join(m.hardware),
+    columns: dict[str, Callable[[Measured], object]] = {
+        "Params": lambda m: f"{m.parameters:,}",
+        "Multiply-adds": lambda m: f"{m.macs:,}",
+        "Epochs": lambda m: len(m.records[0]["history"]),
+        "Training images": lambda m: f"{m.records[0]['dataset']['images']['train']:,}",
+        f"{experiment.scope} top-1 (%)": str,
+        "95 % interval": lambda m: interval_words(m.top1_percent, ".2f"),
+        "Processor time (min)": lambda m: _minutes(m.records),
+        "Hardware": lambda m: ", ".join(m.hardware),
     }
     if m is None:
         return {column: NOT_RUN if "top-1" in column else "" for column in columns}
-    return {column: value() for column, value in columns.items()}
+    return {column: value(m) for column, value in columns.items()}
 
 
 def pairs(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
     """Differences in top-1, seed by seed. Holm's correction is over the planned comparisons, and over all the others."""
     rows = [(part, *pair) for part in experiment.parts() for pair in experiment.pairs(part)]
     planned = [not part and (a, b) in experiment.planned for part, a, b in rows]
-    compared = [(a, b, *(_label(experiment.variants[name]) for name in (a, b))) for _, a, b in rows]
+    compared = [(a, b, _label(experiment.variants[a]), _label(experiment.variants[b])) for _, a, b in rows]
     table = differences(experiment, everything(experiment, records), compared, planned)
     table.insert(0, "Part", [experiment.parts()[part] for part, *_ in rows])
     table.insert(1, "Kind", ["planned" if of else "exploratory" for of in planned])
@@ -68,19 +69,21 @@ def differences(
     correction is over. Raises InputError for runs on different images.
     """
     both = [difference(found[a], found[b]) if a in found and b in found else None for a, b, *_ in compared]
+    tested = {i: d.p for i, d in enumerate(both) if d and d.p is not None}
     corrected: dict[int, float] = {}
     for family in set(families):
-        tested = [i for i, d in enumerate(both) if families[i] == family and d and d.p is not None]
-        corrected |= dict(zip(tested, holm([both[i].p for i in tested])))
+        together = {i: p for i, p in tested.items() if families[i] == family}
+        corrected |= dict(zip(together, holm(list(together.values()))))
     rows = []
     for i, (d, (*_, ours, theirs)) in enumerate(zip(both, compared)):
-        n = 0 if d is None else len(d.points)
+        points = d.points if d else []
+        n = len(points)
         rows.append(
             {
                 "Difference": f"{ours} − {theirs}",
-                f"{experiment.scope} top-1 (points)": f"{statistics.mean(d.points):+.2f} (n={n})" if n else NOT_RUN,
-                "95 % interval": interval_words(d.points, "+.2f") if n else "",
-                "p": p_words(d.p) if i in corrected else "",
+                f"{experiment.scope} top-1 (points)": f"{statistics.mean(points):+.2f} (n={n})" if n else NOT_RUN,
+                "95 % interval": interval_words(points, "+.2f") if n else "",
+                "p": p_words(tested[i]) if i in tested else "",
                 "p (Holm)": p_words(corrected[i]) if i in corrected else "",
                 "What the seeds show": NOT_RUN if d is None else verdict(d, corrected.get(i), ours),
             }

@@ -1,13 +1,14 @@
 """What can go wrong for a person, as errors whose messages name what, where, and the cure."""
 
 import difflib
+from collections.abc import Iterable
 
 
 class InputError(Exception):
     """Something a person gave us is wrong. The message names what, where, and the cure."""
 
 
-def suggest(wrong: str, known) -> str:
+def suggest(wrong: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(wrong, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"
 

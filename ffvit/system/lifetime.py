@@ -55,7 +55,7 @@ class Stop:
     def __init__(self):
         self.asked = 0  # the number of the signal
         self.update_s = 0.0  # how long an update takes
-        self._error: Callable[[str], Exception] | None = None
+        self._error: Callable[[str], BaseException] | None = None
         self._acknowledged = threading.Event()
 
     def __enter__(self) -> "Stop":
@@ -79,7 +79,7 @@ class Stop:
         self._acknowledged.set()
 
     @contextlib.contextmanager
-    def at_once(self, error: Callable[[str], Exception]) -> Iterator[None]:
+    def at_once(self, error: Callable[[str], BaseException]) -> Iterator[None]:
         """While there is nothing that must be saved first: raise error(name of the signal) as soon as it comes."""
         if self.asked:
             raise error(signal.Signals(self.asked).name)

@@ -75,18 +75,18 @@ def evaluate(
         confidences.append(confidence.where(read, 0))
     model.train(was_training)
 
-    confusion = add_up(confusion).cpu().numpy()
+    counts = add_up(confusion).cpu().numpy()
     loss_sum, hits5 = add_up(sums).tolist()
-    count = int(confusion.sum())
+    count = int(counts.sum())
     if not count:
         first = f", the first ({bad_images[0].file}): {bad_images[0].reason}" if bad_images else ""
         raise InputError(f"no image to score can be read{first}; choose another split or dataset")
     return Evaluation(
         images=count,
         loss=loss_sum / count,
-        top1_percent=100 * float(np.trace(confusion)) / count,
+        top1_percent=100 * float(np.trace(counts)) / count,
         top5_percent=100 * hits5 / count,
-        confusion=confusion,
+        confusion=counts,
         targets=_joined(targets),
         predictions=_joined(predictions),
         confidences=_joined(confidences),

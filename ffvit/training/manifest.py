@@ -15,7 +15,7 @@ def find_state(folder: Path) -> tuple[Path | None, list[str]]:
 
     (None, []) where there is no checkpoint. Raises InputError where there are some and none is whole.
     """
-    damaged = []
+    damaged: list[str] = []
     for path in checkpoints(folder):
         if not (damage := _damage(path)):
             return path, damaged

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -87,7 +88,7 @@ def _try_update(config: Config, num_classes: int, count: int, accelerator: Accel
     device = accelerator.device
     model = build.create(config, num_classes).to(device).train()
     if config.grad_checkpointing:
-        model.set_grad_checkpointing(True)
+        cast(Any, model).set_grad_checkpointing(True)  # timm's models have it
     averaged = ModelEmaV3(model).to(device) if config.ema_decay else None
     optimizer = create_optimizer(config, model)
     with accelerator.autocast():

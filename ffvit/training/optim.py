@@ -1,5 +1,8 @@
 """A recipe's optimiser, learning rate and loss, each piece from timm."""
 
+from collections.abc import Collection
+from typing import Any
+
 import torch
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -20,13 +23,13 @@ def create_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     at a rate of their own, while their biases go with all others. The schedule brings every group to the same min_lr.
     """
     fits = config.optimizer in FUSED and config.device != "cpu"
-    fused = {"fused": True} if fits and torch.cuda.is_available() else {}
+    fused: dict[str, Any] = {"fused": True} if fits and torch.cuda.is_available() else {}
     return create_optimizer_v2(parameter_groups(config, model), opt=config.optimizer, lr=config.lr, **fused)
 
 
 def parameter_groups(config: Config, model: nn.Module) -> list[dict]:
     """Without and with decay; and, where they have a rate of their own, the weights of deformable offsets."""
-    spared = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    spared: Collection[str] = getattr(model, "no_weight_decay", tuple)()
     groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=spared)
     offsets = [p for name, p in model.named_parameters() if name.endswith("conv_offset.weight")]
     if not offsets or config.offset_lr_ratio == 1:

@@ -1,6 +1,7 @@
 """The processes of a run: checked as they start, and what they share besides gradients: sums, buffers, and when to stop."""
 
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed
@@ -54,7 +55,9 @@ def share_buffers(model: nn.Module) -> None:
 
 def cpu_group() -> torch.distributed.ProcessGroup | None:
     """The processes of the run, to agree through the CPU: on the GPU that would wait for the work queued there."""
-    return torch.distributed.new_group(backend="gloo") if torch.distributed.is_initialized() else None
+    if not torch.distributed.is_initialized():
+        return None
+    return cast(torch.distributed.ProcessGroup, torch.distributed.new_group(backend="gloo"))  # all are members
 
 
 def highest(number: int, group: torch.distributed.ProcessGroup | None) -> int:

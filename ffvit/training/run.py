@@ -60,6 +60,7 @@ def train(config: Config, run_dir: Path, dry_run: bool = False) -> dict | None:
         if not memory.is_exhausted(error):
             raise
         raise TrainingError(memory.advice(config)) from None
+    return None
 
 
 def _train(config: Config, run_dir: Path, accelerator: Accelerator, stop: Stop) -> None:

@@ -4,6 +4,7 @@ import datetime
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -57,7 +58,7 @@ def set_up(config: Config, run_dir: Path, accelerator: Accelerator, keep: bool =
     scored_alike = replace(config, accumulation_steps=parts)
     validation = eval_loader(splits.validation, scored_alike, accelerator.process_index, device)
     if config.grad_checkpointing:
-        raw_model.set_grad_checkpointing(True)
+        cast(Any, raw_model).set_grad_checkpointing(True)  # timm's models have it
     ema = ModelEmaV3(raw_model, decay=config.ema_decay) if config.ema_decay else None
     if ema:
         ema.to(device)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.distributed
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from timm.data import Mixup
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from ffvit.data.batches import TrainBatches
 from ffvit.data.loader import Batch, Loader
+from ffvit.data.resident import ResidentEvalLoader
 from ffvit.settings.config import Config
 from ffvit.training import optim, progress
 
@@ -30,13 +32,13 @@ class Run:
     accelerator: Accelerator
     num_classes: int
     batches: TrainBatches
-    validation: Loader
+    validation: Loader | ResidentEvalLoader
     accumulation_steps: int
     raw_model: nn.Module
     model: nn.Module  # the raw one, as the processes share it
     cpu_group: torch.distributed.ProcessGroup | None  # of several processes
     ema: ModelEmaV3 | None
-    optimizer: torch.optim.Optimizer
+    optimizer: AcceleratedOptimizer  # torch's, as the processes share it
     scheduler: Scheduler
     mix: Mixup | None
     criterion: nn.Module
