@@ -147,7 +147,7 @@ def test_the_record_lists_the_images_that_could_not_be_read(tmp_path):
     model, damaged, _, _ = with_bad_images(9, [4, 7])
     (tmp_path / "config.json").write_text(json.dumps(load_experiment("digits").config("ff").to_dict()))
     (tmp_path / "training.json").write_text(json.dumps({"dataset": {"images": {"test": 9}}}))
-    path = write_record(tmp_path, evaluate(model, batches(damaged), CLASSES), tmp_path / "results")
+    path = write_record(tmp_path, evaluate(model, batches(damaged), CLASSES))
     results = json.loads(path.read_text())["results"]
     assert results["images"] == 7
     assert results["bad_images"] == [{"index": i, "file": f"{i}.png", "reason": "empty"} for i in (4, 7)]

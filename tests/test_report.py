@@ -13,11 +13,12 @@ from ffvit.data.splits import load_splits
 from ffvit.evidence import drawing, records, tables
 from ffvit.evidence.measured import measured, sources
 from ffvit.evidence.reported import load_reported
-from ffvit.evidence.scoring import score, write_record
+from ffvit.evidence.scoring import publish, score, write_record
 from ffvit.models import ff
 from ffvit.settings.experiment import load_experiment
 from ffvit.studies import architecture, report
 from ffvit.system.errors import InputError
+from ffvit.system.files import write_atomically
 from ffvit.training.run import train
 
 MACHINE = {"device": "cpu", "gpu": None, "processes": 1, "cpu": "A Processor", "cpu_cores": 2}
@@ -164,14 +165,25 @@ def test_unfinished_run_gets_no_record_but_the_command_that_goes_on(tmp_path):
         score_command.main([str(tmp_path)])
 
 
-def test_a_run_of_this_machine_is_told_from_a_recorded_one(tmp_path):
-    assert records.origin(DIGITS[0], tmp_path) == "recorded"
-    run = tmp_path / "digits/ff-seed0"
-    run.mkdir(parents=True)
-    (run / "training.json").write_text(json.dumps({"started_at": DIGITS[0]["started_at"]}))
-    assert records.origin(DIGITS[0], tmp_path) == "trained here"
-    (run / "training.json").write_text(json.dumps({"started_at": "2026-01-02T00:00:00+00:00"}))
-    assert records.origin(DIGITS[0], tmp_path) == "recorded"
+def own_record(folder, **changes):
+    file = folder / "digits/ff-seed0/record.json"
+    write_atomically(file, json.dumps(DIGITS[0] | changes))
+
+
+def test_a_run_of_this_machine_is_shown_where_it_gave_another_result_and_says_so(tmp_path):
+    other = DIGITS[0]["results"] | {"top1_percent": 50.0}
+    own_record(tmp_path, results=other, weights_sha256={"last.safetensors": "another"})
+    shown = records.in_use(DIGITS, records.load_own("digits", tmp_path))
+    assert [r["run_id"] for r in shown] == sorted(r["run_id"] for r in DIGITS)
+    [mine] = [r for r in shown if records.origin(r) == "trained here"]
+    assert (mine["run_id"], mine["results"]["top1_percent"]) == ("ff-seed0", 50.0)
+
+
+@pytest.mark.parametrize("change", [{}, {"started_at": "later"}, {"weights_sha256": {"last.safetensors": "another"}}])
+def test_a_run_that_repeats_a_record_changes_nothing_that_is_shown(tmp_path, change):
+    own_record(tmp_path, **change)
+    shown = records.in_use(DIGITS, records.load_own("digits", tmp_path))
+    assert shown == sorted(DIGITS, key=lambda r: r["run_id"])
 
 
 def test_imagenet_grid_shows_the_tiny_models_alone():
@@ -201,10 +213,23 @@ def trial(tmp_path):
     return config, tmp_path / "run"
 
 
-def test_a_trial_does_not_replace_a_record_of_the_experiment(trial):
+def test_a_record_is_written_beside_its_run(trial):
     config, folder = trial
     evaluation = score(config, folder / "last.safetensors", load_splits(config))
     assert write_record(folder, evaluation) == folder / "record.json"
+
+
+def test_a_trial_is_never_published_and_a_record_never_written_over(trial, tmp_path):
+    config, folder = trial
+    write_record(folder, score(config, folder / "last.safetensors", load_splits(config)))
+    with pytest.raises(InputError, match="other settings than digits"):
+        publish(folder, tmp_path)
+    whole = load_experiment("digits").config("ff")
+    (folder / "config.json").write_text(json.dumps(whole.to_dict()))
+    file = publish(folder, tmp_path)
+    assert file == tmp_path / "digits/ff-seed0.json" and json.loads(file.read_text())["results"]["images"] == 360
+    with pytest.raises(InputError, match="ff-seed0.json is there already: delete it first"):
+        publish(folder, tmp_path)
 
 
 def test_a_run_of_several_processes_is_scored_on_all_images(trial):

@@ -1,6 +1,8 @@
 """Score a finished run and write its record: `ffvit score runs/digits/ff-seed0`.
 
-The last weights are scored on the test split, every image once, and results/digits/ff-seed0.json is written.
+The last weights are scored on the test split, every image once, and record.json is written into the run's folder. With
+--record it is also put among the records that come with the project, as results/digits/ff-seed0.json; one that is there is
+never written over.
 `ffvit score --trial runs/trials/a` writes down a run made to choose a recipe, as results/digits/trials/a.json: its
 validation scores and what it cost, and never a look at the test split.
 """
@@ -16,19 +18,22 @@ def main(arguments: list[str]) -> int:
     parser = Parser("ffvit score", __doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--trial", action="store_true", help="write down its validation scores only")
+    parser.add_argument("--record", action="store_true", help="put the record into results/ too")
     options = parser.parse_args(arguments)
     run_dir = Path(os.path.relpath(options.run_dir))
     config, _ = open_run(run_dir)
 
     # With torch, which takes seconds: --help and a run that is not there are answered without.
     from ffvit.data.splits import load_splits
-    from ffvit.evidence.scoring import score, write_record, write_trial
+    from ffvit.evidence.scoring import publish, score, write_record, write_trial
 
     if options.trial:
         print(f"trial: {os.path.relpath(write_trial(run_dir))}")
         return 0
     evaluation = score(config, run_dir / "last.safetensors", load_splits(config))
     path = write_record(run_dir, evaluation)
+    if options.record:
+        path = publish(run_dir)
     print(
         f"top-1 {evaluation.top1_percent:.2f} % of {evaluation.images:,} test images; record: {os.path.relpath(path)}"
     )

@@ -54,15 +54,37 @@ def load_trials(experiment: str, results_dir: Path = RESULTS) -> list[dict]:
 
 
 def load_records(experiment: str, results_dir: Path = RESULTS) -> list[dict]:
-    """All records of an experiment, by run id. Raises InputError for a file that is no whole record."""
+    """The records that came with the project, by run id. Raises InputError for a file that is no whole record."""
     return [_read(path, FIELDS) for path in sorted((results_dir / experiment).glob("*.json"))]
 
 
-def origin(record: dict, runs_dir: Path = RUNS) -> str:
-    """ "trained here" where this machine still holds the very run; "recorded" where the record came with the project."""
-    run = runs_dir / record["config"]["experiment"] / record["run_id"] / "training.json"
-    here = run.is_file() and json.loads(run.read_text())["started_at"] == record["started_at"]
-    return "trained here" if here else "recorded"
+def load_own(experiment: str, runs_dir: Path = RUNS) -> list[dict]:
+    """The records of the runs that this machine made. Raises InputError for a file that is no whole record."""
+    files = sorted((runs_dir / experiment).glob("*/record.json"))
+    return [_read(path, FIELDS) | {"trained_here": True} for path in files]
+
+
+def in_use(recorded: list[dict], own: list[dict]) -> list[dict]:
+    """What tables and figures show, a record a run: this machine's own, unless it repeats the one that is recorded."""
+    found = {r["run_id"]: r for r in recorded}
+    for record in own:
+        if record["run_id"] not in found or not same_result(record, found[record["run_id"]]):
+            found[record["run_id"]] = record
+    return [found[run_id] for run_id in sorted(found)]
+
+
+def same_result(first: dict, second: dict) -> bool:
+    """Whether two runs of the same images ended in the same weights, or in the same answer to every test image."""
+    if first["dataset"]["fingerprint"] != second["dataset"]["fingerprint"]:
+        return False
+    weights = [r.get("weights_sha256", {}).get("last.safetensors") for r in (first, second)]
+    scores = [[r["results"].get(name) for name in ("top1_percent", "mistakes", "confusion")] for r in (first, second)]
+    return (weights[0] is not None and weights[0] == weights[1]) or scores[0] == scores[1]
+
+
+def origin(record: dict) -> str:
+    """Whose number it is: one of this machine's own runs, or one that came with the project."""
+    return "trained here" if record.get("trained_here") else "recorded"
 
 
 def belongs(record: dict, experiment: Experiment) -> bool:

@@ -41,11 +41,9 @@ def score(config: Config, weights: str | Path, splits: Splits, device: str = "au
     return evaluate(model.to(device), eval_loader(splits.test, alone(config)), len(splits.classes), device)
 
 
-def write_record(run_dir: Path, evaluation: Evaluation, results_dir: Path | None = None) -> Path:
-    """Join what training left in the run's folder with its score on the test split, and return the file.
+def write_record(run_dir: Path, evaluation: Evaluation) -> Path:
+    """Join what training left in the run's folder with its score on the test split, as record.json beside it.
 
-    results_dir: None writes to results/ where the run has its experiment's own settings; another one, such as a trial
-    with fewer epochs, must not stand among them, and its record stays in its folder.
     Raises InputError where the images scored are not those the run was made for.
     """
     config, facts = open_run(run_dir)
@@ -64,11 +62,24 @@ def write_record(run_dir: Path, evaluation: Evaluation, results_dir: Path | None
     if len(evaluation.confusion) <= MAX_CONFUSION_CLASSES:
         results["confusion"] = evaluation.confusion.tolist()
         results["mistakes"] = evaluation.mistakes
-    if results_dir is None and not belongs_to_its_experiment(config):
-        path = run_dir / "record.json"
-    else:
-        path = (results_dir or RESULTS) / config.experiment / f"{config.run_id}.json"
+    path = run_dir / "record.json"
     write_atomically(path, json.dumps(facts | {"results": results}, indent=1) + "\n")
+    return path
+
+
+def publish(run_dir: Path, results_dir: Path = RESULTS) -> Path:
+    """Put the record of a run among those that come with the project, and return the file.
+
+    Raises InputError for a run with other settings than its experiment's, such as a trial, and where a record is there:
+    a record is never written over.
+    """
+    config, _ = open_run(run_dir)
+    if not belongs_to_its_experiment(config):
+        raise InputError(f"{run_dir} has other settings than {config.experiment}: it is none of its runs")
+    path = results_dir / config.experiment / f"{config.run_id}.json"
+    if path.exists():
+        raise InputError(f"{path} is there already: delete it first to record the run anew")
+    write_atomically(path, (run_dir / "record.json").read_text())
     return path
 
 
