@@ -1,12 +1,16 @@
 """The search for each model's own settings: equal effort, never at an edge, on validation images."""
 
 import math
+import os
+import signal
+import time
 
 import pytest
 
-from ffvit.commands import tune
+from ffvit.commands import jobs, tune
 from ffvit.evidence import records
 from ffvit.settings.experiment import Experiment, load_experiment
+from ffvit.system.errors import Stopped, TrainingError
 from ffvit.system.files import EXPERIMENTS
 
 BEST_RATE = {"ff": 32e-3, "vit": 1e-3, "attention_only": 8e-3, "ff_attention": 8e-3}
@@ -55,6 +59,63 @@ def test_interrupted_search_makes_no_trial_twice(experiment):
     again = tune.search(experiment, [trained(left[0])]).left
     assert [c.to_dict() for c in again] == [c.to_dict() for c in left[1:]]
     assert len({tune.name_of(experiment, config) for config in left}) == len(left)
+
+
+@pytest.fixture
+def command(experiment, tmp_path, monkeypatch):
+    """ffvit tune, of which each trial is made by the function given instead of by training; and the trials there are."""
+    made = []
+    monkeypatch.setattr(tune, "read_shared", lambda options: (experiment, {}))
+    monkeypatch.setattr(tune, "places", lambda jobs: (2, 0))
+    monkeypatch.setattr(tune, "outlook", lambda experiment, jobs_, *rest: jobs.Outlook(jobs_, 2, []))
+    monkeypatch.setattr(tune, "RUNS", tmp_path)
+    monkeypatch.setattr(tune.records, "load_trials", lambda name: list(made))
+
+    def run(make=lambda job, children: None) -> int:
+        def carry_out(job, children):
+            make(job, children)
+            made.append(trained(job.config))
+            return "trial"
+
+        monkeypatch.setattr(jobs, "carry_out", carry_out)
+        return tune.main(["cifar10-small"])
+
+    return run, made
+
+
+def test_stopped_search_goes_on_by_the_same_command_and_makes_no_trial_twice(command, experiment, capsys):
+    run, made = command
+
+    def ctrl_c(job, children):
+        if len(made) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            while not children.asked:
+                time.sleep(0.01)
+        if children.asked:
+            raise Stopped("stopped")
+
+    assert run(ctrl_c) == 75
+    assert "the search is not complete: the same command goes on" in capsys.readouterr().out
+    assert 5 <= len(made) < 8  # of the first eight
+    assert run() == 0
+    trials, found = whole_search(experiment)
+    assert sorted(tune.key(t["config"]) for t in made) == sorted(tune.key(t["config"]) for t in trials)
+    told = capsys.readouterr().out
+    assert all(f"{model}: base_lr = {values['base_lr']}" in told for model, values in found.items())
+
+
+def test_failed_trial_is_told_and_ends_the_search_once_the_others_of_its_round_are_made(command, capsys):
+    run, made = command
+
+    def nan(job, children):
+        if job.name == "ff-base_lr0.004-weight_decay0.05":
+            raise TrainingError("training ended with exit code 2:\nerror: training loss of process 0 is nan")
+
+    assert run(nan) == 2
+    assert (
+        "error: ff-base_lr0.004-weight_decay0.05: error: training loss of process 0 is nan" in capsys.readouterr().err
+    )
+    assert len(made) == 7 and {t["config"]["base_lr"] for t in made} == {4e-3, 8e-3}  # no further round
 
 
 @pytest.mark.parametrize("name", SEARCHED)

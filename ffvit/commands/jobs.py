@@ -115,9 +115,11 @@ class Outlook:
 
     def __init__(self, jobs: list[Job], side_by_side: int, known: list[Measured], done: int = 0, later: int = 0):
         self.jobs, self.side_by_side, self.done, self.later = jobs, side_by_side, done, later
+        self.scaled = []  # models that nothing was measured of
         for job in jobs:
             seconds = epoch_s(job.config, known)
             if seconds is None and known:
+                self.scaled.append(job.config.name)
                 with contextlib.suppress(Exception):  # a model that cannot be made: its run will say so
                     seconds = epoch_s(job.config, known, count_macs(job.config, known[0].classes))
             job.expected_s = seconds or math.nan

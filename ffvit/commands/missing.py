@@ -83,7 +83,9 @@ def outlook(
     """Say how long jobs will take, measured first where nothing is known of this machine. Raises Stopped."""
     known = measured_here(experiment) or measure(jobs, side_by_side, children)
     looked = Outlook(jobs, side_by_side, known, done, later)
-    say(f"time for all of them: {looked.left()}")
+    scaled = ", ".join(dict.fromkeys(looked.scaled))
+    how = f", as epochs took here{f'; {scaled} by multiply-adds' if scaled else ''}" if known else ""
+    say(f"time for all of them: {looked.left()}{how}")
     return looked
 
 
