@@ -65,7 +65,7 @@ def open_class_folders(root: Path, wanted: list[str], dataset: str) -> dict[str,
         number = {name: i for i, name in enumerate(classes)}
         found[split] = datasets.Dataset.from_dict(
             {
-                "image": [str(root.joinpath(*below, *parts)) for parts in mine],
+                "image": ["/".join((str(root), *below, *parts)) for parts in mine],
                 "label": [number[name] for name, _ in mine],
             },
             datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=classes)),

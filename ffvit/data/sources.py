@@ -40,12 +40,15 @@ def open_splits(wanted: list[str], config: Config) -> dict[str, datasets.Dataset
                 saved = datasets.load_from_disk(str(place))
             return _choose(saved if isinstance(saved, dict) else {"train": saved}, wanted, dataset)
         if not _parquet_below(place):
-            return open_class_folders(place, wanted, dataset)
+            with opening(dataset):
+                return open_class_folders(place, wanted, dataset)
     builder, files = _builder(place, dataset)
     with opening(dataset):
         builder.download_and_prepare()
         splits = _choose(builder.as_dataset(), wanted, dataset)
-    _check_files(files, splits, config)
+    label = find_columns(splits[wanted[0]].features, config)[1]
+    classes = getattr(splits[wanted[0]].features[label], "names", [])
+    _check_files({name: files[name] for name in splits if files.get(name)}, label, classes, dataset)
     return splits
 
 
@@ -63,12 +66,13 @@ def parquet_files(wanted: list[str], config: Config) -> tuple[dict[str, list[str
     )
 
 
-def open_parquet(files: dict[str, list[str]], config: Config) -> dict[str, datasets.Dataset]:
-    """Splits from these files and no others."""
-    with opening(config.dataset):
-        splits = datasets.load_dataset("parquet", data_files=files)
-    _check_files(files, splits, config)
-    return splits
+def open_parquet(
+    files: dict[str, list[str]], label: str, classes: list[str], dataset: str
+) -> dict[str, datasets.Dataset]:
+    """Splits from these files and no others. Raises InputError where their column `label` is not of these classes."""
+    _check_files(files, label, classes, dataset)
+    with opening(dataset):
+        return datasets.load_dataset("parquet", data_files=files)
 
 
 def find_columns(features: datasets.Features, config: Config) -> tuple[str, str]:
@@ -152,7 +156,7 @@ def _place(dataset: str) -> Path | str:
     if not folder.is_dir() and (ROOT / folder).is_dir():
         folder = ROOT / folder  # an experiment file's path means the same in a notebook, which runs in notebooks/
     if folder.is_dir():
-        return folder
+        return folder.resolve()
     if dataset.startswith((".", "/", "~")):
         raise InputError(f"dataset '{dataset}': there is no such folder")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", dataset):  # datasets would take "json" for any such file in this folder
@@ -165,7 +169,7 @@ def _place(dataset: str) -> Path | str:
 
 def _parquet_below(folder: Path) -> set[str]:
     files, _ = everything_below(folder)
-    return {str(folder.resolve().joinpath(*parts)) for parts in files if parts[-1].endswith(".parquet")}
+    return {str(folder.joinpath(*parts)) for parts in files if parts[-1].endswith(".parquet")}
 
 
 def _builder(place: Path | str, dataset: str) -> tuple[datasets.DatasetBuilder, dict[str, list[str]]]:
@@ -196,19 +200,17 @@ def _choose(source: Mapping[str, Any], wanted: list[str], dataset: str) -> dict[
     return {name: source[name] for name in wanted}
 
 
-def _check_files(files: dict[str, list[str]], splits: dict[str, datasets.Dataset], config: Config) -> None:
+def _check_files(files: dict[str, list[str]], label: str, classes: list[str], dataset: str) -> None:
     """Raises InputError where parquet files number their classes differently: datasets casts them without a word.
 
     Of a split on the hub its first file is asked.
     """
-    for split, found in splits.items():
-        _, label = find_columns(found.features, config)
-        paths = [path for path in files.get(split, []) if path.endswith(".parquet")]
-        asked = paths[:1] if paths and "://" in paths[0] else paths
-        for path, footer in zip(asked, of_each(asked, read_footer, config.dataset)):
-            own, read_as = classes_of(footer, label), found.features[label]
-            if own is not None:
-                check_class_names(own, getattr(read_as, "names", []), f"{config.dataset}, {Path(path).name}")
+    asked = [path for paths in files.values() for path in (paths[:1] if "://" in paths[0] else paths)]
+    asked = [path for path in asked if path.endswith(".parquet")]
+    for path, footer in zip(asked, of_each(asked, read_footer, dataset)):
+        own = classes_of(footer, label)
+        if own is not None:
+            check_class_names(own, classes, f"{dataset}, {Path(path).name}")
 
 
 def _digits() -> datasets.DatasetDict:

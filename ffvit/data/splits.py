@@ -49,7 +49,8 @@ def load_splits(config: Config) -> Splits:
     if config.streaming:
         files, info = parquet_files(list(names.values()), config)
         train = ParquetStream(files[config.train_split], info, config)
-        source = open_parquet({name: files[name] for part, name in names.items() if part != "train"}, config)
+        others = {name: files[name] for part, name in names.items() if part != "train"}
+        source = open_parquet(others, train.columns[1], train.features["label"].names, config.dataset)
     else:
         source = open_splits(list(names.values()), config)
         train = _two_columns(source[config.train_split], config)
