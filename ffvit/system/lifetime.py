@@ -86,6 +86,8 @@ class Stop:
         self._error = error
         try:
             yield
+            if self.asked:  # and caught on the way: datasets has bare excepts, and what is raised in __del__ is lost
+                raise error(signal.Signals(self.asked).name)
         finally:
             self._error = None
 
