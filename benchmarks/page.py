@@ -123,6 +123,7 @@ def findings(score: str) -> str:
             "points": row[points],
             "95 % interval": row["95 % interval"],
             "what the seeds show": row["What the seeds show"],
+            "kind": row["Kind"],
         }
         for row in study.pairs(experiment, records).to_dict("records")
     ]
