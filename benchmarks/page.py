@@ -9,6 +9,7 @@ import csv
 import datetime
 import io
 import json
+from pathlib import Path
 
 import torch
 
@@ -134,8 +135,13 @@ def findings(score: str) -> str:
 def notebook_rows() -> list[dict[str, str]]:
     rows = []
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        title = "".join(json.loads(path.read_text())["cells"][0]["source"]).splitlines()[0].removeprefix("# ")
-        rows.append({"notebook": f"[{path.stem}](notebooks/{path.name})", "question": title})
+        notebook = json.loads(path.read_text())
+        title = "".join(notebook["cells"][0]["source"]).splitlines()[0].removeprefix("# ")
+        given = notebook["metadata"].get("ffvit", {})
+        row = {"notebook": f"[{path.stem}](notebooks/{path.name})", "question": given.get("question", title)}
+        if "makes" in given:
+            row["makes"] = ", ".join(f"`{stem}`" for stem in dict.fromkeys(Path(file).stem for file in given["makes"]))
+        rows.append(row)
     return rows
 
 
