@@ -19,8 +19,8 @@ import pytest
 from ffvit.__main__ import COMMANDS
 from ffvit.__main__ import main as ffvit
 from ffvit.commands import forecast, jobs, train
+from ffvit.commands.children import Children, watched
 from ffvit.commands.jobs import Job, Outlook
-from ffvit.commands.processes import Children, watched
 from ffvit.commands.train import launch
 from ffvit.evidence import records
 from ffvit.settings.experiment import load_experiment
@@ -200,7 +200,7 @@ import os, sys
 sys.modules.update(dict.fromkeys(["papermill", "IPython", "ipykernel", "matplotlib", "seaborn", "snakemake"]))
 from pathlib import Path
 from ffvit.commands.missing import main
-from ffvit.commands.processes import Children, watched
+from ffvit.commands.children import Children, watched
 Children().run([*watched(), "long", "a.begun"], dict(os.environ), Path("log.txt"))
 """
 

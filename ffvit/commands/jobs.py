@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from ffvit.commands.children import Children, watched
 from ffvit.commands.forecast import (
     BESIDES_S,
     Measured,
@@ -22,7 +23,6 @@ from ffvit.commands.forecast import (
     side_by_side_s,
     spoken,
 )
-from ffvit.commands.processes import Children, watched
 from ffvit.commands.train import RUNS_PER_GPU, estimate, train_run
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError, Stopped, TrainingError

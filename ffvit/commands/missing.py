@@ -15,10 +15,10 @@ import time
 from typing import Any
 
 from ffvit.commands.arguments import Parser
+from ffvit.commands.children import Children
 from ffvit.commands.forecast import measured_here
 from ffvit.commands.jobs import Job, Outlook, environment, measure, run, say
-from ffvit.commands.processes import Children
-from ffvit.commands.status import RECORDED, UNSCORED, standing
+from ffvit.commands.status import DONE, RECORDED, TRAINED, UNSCORED, standing
 from ffvit.settings.config import MACHINE, Config, merge, parse_setting
 from ffvit.settings.experiment import GRID, Experiment, load_experiment
 from ffvit.system.errors import InputError, suggest
@@ -95,11 +95,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--models", nargs="+", default=[], help="only these")
     parser.add_argument("--seeds", nargs="+", type=int, default=[], help="only these")
     parser.add_argument("--part", default="", help="only this comparison; grid: the grid")
+    parser.add_argument("--record", action="store_true", help="put the records into results/, to be committed")
     options = parser.parse_args(arguments)
     deadline = time.monotonic() + 60 * options.minutes
     experiment, settings = read_shared(options)
     configs = choose(experiment, options.models, options.seeds, options.part, **settings)
-    left = [(c, state) for c in configs if (state := standing(c).state) != RECORDED]
+    enough = (RECORDED,) if options.record else DONE
+    left = [(c, state) for c in configs if (state := standing(c).state) not in enough]
     done = len(configs) - len(left)
     if not left:
         say(f"0 of {len(configs)} runs are missing")
@@ -111,7 +113,14 @@ def main(arguments: list[str]) -> int:
         where = f"on {gpus} GPU" if gpus else "on the CPU"
         say(f"{len(left)} of {len(configs)} runs are missing; {side_by_side} side by side {where}")
         jobs = [
-            Job(c.run_id, c, c.run_dir, environment(c, side_by_side, gpus), is_trained=state == UNSCORED)
+            Job(
+                c.run_id,
+                c,
+                c.run_dir,
+                environment(c, side_by_side, gpus),
+                scoring=("--record",) if options.record else (),
+                is_trained=state in (UNSCORED, TRAINED),
+            )
             for c, state in left
         ]
         looked = outlook(experiment, jobs, side_by_side, children, done)

@@ -18,7 +18,9 @@ from ffvit.system.files import RESULTS, RUNS
 from ffvit.training.manifest import find_state
 
 # Where a run can stand, from done to untouched.
-RECORDED, UNSCORED, BEGUN, OTHER, MISSING = "recorded", "not scored", "begun", "other settings", "missing"
+RECORDED, TRAINED = "recorded", "trained here"  # came with the project; has a record beside the run
+UNSCORED, BEGUN, OTHER, MISSING = "not scored", "begun", "other settings", "missing"
+DONE = (RECORDED, TRAINED)
 WIDTH = 100  # columns
 LABEL_WIDTH = 40
 
@@ -66,7 +68,7 @@ def standing(config: Config, results_dir: Path = RESULTS, runs_dir: Path = RUNS)
                 problems.append(f"{folder} holds a run with other settings: delete the folder to train this one")
             elif path is None:
                 records.open_run(folder)
-                state = UNSCORED
+                state = TRAINED if (folder / "record.json").exists() else UNSCORED
             else:
                 done = json.loads((path / "progress.json").read_text())["history"]
                 state, detail = BEGUN, f"epoch {len(done) + 1} of {config.total_epochs}"
@@ -106,7 +108,7 @@ def report(experiment: Experiment, found: list[Standing], name: str) -> str:
     if problems := [problem for s in found for problem in s.problems]:
         lines += ["", "Damaged, or in the way:"]
         lines += [line for problem in problems for line in _indented(problem)]
-    left = [s.config.run_id for s in found if s.state != RECORDED]
+    left = [s.config.run_id for s in found if s.state not in DONE]
     if left:
         lines += ["", "Not recorded:", *_indented(" ".join(left))]
     lines += ["", f"{len(found) - len(left)} of {len(found)} runs recorded"]
@@ -122,7 +124,7 @@ def report(experiment: Experiment, found: list[Standing], name: str) -> str:
 def _by_state(found: list[Standing]) -> list[str]:
     """A line for each state that runs of a model are in: "recorded 0, 1, 2", "begun 3 (epoch 37 of 100)"."""
     lines = []
-    for state in (RECORDED, UNSCORED, BEGUN, OTHER, MISSING):
+    for state in (RECORDED, TRAINED, UNSCORED, BEGUN, OTHER, MISSING):
         seeds = [f"{s.config.seed} ({s.detail})" if s.detail else f"{s.config.seed}" for s in found if s.state == state]
         lines += [f"{state} {', '.join(seeds)}"] if seeds else []
     return lines

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ffvit.commands.processes import Children, is_told, watched
+from ffvit.commands.children import Children, is_told, watched
 from ffvit.commands.worker import parse
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError, Stopped, TrainingError

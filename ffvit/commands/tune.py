@@ -21,9 +21,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ffvit.commands.arguments import Parser
+from ffvit.commands.children import Children
 from ffvit.commands.jobs import Job, environment, run, say
 from ffvit.commands.missing import add_shared, outlook, places, read_shared
-from ffvit.commands.processes import Children
 from ffvit.evidence import records
 from ffvit.settings.config import Config
 from ffvit.settings.experiment import Experiment
