@@ -1,8 +1,8 @@
 """When two runs are the same: one rule for training, records, status and pipeline.
 
 Two runs are the same if the settings that decide the result are alike, and the code that decides: data, training, what
-builds a model, and the model's own file. Of the code, comments, docstrings, annotations and messages are left out, so that
-rewording trains nothing again.
+builds a model, and the model's own file. Of the code, comments, docstrings, imports, annotations and messages are left out,
+so that rewording trains nothing again.
 """
 
 import ast
@@ -61,9 +61,14 @@ class _Bare(ast.NodeTransformer):
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
         return ast.Constant("")
 
+    def visit_Import(self, node: ast.Import | ast.ImportFrom) -> None:
+        return None
+
+    visit_ImportFrom = visit_Import
+
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        node.annotation = ast.Constant(None)
-        return self.generic_visit(node)
+        bare = ast.Assign([node.target], node.value) if node.value else ast.Pass()
+        return self.generic_visit(bare)
 
     def visit_arg(self, node: ast.arg) -> ast.AST:
         node.annotation = None

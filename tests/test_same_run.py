@@ -1,0 +1,82 @@
+"""When two runs are the same: settings that decide, and code that decides."""
+
+import ast
+
+import pytest
+
+from ffvit.settings import same_run
+from ffvit.settings.experiment import load_experiment
+from ffvit.settings.same_run import code_of, deciding, differing
+
+STEP = '''
+"""One step."""
+
+import math
+from a import b
+
+
+def step(x: int, rate: float = 0.1) -> float:
+    """Shapes."""
+    if x < 0:
+        raise ValueError(f"{x} is negative")
+    count: int = 2
+    print(f"step {x}")
+    return math.sqrt(x) * rate * count  # why
+'''
+
+
+def bare(text: str) -> str:
+    return ast.dump(same_run._Bare().visit(ast.parse(text)))
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("One step.", "A step, once."),
+        ("Shapes.", "x: (B, N)."),
+        ("# why", "# because"),
+        (" is negative", " must not be negative: give a larger one"),
+        ("step {x}", "at step {x}"),
+        ("x: int", "x: int | None"),
+        (" -> float", ""),
+        ("count: int = 2", "count = 2"),
+        ("from a import b", "from a.c import b"),
+    ],
+)
+def test_what_only_people_read_trains_nothing_again(old, new):
+    assert old in STEP and bare(STEP.replace(old, new)) == bare(STEP)
+
+
+@pytest.mark.parametrize("old, new", [("= 0.1", "= 0.2"), ("* count", "+ count"), ("x < 0", "x <= 0"), ("sqrt", "exp")])
+def test_what_computes_trains_again(old, new):
+    assert old in STEP and bare(STEP.replace(old, new)) != bare(STEP)
+
+
+def test_a_model_is_of_its_own_file_and_of_no_other_models(monkeypatch):
+    read = same_run._bare
+
+    def edited(name):
+        code_of.cache_clear()
+        monkeypatch.setattr(same_run, "_bare", lambda file: read(file) + (" edited" if file.name == name else ""))
+        return [code_of(model) for model in ("ff_tiny_patch16_224", "vit_tiny_patch16_224", "lit_ti")]
+
+    before = edited("")
+    changed = {
+        name: [a != b for a, b in zip(before, edited(name))] for name in ("ff.py", "lit.py", "step.py", "study.py")
+    }
+    code_of.cache_clear()
+    assert changed["ff.py"] == [True, False, False] and changed["lit.py"] == [False, False, True]
+    assert changed["step.py"] == [True] * 3 and changed["study.py"] == [False] * 3
+
+
+def test_settings_of_the_machine_make_no_other_run():
+    config = load_experiment("digits").config("ff").to_dict()
+    there = {"num_workers": 4, "compile": True, "device": "cuda", "label": "x", "dataset": "elsewhere", "recipe": ""}
+    assert differing(config, config | there) == []
+    assert differing(config, config | {"base_lr": 1.0, "seed": 3}) == ["base_lr", "seed"]
+
+
+def test_lits_batch_norms_see_the_parts_of_a_batch():
+    for name, decides in (("stages34", True), ("stages34_plain", False)):
+        config = load_experiment("digits-lit").config(name).to_dict()
+        assert (deciding(config) != deciding(config | {"accumulation_steps": 2})) == decides
