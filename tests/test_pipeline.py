@@ -177,7 +177,7 @@ def test_missing_runs_stop_with_checkpoints_go_on_and_leave_the_pipeline_nothing
     output = second.communicate()[0]
     assert second.returncode == 0 and "ff-seed0: top-1" in output, output
     assert "going on after update" in (run / "log.txt").read_text()
-    record = json.loads((project / "results/smoke/ff-seed0.json").read_text())
+    record = json.loads((run / "record.json").read_text())
     assert len(record["history"]) == 100 and record["resumed"]
 
     code, output = pipeline(project, "reproduce", "--", "--dry-run")

@@ -7,9 +7,10 @@ import torch
 
 from ffvit.__main__ import main as ffvit
 from ffvit.commands import missing, status
-from ffvit.commands.status import BEGUN, MISSING, OTHER, RECORDED, UNSCORED
+from ffvit.commands.status import BEGUN, MISSING, OTHER, RECORDED, TRAINED, UNSCORED
 from ffvit.evidence import records
 from ffvit.settings.experiment import Experiment, load_experiment
+from ffvit.settings.same_run import code_of
 from ffvit.system.errors import InputError
 from ffvit.system.files import RESULTS, write_atomically
 from ffvit.training import checkpoint
@@ -124,6 +125,26 @@ def test_finished_run_without_a_record_is_not_scored(experiment, look, tmp_path)
     finish_run(tmp_path, experiment.config("ff"))
     write_record(tmp_path, experiment.config("ff"), epochs=7)  # of before, to be replaced
     assert look()["ff-seed0"].state == UNSCORED
+
+
+def test_run_trained_and_scored_here_is_no_longer_missing_and_told_from_a_record_of_the_project(
+    experiment, look, tmp_path
+):
+    (finish_run(tmp_path, experiment.config("ff")) / "record.json").write_text("{}")
+    write_record(tmp_path, experiment.config("ff", 1))
+    found = look()
+    assert (found["ff-seed0"].state, found["ff-seed1"].state) == (TRAINED, RECORDED)
+    told = status.report(experiment, list(found.values()), "x")
+    assert "1 of 3 runs recorded, 1 trained here; the rest:" in told and "\n  ff_10-seed0\n" in told
+
+
+def test_record_of_older_code_is_told(experiment, look, tmp_path):
+    for seed, code in ((0, code_of("ff_tiny_patch16_224")), (1, "another")):
+        file = write_record(tmp_path, experiment.config("ff", seed))
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"code": code}))
+    found = look()
+    assert [found[f"ff-seed{seed}"].state for seed in (0, 1)] == [RECORDED, RECORDED]
+    assert "recorded 0, 1 (by older code)" in status.report(experiment, list(found.values()), "x")
 
 
 @pytest.mark.parametrize("make", [begin_run, finish_run])

@@ -111,7 +111,11 @@ def report(experiment: Experiment, found: list[Standing], name: str) -> str:
     left = [s.config.run_id for s in found if s.state not in DONE]
     if left:
         lines += ["", "Not recorded:", *_indented(" ".join(left))]
-    lines += ["", f"{len(found) - len(left)} of {len(found)} runs recorded"]
+    here = sum(s.state == TRAINED for s in found)
+    lines += [
+        "",
+        f"{len(found) - len(left) - here} of {len(found)} runs recorded" + (f", {here} trained here" if here else ""),
+    ]
     if left:
         lines[-1] += "; the rest:"
         ways = {f"make reproduce EXPERIMENT={name}": "all that was not run here, with tables and figures"}
