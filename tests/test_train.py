@@ -33,8 +33,8 @@ def digits(model="ff", **settings):
     return load_experiment("digits").config(model, **{"epochs": 2, "warmup_epochs": 0, "device": "cpu", **settings})
 
 
-def lit(model="lit_ti", **settings):
-    shape = {"embed_dims": [8, 16, 16, 16], "num_heads": [1, 1, 2, 2]}
+def lit(model="lit_ti", depths=(1, 1, 2, 1), **settings):
+    shape = {"embed_dims": [8, 16, 16, 16], "depths": list(depths), "num_heads": [1, 1, 2, 2]}
     small = {"epochs": 2, "warmup_epochs": 0, "device": "cpu", "max_train_images": 256, "model_args": shape}
     config = load_experiment("digits-lit").config("all", **{**small, **settings})
     return dataclasses.replace(config, model=model)
