@@ -8,13 +8,12 @@ its rows to `write`, which keeps them as benchmarks/<name>.csv, as a page that s
 import csv
 import datetime
 import io
-import json
-from pathlib import Path
 
 import torch
 
 from ffvit.evidence import counted
 from ffvit.evidence.measured import measured
+from ffvit.evidence.notebooks import load_notebooks
 from ffvit.evidence.records import load_records
 from ffvit.evidence.reported import reported
 from ffvit.settings.experiment import load_experiment
@@ -133,16 +132,10 @@ def findings(score: str) -> str:
 
 
 def notebook_rows() -> list[dict[str, str]]:
-    rows = []
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        notebook = json.loads(path.read_text())
-        title = "".join(notebook["cells"][0]["source"]).splitlines()[0].removeprefix("# ")
-        given = notebook["metadata"].get("ffvit", {})
-        row = {"notebook": f"[{path.stem}](notebooks/{path.name})", "question": given.get("question", title)}
-        if "makes" in given:
-            row["makes"] = ", ".join(f"`{stem}`" for stem in dict.fromkeys(Path(file).stem for file in given["makes"]))
-        rows.append(row)
-    return rows
+    return [
+        {"notebook": f"[{n.name}](notebooks/{n.path.name})", "question": n.question, "gives": n.gives}
+        for n in load_notebooks()
+    ]
 
 
 def lit_rows() -> list[dict[str, str]]:

@@ -266,7 +266,8 @@ def test_a_group_leaves_out_columns_that_say_nothing(digits):
 
 def test_saved_ledger_says_where_its_numbers_come_from(digits, tmp_path):
     found = measured(load_experiment("digits"), runs("digits", ff=[98.0]))
-    tables.save(digits, tmp_path / "claims", ("csv", "md"), "Claims", claims.sources(found))
+    files = [tmp_path / f"claims.{form}" for form in ("csv", "md")]
+    tables.save(digits, *files, caption="Claims", source=claims.sources(found))
     for form in ("csv", "md"):
         text = (tmp_path / f"claims.{form}").read_text()
         assert all(word in text for word in ("ff-seed0", "abcdef0123", "A GPU", "with torch"))

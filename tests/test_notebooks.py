@@ -1,25 +1,67 @@
-"""Every notebook runs top to bottom, and stops for a parameter it does not know."""
+"""Every notebook runs top to bottom, makes what it declares, and stops for a parameter it does not know."""
 
 import json
-from pathlib import Path
 
+import matplotlib.pyplot as plt
+import nbformat
+import pandas as pd
 import papermill
 import pytest
+from ipykernel.ipkernel import IPythonKernel
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from traitlets.config import Config as Traits
 
 from ffvit.commands.notebook import check
+from ffvit.evidence import artefacts
+from ffvit.evidence.notebooks import load_notebook, load_notebooks
+from ffvit.settings.experiment import load_experiment
 from ffvit.system.errors import InputError
+from ffvit.system.files import NOTEBOOKS, ROOT
 
-ROOT = Path(__file__).parent.parent
 DECLARED = 'experiment: str = "digits"\nepochs: int = 0\nbase_lr: float = 0.0'
 VALUES = {"experiment": "digits", "epochs": 3, "base_lr": 1}
+ALL = load_notebooks()
+DRAWN = [notebook for notebook in ALL if notebook.makes and "weights" not in notebook.needs]
+BY_NAME = {"ids": lambda notebook: notebook.name}
 
 
-def run(name, tmp_path, **parameters):
+def papermilled(name, tmp_path, **parameters):
+    """In a kernel of its own, as the pipeline runs it."""
     output = tmp_path / f"{name}.ipynb"
     papermill.execute_notebook(
-        ROOT / "notebooks" / f"{name}.ipynb", output, parameters, kernel_name="python3", progress_bar=False, cwd=ROOT
+        NOTEBOOKS / f"{name}.ipynb", output, parameters, kernel_name="python3", progress_bar=False, cwd=ROOT
     )
     return json.loads(output.read_text())
+
+
+@pytest.fixture(scope="module")
+def shell():
+    """An IPython of this very process, which has the libraries already: a kernel of its own takes seconds to."""
+    yield InteractiveShell.instance(config=Traits({"HistoryManager": {"enabled": False}}))
+    InteractiveShell.clear_instance()
+
+
+@pytest.fixture
+def run(shell, monkeypatch):
+    """Run a notebook's cells with parameters as papermill would; what they print."""
+    monkeypatch.chdir(ROOT)
+
+    def run(name, **parameters):
+        shell.reset()
+        sources = [
+            "".join(cell["source"])
+            for cell in json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"]
+            if cell["cell_type"] == "code"
+        ]
+        given = "\n".join(["# Parameters", *(f"{key} = {value!r}" for key, value in parameters.items())])
+        with capture_output() as shown:
+            for source in [sources[0], given, *sources[1:]]:
+                shell.run_cell(source, store_history=True).raise_error()
+        return shown.stdout
+
+    yield run
+    plt.close("all")
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +69,8 @@ def trained(tmp_path_factory):
     """One small run through notebooks 02 and 03: its folder, and the folder of its record."""
     folder = tmp_path_factory.mktemp("trained")
     small = {"epochs": 1, "settings": {"warmup_epochs": 0}, "device": "cpu", "run_dir": str(folder / "run")}
-    run("02_train", folder, **small)
-    scored = run("03_evaluate", folder, run_dir=str(folder / "run"), results_dir=str(folder / "results"))
+    papermilled("02_train", folder, **small)
+    scored = papermilled("03_evaluate", folder, run_dir=str(folder / "run"), results_dir=str(folder / "results"))
     return folder, scored
 
 
@@ -49,9 +91,16 @@ def test_training_shows_its_images_and_its_curves(trained):
     assert len(pictures(json.loads((folder / "02_train.ipynb").read_text()))) == 2
 
 
-def test_dry_run_says_what_training_costs_and_leaves_nothing(tmp_path):
-    notebook = run("02_train", tmp_path, dry_run=True, run_dir=str(tmp_path / "run"))
-    assert "estimate: 360 updates" in json.dumps(notebook)
+def test_a_finished_run_is_not_trained_again(trained, run):
+    folder, _ = trained
+    before = (folder / "run/last.safetensors").stat().st_mtime_ns
+    again = {"epochs": 1, "settings": {"warmup_epochs": 0}, "device": "cpu", "run_dir": str(folder / "run")}
+    assert "is finished" in run("02_train", **again)
+    assert (folder / "run/last.safetensors").stat().st_mtime_ns == before
+
+
+def test_dry_run_says_what_training_costs_and_leaves_nothing(run, tmp_path):
+    assert "estimate: 360 updates" in run("02_train", dry_run=True, run_dir=str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -60,52 +109,117 @@ def test_evaluation_shows_confusion_and_mistakes_as_pictures(trained):
     assert len(pictures(notebook)) == 2
 
 
-def test_evaluation_takes_any_checkpoint(trained, tmp_path):
+def test_evaluation_takes_any_checkpoint(trained, run, tmp_path):
     folder, _ = trained
     weights = str(folder / "run/best.safetensors")
-    run("03_evaluate", tmp_path, checkpoint=weights, max_eval_images=50, results_dir=str(tmp_path))
+    run("03_evaluate", checkpoint=weights, max_eval_images=50, results_dir=str(tmp_path))
     assert not (tmp_path / "digits").exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["01_architecture", "04_table1", "05_attention_only", "06_training_curves", "07_claims", "08_study"]
-)
-def test_notebook_makes_its_figures_and_tables(name, trained, tmp_path):
+def made(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*.*") if path.stat().st_size > 100}
+
+
+def default_experiment(notebook):
+    return load_experiment("digits-lit" if notebook.models == "lit_*" else "digits")
+
+
+@pytest.mark.parametrize("notebook", DRAWN, **BY_NAME)
+def test_notebook_makes_what_it_declares_and_nothing_else(notebook, trained, run, tmp_path):
     folder, _ = trained
-    where = {} if name == "01_architecture" else {"results_dir": str(folder / "results")}
-    run(name, tmp_path, figures_dir=str(tmp_path), **where)
-    made = {
-        "01_architecture": ["figure1_architecture.svg", "figure2_block.svg", "models.csv"],
-        "04_table1": ["table1.csv", "table1.md", "table1.tex"],
-        "05_attention_only": ["attention_only.csv", "attention_only.md", "attention_only.png"],
-        "06_training_curves": ["training_curves.png"],
-        "07_claims": ["claims.csv", "claims.md"],
-        "08_study": [
-            *(f"{table}.{form}" for table in ("study", "pairs", "agreement") for form in ("csv", "md")),
-            *("accuracy_by_cost.png", "per_class.png", "agreement.png"),
-        ],
-    }[name]
-    assert all((tmp_path / "digits" / file).stat().st_size > 500 for file in made)
+    where = {"results_dir": str(folder / "results")} if notebook.needs else {}
+    run(notebook.name, figures_dir=str(tmp_path), **where)
+    assert made(tmp_path) == set(notebook.files(default_experiment(notebook)))
 
 
-@pytest.mark.parametrize("name", ["04_table1", "05_attention_only", "06_training_curves", "07_claims", "08_study"])
-def test_notebook_works_without_any_record(name, tmp_path):
-    run(name, tmp_path, results_dir=str(tmp_path), figures_dir=str(tmp_path))
-    assert all("not run" in table.read_text() for table in (tmp_path / "digits").glob("*.md"))
-
-
-@pytest.mark.parametrize("name", ["09_lit", "10_stages"])
-def test_notebook_of_lit_works_without_any_record(name, tmp_path):
-    run(name, tmp_path, results_dir=str(tmp_path), figures_dir=str(tmp_path))
-    tables = {path.stem: path.read_text() for path in (tmp_path / "digits-lit").glob("*.md")}
+@pytest.mark.parametrize("notebook", [n for n in DRAWN if "records" in n.needs], **BY_NAME)
+def test_notebook_works_without_any_record(notebook, run, tmp_path):
+    run(notebook.name, results_dir=str(tmp_path), figures_dir=str(tmp_path))
+    assert made(tmp_path) == set(notebook.files(default_experiment(notebook)))
+    tables = {path.stem: path.read_text() for path in tmp_path.rglob("*.md")}
     counted = tables.pop("stage_costs", "19,886,272")
-    assert "19,886,272" in counted and len(tables) in (3, 4)
+    assert "19,886,272" in counted
     assert all("not run" in table for table in tables.values())
+
+
+def test_a_table_or_figure_that_is_not_declared_is_refused(tmp_path):
+    story = artefacts.open("05_attention_only", "digits", str(tmp_path), str(tmp_path))
+    for name, message in {"atention_only": "; did you mean 'attention_only'", "lit/attention_only": ""}.items():
+        with pytest.raises(InputError, match=f"05_attention_only.ipynb does not declare '{name}' as .csv.*{message}"):
+            story.table(pd.DataFrame(), name, "")
+    with pytest.raises(InputError, match="04_table1.ipynb does not declare 'table1' as .svg or .png"):
+        artefacts.open("04_table1", "digits", str(tmp_path)).figure(plt.figure(), "table1")
+    assert not list(tmp_path.iterdir())
+
+
+def declaring(folder, **said):
+    path = folder / "12_mine.ipynb"
+    cells = [{"cell_type": "markdown", "source": ["# Mine\n"]}]
+    path.write_text(json.dumps({"metadata": {"ffvit": {"gives": "it", "needs": ["records"], **said}}, "cells": cells}))
+    return path
+
+
+@pytest.mark.parametrize(
+    "said, message",
+    [
+        ({"make": []}, "12_mine.ipynb: metadata.ffvit says 'make'; did you mean 'makes'"),
+        ({"needs": ["record"]}, "needs 'record'; did you mean 'records'"),
+        ({"needs": [], "makes": ["a.csv"]}, r"makes \['a.csv'\] of no experiment: name a folder"),
+    ],
+)
+def test_a_mistake_in_what_a_notebook_declares_is_named(said, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        load_notebook(declaring(tmp_path, **said))
+    with pytest.raises(InputError, match="nowhere.ipynb: no notebook"):
+        load_notebook(tmp_path / "nowhere.ipynb")
+
+
+@pytest.mark.parametrize(
+    "said, fitting",
+    [
+        ({}, {"digits", "cifar10-cpu", "digits-lit", "imagenet-lit"}),
+        ({"models": "ff_*"}, {"digits", "cifar10-cpu"}),
+        ({"models": "lit_*"}, {"digits-lit", "imagenet-lit"}),
+        # pvt_msa differs from lit_ti in its merging, too.
+        ({"models": "lit_*", "compares": "attention_stages"}, {"digits-lit"}),
+        ({"compares": "max_train_images"}, {"cifar10-cpu"}),
+        ({"models": "lit_*", "unless_all": {"deformable": False}}, {"digits-lit", "imagenet-lit"}),
+        ({"models": "lit_*", "unless_all": {"drop_rate": 0.0}}, set()),
+    ],
+)
+def test_notebook_is_for_the_experiments_it_says(said, fitting, tmp_path):
+    notebook = load_notebook(declaring(tmp_path, **said))
+    names = ("digits", "cifar10-cpu", "digits-lit", "imagenet-lit")
+    assert {name for name in names if notebook.fits(load_experiment(name))} == fitting
+
+
+def test_files_are_of_the_experiment_of_a_comparison_or_of_none(tmp_path):
+    said = dict(makes=["a.csv", "lit/b.csv"], makes_comparing={"max_train_images": ["c.png"]})
+    notebook = load_notebook(declaring(tmp_path, **said))
+    assert notebook.files(load_experiment("digits")) == ["digits/a.csv", "lit/b.csv"]
+    assert notebook.files(load_experiment("cifar10-cpu")) == ["cifar10-cpu/a.csv", "lit/b.csv", "cifar10-cpu/c.png"]
+
+
+@pytest.mark.parametrize("notebook", ALL, **BY_NAME)
+def test_notebook_is_as_jupyterlab_writes_it(notebook, tmp_path):
+    """Else opening it would mark it as changed: JupyterLab puts in what its kernel says of itself."""
+    text = notebook.path.read_text()
+    content = nbformat.reads(text, 4)
+    nbformat.validate(content)
+    assert nbformat.writes(content) + "\n" == text
+    said = dict(content.metadata.language_info)
+    assert said.pop("version") == "3.11.7"  # one for all, whatever Python is at hand
+    assert said == {key: value for key, value in IPythonKernel.language_info.items() if key != "version"}
+    assert content.metadata.kernelspec == {
+        "display_name": "Python 3 (ipykernel)",
+        "language": "python",
+        "name": "python3",
+    }
 
 
 def test_misspelt_parameter_stops_the_notebook_before_any_work(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="no parameter 'epoch'; did you mean 'epochs'"):
-        run("02_train", tmp_path, epoch=1, run_dir=str(tmp_path / "run"))
+        papermilled("02_train", tmp_path, epoch=1, run_dir=str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 

@@ -97,7 +97,7 @@ def test_models_table_counts_what_the_report_rounds():
 def test_tables_carry_runs_commit_and_machine(form, tmp_path):
     experiment = load_experiment("digits")
     found = measured(experiment, DIGITS)
-    tables.save(report.table1(experiment, found), tmp_path / "t", (form,), "Table", sources(found))
+    tables.save(report.table1(experiment, found), tmp_path / f"t.{form}", caption="Table", source=sources(found))
     text = (tmp_path / f"t.{form}").read_text()
     assert all(word in text for word in ("ff-seed0, ff-seed1", "abcdef0123", "A Processor", "recorded, 2 runs"))
 

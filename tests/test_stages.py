@@ -198,9 +198,9 @@ def test_small_images_never_stand_in_an_imagenet_column():
 @pytest.mark.parametrize(
     "stem, column, numbers",
     [
-        ("lit_retinanet", "Box AP", ["41.6", "41.6"]),
-        ("lit_mask_rcnn", "Mask AP", ["39.1", "39.6"]),
-        ("lit_semantic_fpn", "mIoU", ["41.3", "41.7"]),
+        ("retinanet", "Box AP", ["41.6", "41.6"]),
+        ("mask_rcnn", "Mask AP", ["39.1", "39.6"]),
+        ("semantic_fpn", "mIoU", ["41.3", "41.7"]),
     ],
 )
 def test_detection_and_segmentation_are_reported_and_not_run(stem, column, numbers):

@@ -5,7 +5,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,10 @@ from filelock import FileLock, Timeout
 from snakemake import cli
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the library beside this file, also in a copy of the project that nobody installed
+
+from ffvit.settings.experiment import load_experiment  # noqa: E402
+from ffvit.system.errors import InputError  # noqa: E402
 
 
 def gpu_count() -> int:
@@ -66,20 +69,11 @@ def main() -> int:
     parser.add_argument("snakemake", nargs="*", help="further arguments for Snakemake, after --")
     options = parser.parse_intermixed_args()
 
-    file = Path(
-        options.experiment if options.experiment.endswith(".toml") else f"experiments/{options.experiment}.toml"
-    )
-    if not (ROOT / file).is_file():
-        known = ", ".join(sorted(p.stem for p in (ROOT / "experiments").glob("*.toml")))
-        print(f"error: there is no experiment '{options.experiment}'; known: {known}", file=sys.stderr)
-        return 2
+    os.chdir(ROOT)
     try:
-        content = tomllib.loads((ROOT / file).read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        print(f"error: {file}: not valid TOML: {error}", file=sys.stderr)
-        return 2
-    if missing := {"title", "scope", "about", "seeds", "models", "settings"} - set(content):
-        print(f"error: {file}: {', '.join(sorted(missing))} missing", file=sys.stderr)
+        experiment = load_experiment(options.experiment)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     profiles = ROOT / "workflow/profiles"
     profile = next(
@@ -94,11 +88,10 @@ def main() -> int:
         print(f"error: --runs-per-gpu {options.runs_per_gpu}: {why}", file=sys.stderr)
         return 2
 
-    (ROOT / "runs").mkdir(exist_ok=True)
-    os.chdir(ROOT)
+    Path("runs").mkdir(exist_ok=True)
     os.environ["FFVIT_DATASET"] = options.dataset
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    settings = {"experiment": str(file), "train": "yes" if options.task == "reproduce" else "no"}
+    settings = {"experiment": options.experiment, "train": "yes" if options.task == "reproduce" else "no"}
     arguments = ["--nolock", "--directory", str(ROOT)]
     if profile:
         # A scheduler gives a job what it asks for, and keeps it when this process is gone.
@@ -115,7 +108,7 @@ def main() -> int:
         print("error: the pipeline already runs in this folder; wait for it, or use another clone", file=sys.stderr)
         return 2
     if code == 0:
-        print(f"Tables and figures are in figures/{file.stem}/, the records in results/{file.stem}/.")
+        print(f"Tables and figures are in figures/{experiment.name}/, the records in results/{experiment.name}/.")
     return code
 
 

@@ -19,6 +19,7 @@ from ffvit.evidence.statistics import interval
 from ffvit.settings.experiment import Experiment
 from ffvit.system.files import write_atomically
 
+FORMATS = (".svg", ".png")
 COLORS = sns.color_palette("colorblind")
 DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = "osD^v"

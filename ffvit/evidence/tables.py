@@ -8,6 +8,8 @@ from pandas.io.formats.style import Styler
 from ffvit.evidence.measured import BLANK
 from ffvit.system.files import write_atomically
 
+FORMATS = (".csv", ".md", ".tex")
+
 
 def display(table: pd.DataFrame) -> Styler:
     """A table as a notebook shows it: text to the left, no index."""
@@ -17,15 +19,15 @@ def display(table: pd.DataFrame) -> Styler:
     return styled.set_table_styles([{"selector": "th", "props": list(left.items())}])
 
 
-def save(table: pd.DataFrame, stem: Path, formats: tuple[str, ...], caption: str, source: str) -> None:
-    """Write a table as csv, md and tex. source: where its numbers come from; a column of the csv, a note elsewhere."""
+def save(table: pd.DataFrame, *paths: Path, caption: str, source: str) -> None:
+    """Write csv, md or tex files. source: where the numbers come from; a column of the csv, a note elsewhere."""
     reported = any("reported" in column.lower() for column in table)
     note = f"{f'Reported: as its authors print it ({BLANK}: blank there). ' if reported else ''}{source}"
-    if "csv" in formats:
-        write_atomically(stem.with_suffix(".csv"), table.assign(Provenance=note).to_csv(index=False))
-    if "md" in formats:
-        text = f"**{caption}**\n\n{table.to_markdown(index=False, disable_numparse=True)}\n\n{note}\n"
-        write_atomically(stem.with_suffix(".md"), text)
-    if "tex" in formats:
-        body = table.to_latex(index=False, escape=True, caption=caption)
-        write_atomically(stem.with_suffix(".tex"), f"% {note}\n{body}")
+    for path in paths:
+        if path.suffix == ".csv":
+            text = table.assign(Provenance=note).to_csv(index=False)
+        elif path.suffix == ".md":
+            text = f"**{caption}**\n\n{table.to_markdown(index=False, disable_numparse=True)}\n\n{note}\n"
+        else:
+            text = f"% {note}\n{table.to_latex(index=False, escape=True, caption=caption)}"
+        write_atomically(path, text)

@@ -13,12 +13,24 @@ import seaborn as sns
 from IPython import get_ipython
 from IPython.display import display
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ffvit.data.images import decode
 from ffvit.data.splits import Splits, encoded, first_images
 from ffvit.evidence.drawing import COLORS
-from ffvit.settings.config import Config
+from ffvit.settings.config import Config, config_from_dict
 from ffvit.training.evaluate import Evaluation, confident_mistakes
+
+
+def settings(config: Config) -> pd.DataFrame:
+    """What a run is made of beside the defaults: first where it differs, then what else is switched on."""
+    needed = ("experiment", "name", "label", "model", "dataset")  # these have no default
+    values = config.to_dict()
+    defaults = config_from_dict({name: values[name] for name in needed}).to_dict() | dict.fromkeys(needed, "")
+    rows = [{"Setting": name, "Value": str(value), "Default": str(defaults[name])} for name, value in values.items()]
+    table = pd.DataFrame(rows)
+    table = table[(table["Value"] != table["Default"]) | ~table["Value"].isin(("", "None", "False", "0", "0.0"))]
+    return table.iloc[(table["Value"] == table["Default"]).argsort(kind="stable")].replace("None", "the model's own")
 
 
 def samples(splits: Splits, config: Config, transform: Callable, count: int = 8) -> Figure:
@@ -42,8 +54,9 @@ def curves(history: Sequence[dict]) -> Figure:
     left.legend(frameon=False)
     right.plot(frame.epoch, frame.validation_top1_percent, color=COLORS[1], ls="--")
     right.set(title="Validation top-1 (%)", xlabel="epoch")
-    left.grid(True)
-    right.grid(True)
+    for panel in (left, right):
+        panel.grid(True)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 

@@ -27,9 +27,9 @@ README = f"LIT's reported numbers: README of the official code (github.com/zipla
 IMAGENET = "ImageNet-1K"
 # The README's tables of dense prediction, by the name of the file that shows each.
 DENSE = {
-    "lit_retinanet": "RetinaNet, COCO 1x",
-    "lit_mask_rcnn": "Mask R-CNN, COCO 1x",
-    "lit_semantic_fpn": "Semantic FPN, ADE20K",
+    "retinanet": "RetinaNet, COCO 1x",
+    "mask_rcnn": "Mask R-CNN, COCO 1x",
+    "semantic_fpn": "Semantic FPN, ADE20K",
 }
 METRICS = {"box_ap": "Box AP", "mask_ap": "Mask AP", "miou": "mIoU"}  # of dense prediction
 

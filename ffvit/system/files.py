@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-EXPERIMENTS, RUNS, RESULTS, FIGURES = (ROOT / name for name in ("experiments", "runs", "results", "figures"))
+EXPERIMENTS, NOTEBOOKS, RUNS, RESULTS, FIGURES = (
+    ROOT / name for name in ("experiments", "notebooks", "runs", "results", "figures")
+)
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

@@ -1,0 +1,132 @@
+"""What a notebook says of itself, in its metadata under "ffvit": the pipeline, the tests and the README go by it.
+
+A new notebook is one new file. Nothing here needs torch or a plot, so that the pipeline knows at once what there is to do.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatch
+from functools import cache, cached_property
+from pathlib import Path
+
+from ffvit.settings.experiment import Experiment
+from ffvit.system.errors import InputError, suggest
+from ffvit.system.files import NOTEBOOKS, ROOT
+
+NEEDS = ("images", "weights", "records", "trials")  # of an experiment; a notebook that needs none depends on none
+DECIDE = ("models", "evidence", "studies")  # the packages that decide what is shown, besides the records
+# From ffvit.a import b, (b, c); or import ffvit.a.b.
+IMPORT = re.compile(r"^\s*(?:from (ffvit\.[.\w]*) import (\([^)]*\)|.*)|import (ffvit\.[.\w]*))", re.M)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notebook:
+    path: Path
+    gives: str  # in words, for the README
+    needs: list[str]  # some of NEEDS
+    # table.csv goes to figures/<experiment>/table.csv; folder/table.csv, which depends on no experiment, to figures/folder/.
+    makes: list[str] = field(default_factory=list)
+    makes_comparing: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # the same, where an experiment compares a setting
+    # For which experiments it is: those with such a model (a pattern of timm's names) ...
+    models: str = "*"
+    compares: str = ""  # ... two of which differ in this setting alone ...
+    unless_all: dict = field(default_factory=dict)  # ... and not all of which have one of these settings.
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def question(self) -> str:
+        return self.sources[0].splitlines()[0].removeprefix("# ")
+
+    def fits(self, experiment: Experiment) -> bool:
+        """Whether the pipeline runs this notebook for an experiment."""
+        mine = self._configs(experiment)
+        left_out = (all(config[key] == value for config in mine) for key, value in self.unless_all.items())
+        return bool(mine) and not any(left_out) and (not self.compares or _compared(mine, self.compares))
+
+    def files(self, experiment: Experiment) -> list[str]:
+        """What it makes of an experiment, as paths in figures/."""
+        more = (names for key, names in self.makes_comparing.items() if _compared(self._configs(experiment), key))
+        made = [*self.makes, *(name for names in more for name in names)]
+        return [name if "/" in name else f"{experiment.name}/{name}" for name in made]
+
+    @cached_property
+    def sources(self) -> list[str]:
+        return ["".join(cell["source"]) for cell in json.loads(self.path.read_text())["cells"]]
+
+    @property
+    def cells(self) -> str:
+        """Hash of its sources: saving it in JupyterLab, with outputs or without, changes nothing."""
+        return hashlib.sha256("\0".join(self.sources).encode()).hexdigest()
+
+    @property
+    def code(self) -> str:
+        """Hash of the files that decide what it shows: those of DECIDE that it imports, and that they import in turn."""
+        found, new = set(), _imported("\n".join(self.sources))
+        while new:
+            found |= new
+            new = set().union(*map(_imported_by, new)) - found
+        # reported.py goes with reported.csv.
+        files = sorted(file for path in found for file in path.parent.glob(f"{path.stem}.*"))
+        return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
+
+    def _configs(self, experiment: Experiment) -> list[dict]:
+        configs = (experiment.config(name, experiment.seeds_of(name)[0]) for name in experiment.models)
+        return [config.to_dict() for config in configs if fnmatch(config.model, self.models)]
+
+
+def load_notebook(path: Path) -> Notebook:
+    """Raises InputError, naming the notebook, for metadata that is missing or says what nobody reads."""
+    try:
+        said = json.loads(path.read_text())["metadata"]["ffvit"]
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise InputError(f"{path}: no notebook that says in metadata.ffvit what it makes ({error!r})") from None
+    known = {f.name for f in fields(Notebook)} - {"path"}
+    for key in said:
+        if key not in known:
+            raise InputError(f"{path}: metadata.ffvit says '{key}'{suggest(key, known)}")
+    if missing := {"gives", "needs"} - said.keys():
+        raise InputError(f"{path}: metadata.ffvit does not say {sorted(missing)}")
+    notebook = Notebook(path=path, **said)
+    for need in notebook.needs:
+        if need not in NEEDS:
+            raise InputError(f"{path}: metadata.ffvit needs '{need}'{suggest(need, NEEDS)}")
+    if homeless := [name for name in notebook.makes if "/" not in name and not notebook.needs]:
+        raise InputError(f"{path}: metadata.ffvit makes {homeless} of no experiment: name a folder, <folder>/<file>")
+    return notebook
+
+
+def load_notebooks(folder: Path = NOTEBOOKS) -> list[Notebook]:
+    return [load_notebook(path) for path in sorted(folder.glob("*.ipynb"))]
+
+
+def _compared(configs: list[dict], setting: str) -> bool:
+    """Whether two of these runs differ in a setting and in nothing else but their names."""
+    alike: dict[str, list] = {}
+    for config in configs:
+        rest = {key: value for key, value in config.items() if key not in ("name", "label", "seed", setting)}
+        alike.setdefault(json.dumps(rest, sort_keys=True), []).append(config[setting])
+    return any(value != values[0] for values in alike.values() for value in values)
+
+
+@cache
+def _imported_by(path: Path) -> set[Path]:
+    return _imported(path.read_text())
+
+
+def _imported(source: str) -> set[Path]:
+    """The files of DECIDE that a text of Python, with IPython's magics or without, imports."""
+    found = set()
+    for module, names, whole in IMPORT.findall(source):
+        for name in (whole or module, *(f"{module}.{name}" for name in re.findall(r"\w+", names))):
+            package, *file = name.split(".")[1:]
+            path = ROOT.joinpath("ffvit", package, *file).with_suffix(".py")
+            if package in DECIDE and path.is_file():
+                found.add(path)
+    return found
