@@ -164,6 +164,7 @@ def declaring(folder, **said):
     [
         ({"make": []}, "12_mine.ipynb: metadata.ffvit says 'make'; did you mean 'makes'"),
         ({"needs": ["record"]}, "needs 'record'; did you mean 'records'"),
+        ({"makes_where": {"compares": []}}, "makes files where 'compares'; did you mean 'compare'"),
         ({"needs": [], "makes": ["a.csv"]}, r"makes \['a.csv'\] of no experiment: name a folder"),
     ],
 )
@@ -180,11 +181,11 @@ def test_a_mistake_in_what_a_notebook_declares_is_named(said, message, tmp_path)
         ({}, {"digits", "cifar10-cpu", "digits-lit", "imagenet-lit"}),
         ({"models": "ff_*"}, {"digits", "cifar10-cpu"}),
         ({"models": "lit_*"}, {"digits-lit", "imagenet-lit"}),
-        # pvt_msa differs from lit_ti in its merging, too.
-        ({"models": "lit_*", "compares": "attention_stages"}, {"digits-lit"}),
-        ({"compares": "max_train_images"}, {"cifar10-cpu"}),
+        ({"models": "lit_*", "varies": "attention"}, {"digits-lit"}),
+        ({"varies": "max_train_images"}, {"cifar10-cpu"}),
         ({"models": "lit_*", "unless_all": {"deformable": False}}, {"digits-lit", "imagenet-lit"}),
         ({"models": "lit_*", "unless_all": {"drop_rate": 0.0}}, set()),
+        ({"models": "lit_*", "unless_all": {"patch_size": 1}}, {"imagenet-lit"}),
     ],
 )
 def test_notebook_is_for_the_experiments_it_says(said, fitting, tmp_path):
@@ -193,8 +194,8 @@ def test_notebook_is_for_the_experiments_it_says(said, fitting, tmp_path):
     assert {name for name in names if notebook.fits(load_experiment(name))} == fitting
 
 
-def test_files_are_of_the_experiment_of_a_comparison_or_of_none(tmp_path):
-    said = dict(makes=["a.csv", "lit/b.csv"], makes_comparing={"max_train_images": ["c.png"]})
+def test_files_are_of_the_experiment_or_of_none(tmp_path):
+    said = dict(makes=["a.csv", "lit/b.csv"], makes_where={"compare": ["c.png"], "tuning": ["d.png"]})
     notebook = load_notebook(declaring(tmp_path, **said))
     assert notebook.files(load_experiment("digits")) == ["digits/a.csv", "lit/b.csv"]
     assert notebook.files(load_experiment("cifar10-cpu")) == ["cifar10-cpu/a.csv", "lit/b.csv", "cifar10-cpu/c.png"]

@@ -16,6 +16,7 @@ from ffvit.system.errors import InputError, suggest
 from ffvit.system.files import NOTEBOOKS, ROOT
 
 NEEDS = ("images", "weights", "records", "trials")  # of an experiment; a notebook that needs none depends on none
+PARTS = ("compare", "tuning")  # of an experiment's file, that it may leave out
 DECIDE = ("models", "evidence", "studies")  # the packages that decide what is shown, besides the records
 # From ffvit.a import b, (b, c); or import ffvit.a.b.
 IMPORT = re.compile(r"^\s*(?:from (ffvit\.[.\w]*) import (\([^)]*\)|.*)|import (ffvit\.[.\w]*))", re.M)
@@ -28,12 +29,12 @@ class Notebook:
     needs: list[str]  # some of NEEDS
     # table.csv goes to figures/<experiment>/table.csv; folder/table.csv, which depends on no experiment, to figures/folder/.
     makes: list[str] = field(default_factory=list)
-    makes_comparing: dict[str, list[str]] = field(
+    makes_where: dict[str, list[str]] = field(
         default_factory=dict
-    )  # the same, where an experiment compares a setting
+    )  # the same, where the experiment's file has this part
     # For which experiments it is: those with such a model (a pattern of timm's names) ...
     models: str = "*"
-    compares: str = ""  # ... two of which differ in this setting alone ...
+    varies: str = ""  # ... in which this axis is compared ...
     unless_all: dict = field(default_factory=dict)  # ... and not all of which have one of these settings.
 
     @property
@@ -46,13 +47,15 @@ class Notebook:
 
     def fits(self, experiment: Experiment) -> bool:
         """Whether the pipeline runs this notebook for an experiment."""
-        mine = self._configs(experiment)
-        left_out = (all(config[key] == value for config in mine) for key, value in self.unless_all.items())
-        return bool(mine) and not any(left_out) and (not self.compares or _compared(mine, self.compares))
+        configs = (experiment.config(name).to_dict() for name in experiment.variants)
+        mine = [config | config["model_args"] for config in configs if fnmatch(config["model"], self.models)]
+        left_out = (all(config.get(key) == value for config in mine) for key, value in self.unless_all.items())
+        axes = {axis for comparison in experiment.compare.values() for axis in comparison.vary}
+        return bool(mine) and not any(left_out) and (not self.varies or self.varies in axes)
 
-    def files(self, experiment: Experiment) -> list[str]:
+    def files(self, experiment: Experiment | None) -> list[str]:
         """What it makes of an experiment, as paths in figures/."""
-        more = (names for key, names in self.makes_comparing.items() if _compared(self._configs(experiment), key))
+        more = (names for part, names in self.makes_where.items() if getattr(experiment, part))
         made = [*self.makes, *(name for names in more for name in names)]
         return [name if "/" in name else f"{experiment.name}/{name}" for name in made]
 
@@ -76,10 +79,6 @@ class Notebook:
         files = sorted(file for path in found for file in path.parent.glob(f"{path.stem}.*"))
         return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
-    def _configs(self, experiment: Experiment) -> list[dict]:
-        configs = (experiment.config(name, experiment.seeds_of(name)[0]) for name in experiment.models)
-        return [config.to_dict() for config in configs if fnmatch(config.model, self.models)]
-
 
 def load_notebook(path: Path) -> Notebook:
     """Raises InputError, naming the notebook, for metadata that is missing or says what nobody reads."""
@@ -97,6 +96,9 @@ def load_notebook(path: Path) -> Notebook:
     for need in notebook.needs:
         if need not in NEEDS:
             raise InputError(f"{path}: metadata.ffvit needs '{need}'{suggest(need, NEEDS)}")
+    for part in notebook.makes_where:
+        if part not in PARTS:
+            raise InputError(f"{path}: metadata.ffvit makes files where '{part}'{suggest(part, PARTS)}")
     if homeless := [name for name in notebook.makes if "/" not in name and not notebook.needs]:
         raise InputError(f"{path}: metadata.ffvit makes {homeless} of no experiment: name a folder, <folder>/<file>")
     return notebook
@@ -104,15 +106,6 @@ def load_notebook(path: Path) -> Notebook:
 
 def load_notebooks(folder: Path = NOTEBOOKS) -> list[Notebook]:
     return [load_notebook(path) for path in sorted(folder.glob("*.ipynb"))]
-
-
-def _compared(configs: list[dict], setting: str) -> bool:
-    """Whether two of these runs differ in a setting and in nothing else but their names."""
-    alike: dict[str, list] = {}
-    for config in configs:
-        rest = {key: value for key, value in config.items() if key not in ("name", "label", "seed", setting)}
-        alike.setdefault(json.dumps(rest, sort_keys=True), []).append(config[setting])
-    return any(value != values[0] for values in alike.values() for value in values)
 
 
 @cache
