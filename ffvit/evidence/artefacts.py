@@ -20,7 +20,6 @@ from ffvit.settings.experiment import Experiment, load_experiment
 from ffvit.system.errors import InputError, suggest
 from ffvit.system.files import FIGURES, NOTEBOOKS, RESULTS
 
-
 FORMATS = tables.FORMATS + drawing.FORMATS
 
 
