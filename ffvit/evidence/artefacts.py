@@ -74,20 +74,22 @@ def open(notebook: str, experiment: str = "", results_dir: str = "", figures_dir
     """
     declared = load_notebook(NOTEBOOKS / f"{notebook}.ipynb")
     opened = load_experiment(experiment) if experiment else None
-    results = Path(results_dir or RESULTS)
-    records = load_records(opened.name, results) if "records" in declared.needs else []
-    found = measured(opened, records) if "records" in declared.needs else {}
-    story = Story(
+    records, trials, found = [], [], {}
+    if opened and "records" in declared.needs:
+        records = load_records(opened.name, Path(results_dir or RESULTS))
+        found = measured(opened, records)
+    if opened and "trials" in declared.needs:
+        trials = load_trials(opened.name, Path(results_dir or RESULTS))
+    if opened:
+        print(opened.about)
+    if "records" in declared.needs:
+        print(sources(found))
+    return Story(
         notebook=declared,
         figures_dir=Path(figures_dir or FIGURES),
         experiment=opened,
         records=records,
-        trials=load_trials(opened.name, results) if "trials" in declared.needs else [],
+        trials=trials,
         found=found,
         source=sources(found),
     )
-    if opened:
-        print(opened.about)
-    if "records" in declared.needs:
-        print(story.source)
-    return story

@@ -55,9 +55,9 @@ class Notebook:
 
     def files(self, experiment: Experiment | None) -> list[str]:
         """What it makes of an experiment, as paths in figures/."""
-        more = (names for part, names in self.makes_where.items() if getattr(experiment, part))
+        more = (names for part, names in self.makes_where.items() if getattr(experiment, part, None))
         made = [*self.makes, *(name for names in more for name in names)]
-        return [name if "/" in name else f"{experiment.name}/{name}" for name in made]
+        return [name if "/" in name or not experiment else f"{experiment.name}/{name}" for name in made]
 
     @cached_property
     def sources(self) -> list[str]:

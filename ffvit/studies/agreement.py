@@ -115,9 +115,9 @@ def per_class(experiment: Experiment, records: list[dict]) -> Figure:
 
     Of many classes, those at either end.
     """
-    found, names = measured(experiment, records), experiment.pairs(experiment.main)[0]
-    first, second = (found.get(name) for name in names)
-    ours, theirs = (experiment.variants[name].label for name in names)
+    found, names = measured(experiment, records), next(iter(experiment.pairs(experiment.main)), None)
+    first, second = (found.get(name) for name in names) if names else (None, None)
+    ours, theirs = (experiment.variants[name].label for name in names) if names else ("one model", "another")
     pairs = same_seeds(first, second) if first and second else []
     figure, panel = plt.subplots(figsize=(9.2, 4.6), layout="constrained")
     panel.set(title=f"{ours} less {theirs}, class by class", ylabel="difference in test top-1 (points)")
