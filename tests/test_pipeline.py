@@ -79,7 +79,7 @@ def test_pipeline_makes_everything_once_and_only_what_is_missing(project):
     code, output = pipeline(project, "reproduce")
     assert code == 0, output
     assert set(artefacts(project)) == declared(project) and len(declared(project)) > 20
-    assert (project / "results/smoke/ff-seed0.json").exists()
+    assert (project / "runs/smoke/ff-seed0/record.json").exists()
 
     # Saved in JupyterLab, with outputs: nothing to train, nothing to draw.
     notebook = project / "notebooks/02_train.ipynb"
@@ -309,10 +309,10 @@ def test_every_model_has_its_own_seeds_and_places(project, monkeypatch):
     assert code == 0, output
     assert "places 1 6 6 0" in output
     for model, seeds in {"a.b-1": [0, 1], "c-d": [3, 5, 7], "e_f": [9], "g": [0, 1]}.items():
-        assert output.count(f"-r model {model} -y 'seeds: {seeds}' -r results_dir results") == 1
+        assert output.count(f"-r model {model} -y 'seeds: {seeds}'") == 1
         for seed in seeds:
             assert output.count(f"-r model {model} -p seed {seed} ") == 1
-    assert output.count("-r results_dir") == 4 and output.count("-p seed") == 8
+    assert output.count("-y 'seeds") == 4 and output.count("-p seed") == 8
 
 
 def test_runs_share_the_gpus_of_this_machine_only(project):
@@ -343,7 +343,7 @@ def test_pipeline_runs_on_cifar10(project, shared):
     smoke_experiment(project, "cifar10", ["ff"], **small, model_args={"depth": 2}, mixed_precision="no", compile=False)
     code, output = pipeline(project, "reproduce", "--dataset", str(shared / "data/cifar10"))
     assert code == 0, output
-    record = json.loads((project / "results/smoke/ff-seed0.json").read_text())
+    record = json.loads((project / "runs/smoke/ff-seed0/record.json").read_text())
     assert record["results"]["images"] == 100 and record["config"]["dataset"] == "cifar10"
     assert "CIFAR-10 top-1 measured" in (project / "figures/smoke/table1.md").read_text()
 
@@ -355,7 +355,7 @@ def test_pipeline_runs_on_imagenet_at_224(project, shared):
     )
     code, output = pipeline(project, "reproduce", "--dataset", str(shared / "data/imagenet-sample"))
     assert code == 0, output
-    record = json.loads((project / "results/smoke/ff_tiny-seed0.json").read_text())
+    record = json.loads((project / "runs/smoke/ff_tiny-seed0/record.json").read_text())
     assert record["dataset"]["classes"] == 1000 and record["results"]["images"] == 16
 
 

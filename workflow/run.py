@@ -108,7 +108,12 @@ def main() -> int:
         print("error: the pipeline already runs in this folder; wait for it, or use another clone", file=sys.stderr)
         return 2
     if code == 0:
-        print(f"Tables and figures are in figures/{experiment.name}/, the records in results/{experiment.name}/.")
+        print(
+            f"Tables and figures are in figures/{experiment.name}/, the runs of this machine in runs/{experiment.name}/."
+        )
+        compared = ROOT / "figures" / experiment.name / "reproduction.md"
+        if options.task == "reproduce" and compared.exists():
+            print(compared.read_text().splitlines()[0].strip("*"))
     return code
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from ffvit.evidence import drawing, tables
 from ffvit.evidence.measured import Measured, measured, sources
 from ffvit.evidence.notebooks import Notebook, load_notebook
-from ffvit.evidence.records import load_records, load_trials
+from ffvit.evidence.records import in_use, load_own, load_records, load_trials
 from ffvit.settings.experiment import Experiment, load_experiment
 from ffvit.system.errors import InputError, suggest
 from ffvit.system.files import FIGURES, NOTEBOOKS, RESULTS
@@ -70,13 +70,16 @@ class Story:
 def open(notebook: str, experiment: str = "", results_dir: str = "", figures_dir: str = "") -> Story:
     """Open what a notebook declares to need of an experiment, and say what that is.
 
-    notebook: its name, such as "04_table1". results_dir, figures_dir: empty: results/ and figures/.
+    notebook: its name, such as "04_table1". results_dir: empty: results/, and the runs of this machine where they
+    gave another result. figures_dir: empty: figures/.
     """
     declared = load_notebook(NOTEBOOKS / f"{notebook}.ipynb")
     opened = load_experiment(experiment) if experiment else None
     records, trials, found = [], [], {}
     if opened and "records" in declared.needs:
         records = load_records(opened.name, Path(results_dir or RESULTS))
+        if not results_dir:
+            records = in_use(records, load_own(opened.name))
         found = measured(opened, records)
     if opened and "trials" in declared.needs:
         trials = load_trials(opened.name, Path(results_dir or RESULTS))
