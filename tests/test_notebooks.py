@@ -1,6 +1,7 @@
 """Every notebook runs top to bottom, makes what it declares, and stops for a parameter it does not know."""
 
 import json
+import shutil
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -17,7 +18,7 @@ from ffvit.evidence import artefacts
 from ffvit.evidence.notebooks import load_notebook, load_notebooks
 from ffvit.settings.experiment import load_experiment
 from ffvit.system.errors import InputError
-from ffvit.system.files import NOTEBOOKS, RESULTS, ROOT
+from ffvit.system.files import NOTEBOOKS, ROOT
 
 DECLARED = 'experiment: str = "digits"\nepochs: int = 0\nbase_lr: float = 0.0'
 VALUES = {"experiment": "digits", "epochs": 3, "base_lr": 1}
@@ -66,11 +67,13 @@ def run(shell, monkeypatch):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """One small run through notebooks 02 and 03: its folder, and the second one executed."""
+    """One small run through notebooks 02 and 03: its folder, and the folder of its record."""
     folder = tmp_path_factory.mktemp("trained")
     small = {"epochs": 1, "settings": {"warmup_epochs": 0}, "device": "cpu", "run_dir": str(folder / "run")}
     papermilled("02_train", folder, **small)
     scored = papermilled("03_evaluate", folder, run_dir=str(folder / "run"))
+    (folder / "results/digits").mkdir(parents=True)
+    shutil.copy(folder / "run/record.json", folder / "results/digits/ff-seed0.json")
     return folder, scored
 
 
@@ -111,9 +114,9 @@ def test_evaluation_shows_confusion_and_mistakes_as_pictures(trained):
 
 def test_evaluation_takes_any_checkpoint(trained, run, tmp_path):
     folder, _ = trained
-    weights, before = str(folder / "run/best.safetensors"), (folder / "run/record.json").stat().st_mtime_ns
+    weights = shutil.copy(folder / "run/best.safetensors", tmp_path)
     run("03_evaluate", checkpoint=weights, max_eval_images=50)
-    assert not (folder / "run/record.json").stat().st_mtime_ns > before
+    assert [path.name for path in tmp_path.iterdir()] == ["best.safetensors"]
 
 
 def made(folder):
@@ -125,8 +128,9 @@ def default_experiment(notebook):
 
 
 @pytest.mark.parametrize("notebook", DRAWN, **BY_NAME)
-def test_notebook_makes_what_it_declares_and_nothing_else(notebook, run, tmp_path):
-    where = {"results_dir": str(RESULTS)} if notebook.needs else {}
+def test_notebook_makes_what_it_declares_and_nothing_else(notebook, trained, run, tmp_path):
+    folder, _ = trained
+    where = {"results_dir": str(folder / "results")} if notebook.needs else {}
     run(notebook.name, figures_dir=str(tmp_path), **where)
     assert made(tmp_path) == set(notebook.files(default_experiment(notebook)))
 

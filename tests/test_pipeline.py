@@ -70,6 +70,14 @@ def declared(project, *needs):
     return {f"figures/{file}" for notebook in fitting for file in notebook.files(smoke)}
 
 
+def only_records(project):
+    """Put the records of the runs into results/, as if they came with the project, and remove the runs."""
+    for path in (project / "runs/smoke").glob("*/record.json"):
+        (project / "results/smoke").mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, project / "results/smoke" / f"{path.parent.name}.json")
+    shutil.rmtree(project / "runs")
+
+
 def artefacts(project):
     return {str(p.relative_to(project)): p.stat().st_mtime_ns for p in (project / "figures").rglob("*.*")}
 
@@ -106,7 +114,7 @@ def test_pipeline_makes_everything_once_and_only_what_is_missing(project):
     assert code == 0 and set(re.findall(r"Job \d+: (\w+)", output)) - {"everything"} == {"07_claims"}, output
 
     # From records alone, as in a fresh clone: no run is made.
-    shutil.rmtree(project / "runs")
+    only_records(project)
     code, output = pipeline(project, "figures")
     assert code == 0 and not list((project / "runs").rglob("*.safetensors"))
     assert "recorded, 1 runs" in (project / "figures/smoke/table1.md").read_text()
@@ -134,7 +142,7 @@ def test_pipeline_of_lit_makes_its_own_figures_and_from_records_leaves_those_tha
         *("stage_costs", "retinanet", "mask_rcnn", "semantic_fpn")
     }
     # Another experiment's notebooks make what depends on none as well: this one's stays as it is.
-    for folder in ("runs", "results", "figures"):
+    for folder in ("runs", "figures"):
         shutil.copytree(project / folder / "smoke", project / folder / "other")
     shutil.copy(smoke, smoke.with_stem("other"))
     code, output = pipeline(project, "reproduce", "--", "--touch", experiment="other")
@@ -142,7 +150,7 @@ def test_pipeline_of_lit_makes_its_own_figures_and_from_records_leaves_those_tha
     code, output = pipeline(project, "reproduce")
     assert code == 0 and "Nothing to be done" in output, output
 
-    shutil.rmtree(project / "runs")
+    only_records(project)
     code, output = pipeline(project, "figures")
     assert code == 0, output
     again = artefacts(project)
@@ -312,7 +320,7 @@ def test_every_model_has_its_own_seeds_and_places(project, monkeypatch):
         assert output.count(f"-r model {model} -y 'seeds: {seeds}'") == 1
         for seed in seeds:
             assert output.count(f"-r model {model} -p seed {seed} ") == 1
-    assert output.count("-y 'seeds") == 4 and output.count("-p seed") == 8
+    assert output.count("-y 'seeds: ") == 4 and output.count("-p seed") == 8
 
 
 def test_runs_share_the_gpus_of_this_machine_only(project):

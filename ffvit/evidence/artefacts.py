@@ -70,16 +70,18 @@ class Story:
 def open(notebook: str, experiment: str = "", results_dir: str = "", figures_dir: str = "") -> Story:
     """Open what a notebook declares to need of an experiment, and say what that is.
 
-    notebook: its name, such as "04_table1". results_dir: empty: results/, and the runs of this machine where they
-    gave another result. figures_dir: empty: figures/.
+    notebook: its name, such as "04_table1". results_dir: the records in a folder; empty: those in results/ and this
+    machine's own. figures_dir: empty: figures/.
     """
     declared = load_notebook(NOTEBOOKS / f"{notebook}.ipynb")
     opened = load_experiment(experiment) if experiment else None
     records, trials, found = [], [], {}
     if opened and "records" in declared.needs:
-        records = load_records(opened.name, Path(results_dir or RESULTS))
-        if not results_dir:
-            records = in_use(records, load_own(opened.name))
+        records = (
+            load_records(opened.name, Path(results_dir))
+            if results_dir
+            else in_use(load_records(opened.name), load_own(opened.name))
+        )
         found = measured(opened, records)
     if opened and "trials" in declared.needs:
         trials = load_trials(opened.name, Path(results_dir or RESULTS))
