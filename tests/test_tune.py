@@ -6,15 +6,15 @@ import signal
 import time
 
 import pytest
+from tracked import tracked
 
 from ffvit.commands import jobs, tune
 from ffvit.evidence import records
 from ffvit.settings.experiment import Experiment, load_experiment
 from ffvit.system.errors import Stopped, TrainingError
-from ffvit.system.files import EXPERIMENTS
 
 BEST_RATE = {"ff": 32e-3, "vit": 1e-3, "attention_only": 8e-3, "ff_attention": 8e-3}
-SEARCHED = sorted(p.stem for p in EXPERIMENTS.glob("*.toml") if "\n[tuning]\n" in p.read_text())
+SEARCHED = [name for name in tracked("experiments/*.toml") if load_experiment(name).tuning]
 
 
 @pytest.fixture(scope="module")
