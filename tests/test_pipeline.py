@@ -303,7 +303,7 @@ settings = { recipe = "small_images", dataset = "digits", model = "ff_tiny_patch
 [models]
 "a.b-1" = { label = "A" }
 "c-d" = { label = "B", seeds = [3, 5, 7], num_processes = 2 }
-e_f = { label = "C", seeds = [9], num_processes = 4, part = "data" }
+e_f = { label = "C", seeds = [9], num_processes = 4 }
 g = { label = "D", device = "cpu" }
 """
 
@@ -403,7 +403,7 @@ def cluster(project):
 
 def test_slurm_job_is_one_process_group_whose_words_no_shell_reads(cluster):
     code, output, requeued = cluster("my data.toml", "ff; touch x", "0", "label=$(touch x) *", "epochs=2")
-    train = "'-m' 'ffvit.train' '--experiment' 'my data.toml' '--model' 'ff; touch x' '--seed' '0' 'num_processes=4'"
+    train = "'-m' 'ffvit' 'worker' '--experiment' 'my data.toml' '--model' 'ff; touch x' '--seed' '0' 'num_processes=4'"
     tasks = [f"{rank} {rank % 2} 4 node7 10123 {train} 'label=$(touch x) *' 'epochs=2'" for rank in range(4)]
     assert (code, output.splitlines(), requeued) == (0, tasks, "")
 
