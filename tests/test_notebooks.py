@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -202,6 +204,16 @@ def test_files_are_of_the_experiment_or_of_none(tmp_path):
     notebook = load_notebook(declaring(tmp_path, **said))
     assert notebook.files(load_experiment("digits")) == ["digits/a.csv", "lit/b.csv"]
     assert notebook.files(load_experiment("cifar10-cpu")) == ["cifar10-cpu/a.csv", "lit/b.csv", "cifar10-cpu/c.png"]
+
+
+def test_every_committed_table_and_figure_is_declared_and_none_is_missing():
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "figures"], capture_output=True, text=True)
+    if not listed.stdout:
+        pytest.skip("needs the project's git repository")
+    committed = {line.removeprefix("figures/") for line in listed.stdout.splitlines()}
+    shown = {file.split("/")[0] for file in committed} - {"lit", "report"}
+    found = {file for n in ALL for e in map(load_experiment, shown) if n.fits(e) for file in n.files(e)}
+    assert committed == {file for file in found if Path(file).stem != "reproduction"}  # that one is of one machine
 
 
 @pytest.mark.parametrize("notebook", ALL, **BY_NAME)
