@@ -11,8 +11,8 @@ from ffvit.evidence.measured import measured
 from ffvit.evidence.reported import CSV, load_reported
 from ffvit.models import cost, ff
 from ffvit.settings.experiment import load_experiment
-from ffvit.studies import claims
-from ffvit.studies.claims import CONTRADICTED, NOT_COMPARABLE, NOT_RUN, REPRODUCED
+from ffvit.studies import claims, model_checks
+from ffvit.studies.verdicts import CONTRADICTED, NOT_COMPARABLE, NOT_RUN, REPRODUCED, VERDICTS, Finding
 from ffvit.system.files import EXPERIMENTS
 
 WELL, NOT_WELL = "Without attention a transformer does", "Attention without feed-forward layers"
@@ -87,7 +87,7 @@ def test_the_ledger_is_of_one_paper_and_names_the_other_beside_the_number_it_dou
 
 
 def test_a_verdict_is_one_of_four_words_and_not_run_means_nothing_measured(digits):
-    assert set(digits["Verdict"]) == set(claims.VERDICTS)
+    assert set(digits["Verdict"]) == set(VERDICTS)
     nothing = digits["Verdict"] == NOT_RUN
     assert (nothing == (digits["Measured"] == "not run")).all()
     assert (nothing == (digits["Scale"] == "")).all()
@@ -99,7 +99,7 @@ def test_accuracies_of_another_scale_never_stand_beside_imagenets(experiment):
     found = measured(scope, runs(experiment, ff=[61.4], vit=[72.2], attention_only=[28.2]))
     accuracies = [c for c in claims.numbers() if c.text.endswith("ImageNet top-1")]
     assert len(accuracies) == 9
-    assert {c.check(scope, found) for c in accuracies} == {claims.Finding()}
+    assert {c.check(scope, found) for c in accuracies} == {Finding()}
 
 
 def test_a_count_agrees_within_half_a_unit_of_the_last_printed_digit(digits):
@@ -208,13 +208,15 @@ def test_large_worse_than_base_is_judged_on_imagenet(large, verdict):
     assert find(claim, "cifar10", ff=[75.0, 75.1]).verdict == NOT_RUN
 
 
-@pytest.mark.parametrize("check", [claims.figure1, claims.figure2])
+@pytest.mark.parametrize("check", [model_checks.figure1, model_checks.figure2])
 def test_a_block_of_another_model_contradicts_the_figures(check):
     assert check(claims.TINY).verdict == REPRODUCED
     assert check("attention_only_tiny_patch16_224").verdict == CONTRADICTED
 
 
-@pytest.mark.parametrize("check", [claims.features_are_a_1x1_convolution, claims.patches_are_a_full_convolution])
+@pytest.mark.parametrize(
+    "check", [model_checks.features_are_a_1x1_convolution, model_checks.patches_are_a_full_convolution]
+)
 def test_a_layer_that_does_more_is_no_convolution(check, monkeypatch):
     assert check(claims.TINY).verdict == REPRODUCED
     forward = Mlp.forward
@@ -224,29 +226,29 @@ def test_a_layer_that_does_more_is_no_convolution(check, monkeypatch):
 
 def test_a_class_read_from_all_tokens_contradicts(monkeypatch):
     monkeypatch.setattr(ff.PatchFeatureMixer, "forward_head", lambda self, x: self.head(x.mean(1)))
-    assert claims.class_token(claims.TINY).verdict == CONTRADICTED
+    assert model_checks.class_token(claims.TINY).verdict == CONTRADICTED
 
 
 def test_a_block_that_takes_any_length_contradicts(monkeypatch):
-    assert "expected 197 tokens" in claims.fixed_length(claims.TINY).measured
+    assert "expected 197 tokens" in model_checks.fixed_length(claims.TINY).measured
     monkeypatch.setattr(ff.Block, "forward", lambda self, x: x)
-    assert claims.fixed_length(claims.TINY).verdict == CONTRADICTED
+    assert model_checks.fixed_length(claims.TINY).verdict == CONTRADICTED
 
 
 def test_a_cost_that_grows_linearly_contradicts(monkeypatch):
     monkeypatch.setattr(cost, "count_macs", lambda model, size: 1000 * size[0])
-    finding = claims.quadratic_in_tokens(claims.TINY)
+    finding = model_checks.quadratic_in_tokens(claims.TINY)
     assert finding.verdict == CONTRADICTED and finding.measured.startswith("2.00 x")
 
 
 def test_other_tokens_or_shapes_contradict():
-    assert claims.tokens("ff_base_patch16_224", 16**2 + 1).verdict == CONTRADICTED
-    assert claims.shapes("192 x 24").verdict == CONTRADICTED
+    assert model_checks.tokens("ff_base_patch16_224", 16**2 + 1).verdict == CONTRADICTED
+    assert model_checks.shapes("192 x 24").verdict == CONTRADICTED
 
 
 def test_summary_counts_every_row(digits):
     counts = claims.counts(digits)
-    assert list(counts) == list(claims.VERDICTS) and sum(counts.values()) == len(digits)
+    assert list(counts) == list(VERDICTS) and sum(counts.values()) == len(digits)
     assert claims.summary(digits).startswith(f"{counts[REPRODUCED]} reproduced, ")
 
 

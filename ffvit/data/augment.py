@@ -145,6 +145,7 @@ def _column(values: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(values.astype(np.float32)).to(device, non_blocking=True)[:, None]
 
 
+# The operations, on images (n, C, S, S) of whole numbers from 0 to 255; value: (n, 1, 1, 1), fill: (C, 1, 1).
 def _auto_contrast(x: Tensor, *_) -> Tensor:
     low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
     stretched = ((x - low) * (255 / (high - low))).clamp(0, 255).floor()

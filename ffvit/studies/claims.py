@@ -14,34 +14,35 @@ A verdict is computed, by these rules:
 
 import csv
 import statistics
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from typing import Any
+from functools import partial
 
 import pandas as pd
 import timm
 import torch
-from timm.layers import DropPath, Mlp
-from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from ffvit.evidence import measured as evidence
 from ffvit.evidence.measured import Measured
 from ffvit.evidence.reported import CSV, Reported, load_reported, reported
 from ffvit.evidence.statistics import difference, interval
-from ffvit.models import cost, ff
+from ffvit.models import cost
 from ffvit.settings.experiment import Experiment
 from ffvit.settings.recipes import deit
-from ffvit.studies import report
+from ffvit.studies import model_checks, report
+from ffvit.studies.verdicts import (
+    MODEL,
+    NOT_COMPARABLE,
+    NOT_RUN,
+    REPRODUCED,
+    VERDICTS,
+    Finding,
+    judged,
+    of_model,
+)
 from ffvit.system import provenance
-from ffvit.system.errors import InputError
 
 PAPER, DEIT = "arXiv:2105.02723", "arXiv:2012.12877"
-REPRODUCED, CONTRADICTED, NOT_RUN, NOT_COMPARABLE = "reproduced", "contradicted", "not run", "not comparable"
-VERDICTS = (REPRODUCED, CONTRADICTED, NOT_COMPARABLE, NOT_RUN)
-MODEL = "the model itself"  # a scale: counted or computed when the ledger is built, nothing is trained
 # Points of ImageNet top-1 that a repetition may differ. The report gives one run a model and no spread. DeiT's own code, run
 # again by others for DeiT-tiny's 72.2, gave 71.9, 72.2 and 72.7 (deit repository, issues 32 and 40).
 POINTS = 0.5
@@ -49,19 +50,6 @@ POINTS = 0.5
 CARRIES = ("ImageNet", "CIFAR-10")
 # "Surprisingly well" is said of these two: their distance in Table 1 is the limit, in points, between well and not well.
 CLOSE_TO = ("deit_base_patch16_224", "ff_base_patch16_224")
-ROUNDING = 1e-5  # two ways to compute the same in single precision, relative to the largest value
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a check found. As it stands: nothing was tried."""
-
-    measured: str = NOT_RUN
-    verdict: str = NOT_RUN
-    scale: str = ""  # an experiment's scope, or MODEL
-    seeds: str = ""
-    tolerance: str = ""
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -161,12 +149,12 @@ def parameters(row: Reported, *_) -> Finding:
     count = cost.exact_costs(row.model)["parameters"]
     agrees = _rounds_to(count, row)
     return replace(
-        _of_model(f"{count:,}", agrees, f"± {_half_unit(row):g}M"), note="" if agrees else _without_classifier(row)
+        of_model(f"{count:,}", agrees, f"± {_half_unit(row):g}M"), note="" if agrees else _without_classifier(row)
     )
 
 
 def num_tokens(row: Reported, *_) -> Finding:
-    return tokens(row.model, row.number)
+    return model_checks.tokens(row.model, row.number)
 
 
 def top1(row: Reported, experiment: Experiment, found: dict[str, Measured]) -> Finding:
@@ -180,7 +168,7 @@ def top1(row: Reported, experiment: Experiment, found: dict[str, Measured]) -> F
     agrees = abs(mine.mean - row.number) <= POINTS
     return Finding(
         measured=str(mine),
-        verdict=NOT_COMPARABLE if other else _verdict(agrees),
+        verdict=NOT_COMPARABLE if other else judged(agrees),
         scale=experiment.scope,
         seeds=str(len(mine.top1_percent)),
         tolerance=f"± {POINTS} points",
@@ -195,7 +183,7 @@ def epochs(row: Reported, experiment: Experiment, found: dict[str, Measured]) ->
     trained = sorted({len(record["history"]) for record in mine.records})
     return Finding(
         measured=" and ".join(map(str, trained)),
-        verdict=_verdict(trained == [row.value]),
+        verdict=judged(trained == [row.value]),
         scale=experiment.scope,
         seeds=str(len(mine.records)),
         tolerance="exact",
@@ -277,7 +265,7 @@ def compare(
     elif limits[0] <= limit < limits[1]:
         verdict, note = NOT_COMPARABLE, f"the interval of {len(points)} seeds holds the limit: more seeds can decide"
     else:
-        verdict, note = _verdict((limits[0] > limit) == far), ""
+        verdict, note = judged((limits[0] > limit) == far), ""
     return Finding(
         measured=measured.replace("-", "−"),
         verdict=verdict,
@@ -301,139 +289,6 @@ def close() -> float:
     return round(attention - feed_forward, 2)
 
 
-def steps(block: nn.Module) -> list[str]:
-    """What a block does to its tokens, in order: LayerNorm(192), Mlp(192), sum, transpose, ..."""
-    done = []
-    for node in _Tracer().trace(block).nodes:
-        module = block.get_submodule(node.target) if node.op == "call_module" else None
-        if isinstance(module, nn.LayerNorm):
-            done.append(f"LayerNorm({module.normalized_shape[0]})")
-        elif isinstance(module, Mlp):
-            done.append(f"Mlp({module.fc1.in_features})")
-        elif node.op in ("call_function", "call_method"):
-            name = getattr(node.target, "__name__", node.target)
-            done.append("sum" if name == "add" else name)
-    return done
-
-
-def figure1(name: str, *_) -> Finding:
-    model = _model(name)
-    words = {f"Mlp({model.embed_dim})": "features", "transpose": "transpose", f"Mlp({model.num_tokens})": "patches"}
-    orders = {", ".join(words[step] for step in steps(block) if step in words) for block in model.blocks}
-    agrees = orders == {"features, transpose, patches, transpose"}
-    return _of_model(f"{len(model.blocks)} x {' or '.join(sorted(orders))}", agrees)
-
-
-def figure2(name: str, *_) -> Finding:
-    done = steps(_model(name).blocks[0])
-    kinds = Counter(step.partition("(")[0] for step in done)
-    return _of_model(", ".join(done), kinds == {"Mlp": 2, "LayerNorm": 2, "sum": 2, "transpose": 2})
-
-
-def class_token(name: str, *_) -> Finding:
-    """Which tokens the logits depend on, by their gradient."""
-    model = _model(name)
-    x = _random(1, model.num_tokens, model.embed_dim).requires_grad_()
-    (gradient,) = torch.autograd.grad(model.forward_head(x).square().sum(), x)
-    read = gradient.abs().sum(dim=(0, 2)).nonzero().flatten().tolist()
-    return _of_model(
-        f"the logits depend on {len(read)} of {model.num_tokens} tokens, from index {read[0]}", read == [0]
-    )
-
-
-def tokens(name: str, printed: float, *_) -> Finding:
-    """Patches and the class token."""
-    model = _model(name, "meta")
-    height, width = model.grid_size
-    return _of_model(f"{model.num_tokens} = {height} x {width} + 1", model.num_tokens == printed)
-
-
-def shapes(printed: str, *_) -> Finding:
-    """Width x depth, patch size, image size of the three FF-only models."""
-    sizes = [_model(f"ff_{size}_224", "meta") for size in ("tiny_patch16", "base_patch16", "large_patch32")]
-    read = [f"{m.embed_dim} x {len(m.blocks)}, {m.patch_embed.patch_size[0]} of {m.img_size[0]} px" for m in sizes]
-    return _of_model("; ".join(read), "; ".join(read) == printed)
-
-
-def features_are_a_1x1_convolution(name: str, *_) -> Finding:
-    """The Mlp beside two convolutions with its weights, kernel 1, over a (B, D, N) map of tokens."""
-    model = _model(name)
-    mlp, x = model.blocks[0].mix_features.mix, _random(2, model.num_tokens, model.embed_dim)
-    hidden = F.gelu(F.conv1d(x.transpose(1, 2), mlp.fc1.weight[:, :, None], mlp.fc1.bias))
-    mapped = F.conv1d(hidden, mlp.fc2.weight[:, :, None], mlp.fc2.bias)
-    return _same(mlp(x), mapped.transpose(1, 2))
-
-
-def patches_are_a_full_convolution(name: str, *_) -> Finding:
-    """The Mlp beside two convolutions with its weights, one input channel, kernel as long as what it runs over; the
-    features are a batch of such sequences and share the weights."""
-    model = _model(name)
-    mlp, x = model.blocks[0].mix_patches.mix, _random(2, model.embed_dim, model.num_tokens)
-    hidden = F.gelu(F.conv1d(x.reshape(-1, 1, model.num_tokens), mlp.fc1.weight[:, None], mlp.fc1.bias))
-    mapped = F.conv1d(hidden.transpose(1, 2), mlp.fc2.weight[:, None], mlp.fc2.bias)
-    return _same(mlp(x), mapped.reshape(x.shape))
-
-
-def quadratic_in_tokens(name: str, *_) -> Finding:
-    """Multiply-adds of a patch branch, hidden width 4 N as usual, at the model's sequence length and at twice that."""
-    model = _model(name)
-    costs = []
-    for length in (model.num_tokens, 2 * model.num_tokens):
-        with torch.device("meta"):
-            branch = ff.Branch("patches", "ff", length, model.embed_dim, num_heads=1, mlp_ratio=4.0, drop_rate=0.0)
-        costs.append(cost.count_macs(branch, (length, model.embed_dim)))
-    once, twice = costs
-    return _of_model(f"{twice / once:.2f} x the multiply-adds ({once:,}, then {twice:,})", twice == 4 * once)
-
-
-def fixed_length(name: str, *_) -> Finding:
-    """Images of 256 px, and their 257 tokens in a block, where no check of ours stands in the way."""
-    model = _model(name)
-    errors = []
-    for part, given in ((model, (1, 3, 256, 256)), (model.blocks[0], (1, 257, model.embed_dim))):
-        try:
-            part(torch.zeros(given))
-        except (InputError, RuntimeError) as error:
-            errors.append(str(error).partition(". ")[0])
-    return _of_model(f"error: {errors[0]}" if errors else "256 px accepted", len(errors) == 2)
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, (Mlp, DropPath)) or super().is_leaf_module(module, name)
-
-
-@cache
-def _model(name: str, device: str = "cpu") -> Any:  # torch gives the parts of a ModuleList no types
-    """With the weights a training would start from, but random biases, so that a check sees them."""
-    with torch.random.fork_rng(devices=[]), torch.device(device):
-        torch.manual_seed(0)
-        model = timm.create_model(name).eval()
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                nn.init.normal_(parameter, std=0.02)
-    return model
-
-
-def _random(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-def _same(ours: Tensor, other: Tensor) -> Finding:
-    difference = ((ours - other).abs().max() / ours.abs().max()).item()
-    agrees = difference <= ROUNDING
-    measured = "the same, to rounding" if agrees else f"largest difference {difference:.1g} of the largest output"
-    return _of_model(measured, agrees, f"{ROUNDING:g} of the largest output")
-
-
-def _of_model(measured: str, agrees: bool, tolerance: str = "exact") -> Finding:
-    return Finding(measured, _verdict(agrees), MODEL, tolerance=tolerance)
-
-
-def _verdict(agrees: bool) -> str:
-    return REPRODUCED if agrees else CONTRADICTED
-
-
 NAMES = {name: f"{family}, {size.partition(',')[0].lower()}" for size, family, name in report.TABLE1}
 NAMES["attention_only_tiny_patch16_224"] = "attention only, tiny"
 # By the metric of reported.csv: its words, its unit, its check.
@@ -455,40 +310,40 @@ CLAIMS = (
         "A block is: feed-forward over features, transpose, feed-forward over patches, transpose; repeated N times",
         "Figure 1",
         "N x features, transpose, patches, transpose",
-        partial(figure1, TINY),
+        partial(model_checks.figure1, TINY),
         "N is 12 at tiny and base size and 24 at large, in the author's file",
     ),
-    Claim("The class is read from the class token", "Figure 1", "class token", partial(class_token, TINY)),
+    Claim("The class is read from the class token", "Figure 1", "class token", partial(model_checks.class_token, TINY)),
     Claim(
         "The code of a block: two Mlp modules, two LayerNorms, two residual sums, two transposes",
         "Figure 2",
         "2 of each",
-        partial(figure2, TINY),
+        partial(model_checks.figure2, TINY),
         "The second LayerNorm has a weight for every token; MLP-Mixer's has one for every channel",
     ),
     Claim(
         "Feed-forward over features is a 1x1 convolution",
         "Section 3.1",
         "the same function",
-        partial(features_are_a_1x1_convolution, TINY),
+        partial(model_checks.features_are_a_1x1_convolution, TINY),
     ),
     Claim(
         "Feed-forward over patches is a convolution with full receptive field and a single channel",
         "Section 3.1",
         "the same function",
-        partial(patches_are_a_full_convolution, TINY),
+        partial(model_checks.patches_are_a_full_convolution, TINY),
     ),
     Claim(
         "Width x depth and patch size at tiny, base and large size",
         "Section 3.2, the author's file",
         SHAPES,
-        partial(shapes, SHAPES),
+        partial(model_checks.shapes, SHAPES),
     ),
     Claim(
         "FF only, large: tokens, the class token included",
         "Section 3.2, the author's file",
         "50",
-        partial(tokens, "ff_large_patch32_224", 50),
+        partial(model_checks.tokens, "ff_large_patch32_224", 50),
     ),
     Claim(
         "DeiT's setup and hyper-parameters, unchanged, at all sizes",
@@ -530,7 +385,7 @@ CLAIMS = (
         "Cost is quadratic in sequence length when the hidden width of the patch layer is a multiple of it, as usual",
         "Section 3.5",
         "4 x at 2 x the tokens",
-        partial(quadratic_in_tokens, TINY),
+        partial(model_checks.quadratic_in_tokens, TINY),
     ),
     Claim(
         "Cost can be linear in sequence length when that hidden width is fixed",
@@ -543,7 +398,7 @@ CLAIMS = (
         "The model works only at a fixed sequence length",
         "Section 3.5",
         "fixed length",
-        partial(fixed_length, TINY),
+        partial(model_checks.fixed_length, TINY),
     ),
     Claim(
         "Patch embedding and training procedure may explain more of ViT's strength than attention does",
