@@ -19,7 +19,7 @@ BIN := .venv/bin/
 READY := .venv/ready
 endif
 
-.PHONY: help setup reproduce status missing tune figures test lab faults benchmark readme lock
+.PHONY: help setup reproduce status missing tune figures test machine lab faults benchmark readme lock
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -57,9 +57,12 @@ tune: $(READY) ## Search settings for each model of EXPERIMENT, by equal effort
 figures: $(READY) ## Make the tables and figures of EXPERIMENT again from recorded results: no training, no GPU
 	@$(BIN)python workflow/run.py figures "$$EXPERIMENT" --jobs "$$JOBS" --profile "$$PROFILE"
 
-test: $(READY) ## Run all tests, each notebook included
+test: $(READY) ## Check style and types, and run the tests, each notebook included
 	@$(BIN)ruff check . && $(BIN)ruff format --check . && $(BIN)python -m mypy
-	@$(BIN)python -m pytest -n 2 tests
+	@$(BIN)python -m pytest -n 2 --durations=15 -m "not machine" tests
+
+machine: $(READY) ## Run the tests that kill, start several processes, and run whole pipelines
+	@$(BIN)python -m pytest -n 2 --durations=15 -m machine tests
 
 lab: $(READY) ## Open JupyterLab on the notebooks
 	@$(BIN)jupyter lab --notebook-dir=. notebooks/02_train.ipynb

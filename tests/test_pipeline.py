@@ -82,6 +82,7 @@ def artefacts(project):
     return {str(p.relative_to(project)): p.stat().st_mtime_ns for p in (project / "figures").rglob("*.*")}
 
 
+@pytest.mark.machine
 def test_pipeline_makes_everything_once_and_only_what_is_missing(project):
     smoke_experiment(project, "digits", ["ff"], epochs=1, warmup_epochs=0, max_train_images=128)
     code, output = pipeline(project, "reproduce")
@@ -130,6 +131,7 @@ vary.attention = [
 """
 
 
+@pytest.mark.machine
 def test_pipeline_of_lit_makes_its_own_figures_and_from_records_leaves_those_that_need_weights(project):
     smoke_experiment(project, "digits-lit", [], epochs=1, warmup_epochs=0, max_train_images=128, max_eval_images=50)
     smoke = project / "experiments/smoke.toml"
@@ -161,6 +163,7 @@ def test_pipeline_of_lit_makes_its_own_figures_and_from_records_leaves_those_tha
     assert "2 runs" in (project / "figures/smoke/stages.md").read_text()
 
 
+@pytest.mark.machine
 def test_failed_run_keeps_its_log_and_the_next_call_goes_on(project):
     smoke_experiment(project, "digits", ["ff"], epochs=1, warmup_epochs=0, max_train_images=128, dataset="./nowhere")
     code, output = pipeline(project, "reproduce")
@@ -183,6 +186,7 @@ def running(project):
     return found
 
 
+@pytest.mark.machine
 def test_killed_pipeline_leaves_no_process_and_the_next_call_goes_on(project):
     smoke_experiment(project, "digits", ["ff"], epochs=5000, warmup_epochs=0, max_train_images=128)
     with subprocess.Popen([sys.executable, str(project / "workflow/run.py"), "reproduce", "smoke"]) as process:
@@ -204,6 +208,7 @@ def missing(project, *options):
     return subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.machine
 def test_missing_runs_stop_with_checkpoints_go_on_and_leave_the_pipeline_nothing_to_train(project):
     smoke_experiment(project, "digits", ["ff"], epochs=100, warmup_epochs=0, max_train_images=64, max_eval_images=50)
     run = project / "runs/smoke/ff-seed0"
@@ -346,6 +351,7 @@ def test_a_wrong_experiment_is_told_in_one_line(project):
         assert message in output.replace(", smoke", "")
 
 
+@pytest.mark.machine
 def test_pipeline_runs_on_cifar10(project, shared):
     small = dict(epochs=1, warmup_epochs=0, batch_size=64, max_train_images=256, max_eval_images=100, num_workers=0)
     smoke_experiment(project, "cifar10", ["ff"], **small, model_args={"depth": 2}, mixed_precision="no", compile=False)
@@ -356,6 +362,7 @@ def test_pipeline_runs_on_cifar10(project, shared):
     assert "CIFAR-10 top-1 measured" in (project / "figures/smoke/table1.md").read_text()
 
 
+@pytest.mark.machine
 def test_pipeline_runs_on_imagenet_at_224(project, shared):
     small = dict(epochs=1, warmup_epochs=0, batch_size=16, max_train_images=32, max_eval_images=16, num_workers=0)
     smoke_experiment(

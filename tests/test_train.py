@@ -185,6 +185,7 @@ def started(run_dir, *more):
     return subprocess.Popen([*command, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize("wait", [0.5, 12], ids=["while_importing", "while_training"])
 def test_training_ends_when_the_process_that_started_it_is_gone(tmp_path, wait):
     parent = subprocess.Popen(["sleep", "600"])
@@ -196,6 +197,7 @@ def test_training_ends_when_the_process_that_started_it_is_gone(tmp_path, wait):
     parent.wait()
 
 
+@pytest.mark.machine
 def test_killed_run_goes_on_when_started_again(tmp_path):
     first = started(tmp_path, "epochs=3")
     while not checkpoint.find_state(tmp_path / "checkpoints")[0]:
@@ -290,6 +292,7 @@ def test_lit_trains_in_half_precision_too(tmp_path):
     assert half["train_loss"] != single["train_loss"]
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize("options", [{"grad_checkpointing": True}, {"compile": True}])
 def test_options_of_memory_and_speed_change_no_result_of_lit(tmp_path, options):
     if "compile" in options and not shutil.which("g++"):
@@ -314,6 +317,7 @@ def test_options_of_memory_and_speed_change_no_result_beyond_rounding(tmp_path, 
         assert option[name] == pytest.approx(plain[name], rel=1e-5)
 
 
+@pytest.mark.machine
 def test_two_processes_see_every_loss_of_one_over_fifty_updates(tmp_path):
     settings = dict(epochs=50, max_train_images=64, max_eval_images=10)  # one update an epoch, so each has its loss
     launch(digits(**settings), tmp_path / "one", on_line=quiet)
@@ -324,6 +328,7 @@ def test_two_processes_see_every_loss_of_one_over_fifty_updates(tmp_path):
     assert len(history(tmp_path / "two")) == 50
 
 
+@pytest.mark.machine
 def test_two_processes_with_batch_norms_go_on_after_a_stop_to_the_same_weights(tmp_path):
     config = lit(num_processes=2, ema_decay=0.9)
     launch(config, tmp_path / "whole", on_line=quiet)
@@ -341,6 +346,7 @@ def test_two_processes_with_batch_norms_go_on_after_a_stop_to_the_same_weights(t
     assert json.loads((tmp_path / "pieces" / "training.json").read_text())["resumed"]
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_cluster_that_asks_for_its_machine_gets_it_and_the_run_goes_on_later(tmp_path, number):
     first = started(tmp_path, "max_train_images=640", "num_workers=1", "epochs=400")
@@ -353,6 +359,7 @@ def test_a_cluster_that_asks_for_its_machine_gets_it_and_the_run_goes_on_later(t
     assert f"after update {int(path.name)}" in output and not damaged
 
 
+@pytest.mark.machine
 def test_lit_is_scored_by_the_statistics_that_are_saved_though_each_process_has_its_own(tmp_path):
     config = lit(num_processes=2)
     launch(config, tmp_path, on_line=quiet)
@@ -375,6 +382,7 @@ def test_offsets_of_lit_learn_at_a_rate_of_their_own(tmp_path):
     assert max(moved["bias"]) > 12 * config.lr / 100
 
 
+@pytest.mark.machine
 def test_a_run_may_go_on_with_another_number_of_processes(tmp_path):
     config = digits(epochs=3, max_train_images=320, drop_path_rate=0.0)
     train(config, tmp_path / "whole")

@@ -378,7 +378,7 @@ def test_a_runs_model_comes_with_as_many_of_its_test_images_as_asked_for(run_dir
     config = open_run(run_dir)[0]
     model, loader = looking.prepare(config, run_dir / "last.safetensors", max_eval_images=100, batch_size=64)
     assert isinstance(model, AbsoluteLIT) and [len(batch.images) for batch in loader] == [64, 36]
-    with pytest.raises(InputError, match="7 classes"):
+    with pytest.raises(InputError, match=r"head.weight is \(10, 32\), the model's \(7, 32\)"):
         looking.prepare(config, run_dir / "last.safetensors", num_classes=7)
     with pytest.raises(InputError, match="'there_is_none' is no folder, and no id of the hub"):
         looking.prepare(config, run_dir / "last.safetensors", dataset="there_is_none")
@@ -386,6 +386,7 @@ def test_a_runs_model_comes_with_as_many_of_its_test_images_as_asked_for(run_dir
         looking.prepare(config, run_dir / "last.safetensors", data_set="digits")
 
 
+@pytest.mark.machine
 def test_the_notebook_makes_its_pictures_and_its_table_of_official_files_and_any_folder(tmp_path):
     shape = dict(img_size=64, embed_dims=[8, 16, 24, 32], depths=[1, 1, 2, 1], num_heads=[1, 2, 3, 4])
     everywhere = dict(attention_stages=(1, 2, 3, 4), deformable=False)

@@ -170,7 +170,7 @@ def measured_table(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
         {"Model": layout.model, **_columns(layout), **study.measures(experiment, found.get(name))}
         for name, layout in layouts(experiment).items()
     ]
-    return pd.DataFrame(rows or [{"Model": NOT_RUN, "Note": "this experiment has no LIT"}])
+    return study.said(pd.DataFrame(rows or [{"Model": NOT_RUN, "Note": "this experiment has no LIT"}]))
 
 
 def pairs_table(experiment: Experiment, records: list[dict]) -> pd.DataFrame:

@@ -24,9 +24,15 @@ def study(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
         if part and experiment.compare[part].change:
             rows += [(title, f"{v.label} (the grid's run)", v.name) for v in as_they_are]
         rows += [(title, _label(v), v.name) for v in experiment.of(part)]
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {"Part": part, "Model": label, **measures(experiment, found.get(name))} for part, label, name in rows
     )
+    return said(table)
+
+
+def said(table: pd.DataFrame) -> pd.DataFrame:
+    """Without the columns in which nothing was recorded."""
+    return table.loc[:, (table != "").any()]
 
 
 def measures(experiment: Experiment, m: Measured | None) -> dict:
