@@ -51,7 +51,7 @@ def on_this_machine(jobs: int, runs_per_gpu: int, settings: dict[str, str]) -> l
     """Snakemake's arguments for jobs side by side here; adds to the settings what they may take."""
     gpus = gpu_count()
     places = gpus * runs_per_gpu
-    jobs = jobs or places or 2
+    jobs = jobs or places or (os.cpu_count() or 1) + 1  # while a kernel starts, it waits
     threads = max(1, (os.cpu_count() or 1) // jobs)
     settings |= {"gpus": str(gpus), "runs_per_gpu": str(runs_per_gpu), "threads": str(threads)}
     os.environ["FFVIT_RUNS_PER_GPU"] = str(runs_per_gpu)  # for ffvit train, which chooses the GPU
@@ -62,7 +62,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=("reproduce", "figures"))
     parser.add_argument("experiment", help="a name in experiments/, or the path of a .toml file")
-    parser.add_argument("--jobs", type=int, default=0, help="runs side by side; default: all that GPUs take, 2 without")
+    parser.add_argument("--jobs", type=int, default=0, help="runs side by side; default: all that GPUs take, one more than cores without")
     parser.add_argument("--runs-per-gpu", type=int, default=1, help="small runs that share a GPU of this machine")
     parser.add_argument("--dataset", default="", help="a local copy of the experiment's images")
     parser.add_argument("--profile", default="", help="slurm, or a profile folder of your own; default: this machine")

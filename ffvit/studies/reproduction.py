@@ -8,6 +8,7 @@ import pandas as pd
 from scipy import stats
 
 from ffvit.evidence.measured import NOT_RUN, commit, machine
+from ffvit.evidence.records import belongs
 from ffvit.evidence.statistics import LEVEL
 from ffvit.settings.experiment import Experiment
 
@@ -19,7 +20,8 @@ VERDICTS = (SAME_WEIGHTS, SAME_ACCURACY, WITHIN, NO_SPREAD, OUTSIDE, OTHER_IMAGE
 
 
 def table(experiment: Experiment, recorded: list[dict], own: list[dict]) -> pd.DataFrame:
-    """A row for each run of this machine, beside the recorded run of the same model and seed."""
+    """A row for each run of this machine, beside the recorded run of the same model and seed; of today's settings, both."""
+    recorded, own = ([r for r in runs if belongs(r, experiment)] for runs in (recorded, own))
     rows = []
     for mine in own:
         theirs = next((r for r in recorded if r["run_id"] == mine["run_id"]), None)
