@@ -62,7 +62,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=("reproduce", "figures"))
     parser.add_argument("experiment", help="a name in experiments/, or the path of a .toml file")
-    parser.add_argument("--jobs", type=int, default=0, help="runs side by side; default: all that GPUs take, one more than cores without")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=0,
+        help="runs side by side; default: all that GPUs take, one more than cores without",
+    )
     parser.add_argument("--runs-per-gpu", type=int, default=1, help="small runs that share a GPU of this machine")
     parser.add_argument("--dataset", default="", help="a local copy of the experiment's images")
     parser.add_argument("--profile", default="", help="slurm, or a profile folder of your own; default: this machine")
