@@ -65,7 +65,9 @@ def search(experiment: Experiment, trials: list[dict]) -> Search:
             scored = {m: {key(c.to_dict()): v for v, c in zip(values, tried[m].values())} for m in models}
             best = {m: scored[m][max(scored[m], key=scores.__getitem__)] for m in models}
             # A rate at the edge that is as good as the best may have a better one beyond it.
-            alike = {v for m in models for k, v in scored[m].items() if scores[k] == max(map(scores.get, scored[m]))}
+            alike = {
+                v for m in models for k, v in scored[m].items() if scores[k] == max(map(scores.__getitem__, scored[m]))
+            }
             beyond = _beyond(values, alike) if name == "base_lr" else []
             if not beyond:
                 break
