@@ -15,6 +15,7 @@ write their checkpoints and stop, and the same command goes on.
 Exit codes: 0 the search is complete, 2 a trial failed or an argument is wrong, 75 stopped with trials left.
 """
 
+import json
 import sys
 import time
 from dataclasses import replace
@@ -83,7 +84,7 @@ def trial(experiment: Experiment, model: str, **values: object) -> Config:
 
 def key(config: dict) -> str:
     """Two trials with one key are the same."""
-    return f"{config['name']} {sorted(deciding(config).items())}"
+    return json.dumps(deciding(config), sort_keys=True)
 
 
 def name_of(experiment: Experiment, config: Config) -> str:
