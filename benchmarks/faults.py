@@ -165,6 +165,7 @@ def until(condition: Callable[[], object], timeout_s: float) -> bool:
 
 def digits(**settings) -> Config:
     small = dict(epochs=3, warmup_epochs=0, batch_size=32, max_train_images=320, max_eval_images=64, device="cpu")
+    small |= dict(augment="image", interpolation="bicubic")
     return load_experiment("digits").config("ff", **small | settings)
 
 

@@ -39,16 +39,20 @@ NOTE = (
 )
 CASES = {
     # Updates of 25 ms, checkpoints of 1.3 MB: where fixed costs weigh most.
-    "digits, as in experiments/digits.toml": dict(),
+    "digits, as in experiments/digits.toml, one by one": dict(),
     # The report's tiny width and depth on images of 32 pixels; checkpoints of 65 MB.
     "FF-only tiny (192 x 12), digits at 32 px": dict(
-        img_size=32, patch_size=4, embed_dim=192, depth=12, epochs=2, warmup_epochs=1, max_train_images=640
+        img_size=32,
+        model_args=dict(patch_size=4, embed_dim=192, depth=12),
+        epochs=2,
+        warmup_epochs=1,
+        max_train_images=640,
     ),
 }
 
 
 def config(case: str) -> Config:
-    return load_experiment("digits").config("ff", device="cpu", **CASES[case])
+    return load_experiment("digits").config("ff", device="cpu", augment="image", interpolation="bicubic", **CASES[case])
 
 
 def ours(case: str) -> float:

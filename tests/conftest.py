@@ -34,4 +34,4 @@ def shared():
 
 @pytest.fixture
 def digits_config():
-    return load_experiment("digits").config("ff", epochs=1, warmup_epochs=0)
+    return load_experiment("digits").config("ff", epochs=1, warmup_epochs=0, augment="image", interpolation="bicubic")

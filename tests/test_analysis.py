@@ -111,7 +111,7 @@ def test_planned_models_meet_in_the_grid_and_at_every_value_of_a_comparison():
         ("ff_attention_matched", "ff"),
         ("ff_attention_matched", "vit_matched"),
     ]
-    assert STUDY.pairs("data") == [("ff_10", "vit_10"), ("ff_30", "vit_30")]
+    assert STUDY.pairs("data") == [("ff_30", "vit_30"), ("ff_10", "vit_10")]
     assert STUDY.pairs("loader") == [("ff_loader", "ff")]  # against the grid
 
 
@@ -292,9 +292,9 @@ def test_a_comparison_begins_with_the_grid():
     parts = list(STUDY.compare)
     panel = accuracy.comparisons(STUDY, records).axes[parts.index("data")]
     ticks = [t.get_text() for t in panel.get_xticklabels()]
-    assert ticks == ["as in the grid", "10 % of the images", "30 % of the images"]
+    assert ticks == ["as in the grid", "30 % of the images", "10 % of the images"]
     ff = next(line for line in panel.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 2)
-    assert list(ff.get_xdata()) == [0, 1] and list(ff.get_ydata()) == [90, 70]
+    assert list(ff.get_xdata()) == [0, 2] and list(ff.get_ydata()) == [90, 70]
 
 
 def test_processor_time_is_shown_where_it_was_recorded():

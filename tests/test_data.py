@@ -30,7 +30,9 @@ NUMBER = datasets.Value("int64")
 
 
 def config(**settings):
-    return load_experiment("digits").config("ff", epochs=1, warmup_epochs=0, **settings)
+    return load_experiment("digits").config(
+        "ff", **{"epochs": 1, "warmup_epochs": 0, "augment": "image", "interpolation": "bicubic", **settings}
+    )
 
 
 def colour(folder, **settings):

@@ -19,7 +19,11 @@ HELD_OUT = dict(test_fraction=0.2, validation_fraction=0.1)
 
 def config(dataset, **settings):
     settings = dict(in_chans=3, mean=[0.5] * 3, std=[0.5] * 3, batch_size=2, in_memory=False) | settings
-    return load_experiment("digits").config("ff", epochs=1, warmup_epochs=0, dataset=str(dataset), **settings)
+    return load_experiment("digits").config(
+        "ff",
+        dataset=str(dataset),
+        **{"epochs": 1, "warmup_epochs": 0, "augment": "image", "interpolation": "bicubic", **settings},
+    )
 
 
 def write(folder, *names):

@@ -77,7 +77,7 @@ def test_record_with_other_settings_counts_as_missing(experiment, look, tmp_path
 
 
 def test_record_older_than_a_setting_had_its_default(experiment, look, tmp_path):
-    write_record(tmp_path, experiment.config("ff"), augment="absent")
+    write_record(tmp_path, experiment.config("ff"), clip_grad="absent")
     assert look()["ff-seed0"].state == RECORDED
 
 

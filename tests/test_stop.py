@@ -39,7 +39,11 @@ def folders(tmp_path_factory):
 def config(folder, **settings):
     """Of a run that goes on without images that cannot be read."""
     settings = dict(in_memory=False, batch_size=4, bad_images="skip", interpolation="bilinear") | settings
-    return load_experiment("digits").config("ff", epochs=1, warmup_epochs=0, dataset=str(folder), **settings)
+    return load_experiment("digits").config(
+        "ff",
+        dataset=str(folder),
+        **{"epochs": 1, "warmup_epochs": 0, "augment": "image", "interpolation": "bicubic", **settings},
+    )
 
 
 STREAM = dict(streaming=True, validation_split="test", allow_overlap=True)

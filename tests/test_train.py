@@ -30,7 +30,17 @@ from ffvit.training.run import train
 
 
 def digits(model="ff", **settings):
-    return load_experiment("digits").config(model, **{"epochs": 2, "warmup_epochs": 0, "device": "cpu", **settings})
+    return load_experiment("digits").config(
+        model,
+        **{
+            "epochs": 2,
+            "warmup_epochs": 0,
+            "device": "cpu",
+            "augment": "image",
+            "interpolation": "bicubic",
+            **settings,
+        },
+    )
 
 
 def lit(model="lit_ti", depths=(1, 1, 2, 1), **settings):

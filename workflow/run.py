@@ -14,6 +14,7 @@ from snakemake import cli
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the library beside this file, also in a copy of the project that nobody installed
 
+from ffvit.commands.forecast import forecast  # noqa: E402
 from ffvit.settings.experiment import load_experiment  # noqa: E402
 from ffvit.system.errors import InputError  # noqa: E402
 
@@ -105,6 +106,8 @@ def main() -> int:
         arguments += on_this_machine(options.jobs, options.runs_per_gpu, settings)
     arguments += ["--forceall"] if options.task == "figures" else []
     arguments += [*options.snakemake, "--config", *(f"{name}={value}" for name, value in settings.items())]
+    if options.task == "reproduce" and not profile and (told := forecast(experiment, options.jobs)):
+        print(f"{told}; Ctrl-C at any moment: the same command goes on")
     # The system frees this lock when the process dies, however it dies; Snakemake's own would outlive a kill.
     try:
         with FileLock("runs/.pipeline.lock", timeout=0), contextlib.nullcontext() if profile else guarded():

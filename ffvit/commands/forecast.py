@@ -121,7 +121,7 @@ def side_by_side_s(durations: Iterable[float], places: int, begun: Iterable[floa
 def forecast(experiment: Experiment, side_by_side: int = 0) -> str:
     """What the pipeline still has to train of an experiment, and until when; "" where there is nothing, or nothing known.
 
-    It needs no torch, and answers from what was measured before. side_by_side: as many as there are GPUs, 2 without.
+    It needs no torch, and answers from what was measured before. side_by_side: 0: as many as there are GPUs, 2 without.
     """
     missing = [c for c in experiment.configs() if not (c.run_dir / "training.json").is_file()]
     known = measured_here(experiment) if missing else []

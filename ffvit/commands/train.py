@@ -1,8 +1,9 @@
 """Start training in processes of its own, the same way from a notebook, the pipeline and the shell:
-`ffvit train --experiment imagenet --model ff_base num_processes=8`, with the options of ffvit worker.
+`ffvit train --experiment imagenet --model ff_base num_processes=8`.
 
 Not by accelerate's notebook_launcher: that one forks, ignores the precision asked for and runs two processes on a CPU
-as two unrelated copies. Exit codes are those of ffvit worker, whatever number of processes.
+as two unrelated copies. Exit codes: 0 finished, 2 an error that is named, 75 stopped
+by a signal with a checkpoint written; whatever number of processes.
 """
 
 import contextlib

@@ -34,7 +34,7 @@ def choose(
 
 
 def score(config: Config, weights: str | Path, splits: Splits, device: str = "auto") -> Evaluation:
-    """Evaluate a checkpoint (ours or the author's; a path or an address) on the test split of a run's settings."""
+    """Evaluate a checkpoint (a file, ours or the author's) on the test split of a run's settings."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_weights(build.create(config, len(splits.classes)), weights, _sha256_of(weights))

@@ -7,7 +7,7 @@ Melas-Kyriazi 2021, arXiv:2105.02723, Figures 1 and 2 and section 3.4. The 2x2 g
     feed-forward                           FF-only (the report's model)  the cell the report leaves open
 
 DeiT and ViT themselves come from timm; the shell's ViT cell equals timm's and exists to show that it does.
-Models are made by `timm.create_model`, after `import ffvit`.
+Models are made by `timm.create_model`, after `import ffvit.models`.
 """
 
 import torch

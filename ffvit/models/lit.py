@@ -8,7 +8,7 @@ names and shapes of the official code (github.com/ziplab/LIT at 742e961). Four s
 
 A merging makes one token of 2x2, by a convolution that learns where to look (deformable token merging). The family has
 two lineages, with other names, positions and pooling: LIT-Ti comes from PVT, LIT-S, M and B come from Swin.
-Models are made by `timm.create_model("lit_ti")`, after `import ffvit`.
+Models are made by `timm.create_model("lit_ti")`, after `import ffvit.models`.
 """
 
 import contextlib

@@ -1,8 +1,9 @@
 """When two runs are the same: one rule for training, records, status and pipeline.
 
-Two runs are the same if the settings that decide the result are alike, and the code that decides: data, training, what
-builds a model, and the model's own file. Of the code, comments, docstrings, imports, annotations and messages are left out,
-so that rewording trains nothing again.
+Two runs are the same if the settings that decide the result are alike. Where the code that decides it has changed, data,
+training, what builds a model, or the model's own file, the pipeline trains again, and status says that a record is of older
+code; the record stays valid. Of the code, comments, docstrings, imports, annotations and messages are left out, so that
+rewording trains nothing again.
 """
 
 import ast

@@ -1,6 +1,6 @@
 """How the processes of a run end: with the one that started them, and in order when a cluster asks them to.
 
-`python ffvit/lifetime.py PARENT MODULE [ARGUMENT ...]` runs a module that ends with the process PARENT, and watches that
+`python ffvit/system/lifetime.py PARENT MODULE [ARGUMENT ...]` runs a module that ends with the process PARENT, and watches that
 from the first moment on: to import torch and all else takes seconds, in which a parent can be killed too.
 """
 
