@@ -51,9 +51,9 @@ from PIL import Image
 from safetensors.torch import save, save_file
 
 from ffvit.__main__ import main as ffvit
-from ffvit.commands import train as launcher
 from ffvit.data.batches import eval_loader
 from ffvit.data.splits import first_images, load_splits
+from ffvit.launching import launch as launcher
 from ffvit.models import build
 from ffvit.models.weights import load_weights
 from ffvit.settings.config import Config
@@ -63,6 +63,7 @@ from ffvit.system.files import ROOT, write_atomically
 from ffvit.system.lifetime import STOPPED
 from ffvit.training import checkpoint, run
 from ffvit.training.evaluate import evaluate
+from ffvit.training.manifest import find_state
 from ffvit.training.processes import create_accelerator
 
 HERE = Path(__file__).resolve()
@@ -295,7 +296,7 @@ def trace(run_dir: str, rank: int) -> list[dict]:
 
 
 def newest_checkpoint(run_dir: str) -> int | None:
-    path, _ = checkpoint.find_state(Path(run_dir) / "checkpoints")
+    path, _ = find_state(Path(run_dir) / "checkpoints")
     return path and int(path.name)
 
 
@@ -353,7 +354,7 @@ def killed_while_saving(count: int) -> Iterator[str]:
         os.kill(child, signal.SIGKILL)
         code, before = wait(child), max(last, int(Path("saved").read_text()))
         half_written += any(path.name.endswith(".new") for path in folder.iterdir())
-        path, damaged = checkpoint.find_state(folder)
+        path, damaged = find_state(folder)
         weights, optimizer, progress = checkpoint.load_state(path)
         last = progress["update"]
         tensors = weights["model"]["weight"], optimizer["state"][0]["exp_avg"]
@@ -377,7 +378,7 @@ def damaged(count: int) -> Iterator[str]:
             else:
                 wrong[pick.randrange(len(wrong))] ^= 1 << pick.randrange(8)
             file.write_bytes(wrong)
-            found, told = checkpoint.find_state(older.parent)
+            found, told = find_state(older.parent)
             named = len(told) == 1 and (file.stem if file.stem == "manifest" else file.name) in told[0]
             yield "" if found == older and named else f"{file.name}: {found}, {told}"
         file.write_bytes(content)

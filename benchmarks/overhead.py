@@ -20,14 +20,15 @@ import torch
 from page import write
 from torch.nn import functional as F
 
-from ffvit.commands.train import KEEP_MEMORY
 from ffvit.data.batches import TrainBatches
 from ffvit.data.images import eval_transform, train_transform
 from ffvit.data.splits import load_splits
+from ffvit.launching.launch import KEEP_MEMORY
 from ffvit.models import build
 from ffvit.settings.config import Config
 from ffvit.settings.experiment import load_experiment
 from ffvit.training import progress
+from ffvit.training.optim import peak_lr
 from ffvit.training.run import train
 
 PAIRS = 3
@@ -91,7 +92,7 @@ def bare(case: str) -> float:
     train_images = PlainImages(splits.train, train_transform(c))
     loader = torch.utils.data.DataLoader(train_images, c.batch_size, shuffle=True, drop_last=True)
     validation = torch.utils.data.DataLoader(PlainImages(splits.validation, eval_transform(c)), c.batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=c.lr, weight_decay=c.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr(c), weight_decay=c.weight_decay)
     updates = c.epochs * len(loader)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda u: (1 + math.cos(math.pi * u / updates)) / 2)
     began = time.monotonic()

@@ -13,12 +13,12 @@ import torch
 
 from ffvit.evidence import counted
 from ffvit.evidence.measured import measured
-from ffvit.evidence.notebooks import load_notebooks
+from ffvit.evidence.notebook_metadata import load_notebooks
 from ffvit.evidence.records import load_records
 from ffvit.evidence.reported import reported
 from ffvit.settings.experiment import load_experiment
-from ffvit.studies import architecture, claims, stages, study
-from ffvit.studies.report import WORDS
+from ffvit.studies import architecture, ledger, lit_stages, study_tables
+from ffvit.studies.report_results import WORDS
 from ffvit.system import provenance
 from ffvit.system.files import ROOT, write_atomically
 
@@ -77,11 +77,11 @@ def origin(name: str) -> str:
 
 def generated() -> dict[str, str]:
     """Every generated part, by the name of its place."""
-    ledger = claims.ledger(load_experiment(STUDY), load_records(STUDY))
+    table = ledger.ledger(load_experiment(STUDY), load_records(STUDY))
     return {
-        "findings": findings(claims.summary(ledger)),
+        "findings": findings(ledger.summary(table)),
         "notebooks": markdown(notebook_rows()),
-        "claims": f"**{claims.summary(ledger)}**\n\n{claims.compact(ledger)}",
+        "claims": f"**{ledger.summary(table)}**\n\n{ledger.compact(table)}",
         "lit": markdown(lit_rows()),
         "stages": stages_text(),
         "study": study_text(),
@@ -99,12 +99,12 @@ def findings(score: str) -> str:
     """The grid of the study, its differences, and the ledger's score."""
     experiment, records = load_experiment(STUDY), load_records(STUDY)
     name = f"[{experiment.title}](experiments/{STUDY}.toml)"
-    ledger = f"Of the report's numbers and claims: {score}\n([the ledger](docs/claims.md)).\n"
+    judged = f"Of the report's numbers and claims: {score}\n([the ledger](docs/claims.md)).\n"
     if not records:
         return (
             f"The study {name} is not recorded yet.\n"
             "What is recorded are the handwritten digits of the picture above ([numbers](figures/digits/attention_only.md)),\n"
-            f"which are no evidence for the report's claims.\n\n{ledger}"
+            f"which are no evidence for the report's claims.\n\n{judged}"
         )
     rows = [
         {
@@ -125,10 +125,10 @@ def findings(score: str) -> str:
             "what the seeds show": row["What the seeds show"],
             "kind": row["Kind"],
         }
-        for row in study.pairs(experiment, records).to_dict("records")
+        for row in study_tables.pairs(experiment, records).to_dict("records")
     ]
     counted = f"{name}: {len(records)} of {len(experiment.configs())} runs recorded."
-    return f"{counted}\n\n{markdown(rows)}\n{markdown(differences)}\n{ledger}"
+    return f"{counted}\n\n{markdown(rows)}\n{markdown(differences)}\n{judged}"
 
 
 def notebook_rows() -> list[dict[str, str]]:
@@ -140,9 +140,9 @@ def notebook_rows() -> list[dict[str, str]]:
 
 def lit_rows() -> list[dict[str, str]]:
     rows = []
-    for name, (label, layout) in stages.PUBLISHED.items():
-        exact, printed = stages.costs(layout), reported(stages.IMAGENET, name, "top1", stages.PAPER)
-        known = f"`{name}`" if name == layout.model else f"{label} ({stages.words(layout.stages)}, plain merging)"
+    for name, (label, layout) in lit_stages.PUBLISHED.items():
+        exact, printed = lit_stages.costs(layout), reported(lit_stages.IMAGENET, name, "top1", lit_stages.PAPER)
+        known = f"`{name}`" if name == layout.model else f"{label} ({lit_stages.words(layout.stages)}, plain merging)"
         rows.append(
             {
                 "model": known,
@@ -156,7 +156,7 @@ def lit_rows() -> list[dict[str, str]]:
 
 def stages_text() -> str:
     experiment = load_experiment(STAGES)
-    table = stages.measured_table(experiment, load_records(STAGES))
+    table = lit_stages.measured_table(experiment, load_records(STAGES))
     table["Top-1 (%)"] = table.pop(f"{experiment.scope} top-1 (%)")
     wide = table.pivot(index="Attention in", columns="Merging", values=["Multiply-adds", "Top-1 (%)"])
     rows = [

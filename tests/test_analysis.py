@@ -12,13 +12,13 @@ from ffvit.evidence.measured import everything, measured, sources
 from ffvit.evidence.records import load_records
 from ffvit.evidence.statistics import Difference, difference, holm, interval
 from ffvit.settings.experiment import Experiment, load_experiment
-from ffvit.studies import accuracy, agreement, report, study
+from ffvit.studies import agreement, report_results, study_plots, study_tables
 from ffvit.system.errors import InputError
 from ffvit.system.files import RESULTS
 
 STUDY, DIGITS = load_experiment("cifar10"), load_experiment("digits")
 RECORDED = json.loads((RESULTS / "digits/ff-seed0.json").read_text())
-FIGURES = (accuracy.accuracy_by_cost, accuracy.comparisons, agreement.per_class, agreement.agreement_figure)
+FIGURES = (study_plots.accuracy_by_cost, study_plots.comparisons, agreement.per_class, agreement.agreement_figure)
 CELLS = {
     "ff": ("ff", "ff"),
     "vit": ("attention", "ff"),
@@ -97,7 +97,7 @@ def test_models_are_compared_by_seed_and_not_by_order():
 def test_runs_on_different_images_are_no_pair_and_both_are_named():
     records = [made("ff"), made("vit")]
     records[1]["dataset"]["fingerprint"] = "another"
-    for table in (study.pairs, agreement.agreement):
+    for table in (study_tables.pairs, agreement.agreement):
         with pytest.raises(InputError, match="ff-seed0 and vit-seed0 of cifar10 are of different images"):
             table(STUDY, records)
 
@@ -131,14 +131,14 @@ def test_without_a_plan_the_first_model_meets_the_others():
     ],
 )
 def test_verdict_goes_by_the_corrected_test(ff, vit, words):
-    table = study.pairs(STUDY, several("ff", *ff) + several("vit", *vit))
+    table = study_tables.pairs(STUDY, several("ff", *ff) + several("vit", *vit))
     assert row(table, Part="The models at one shape", Difference="FF only − ViT")["What the seeds show"] == words
 
 
 def test_correction_is_over_the_planned_tests_and_over_the_others():
     # p of [1, 3] is 0.295: alone as it is, as one of two tests 0.590.
     few = several("ff_10", 81, 83) + several("vit_10", 80, 80) + several("ff_30", 81, 83) + several("vit_30", 80, 80)
-    table = study.pairs(STUDY, several("ff", 81, 83) + several("vit", 80, 80) + few)
+    table = study_tables.pairs(STUDY, several("ff", 81, 83) + several("vit", 80, 80) + few)
     tested = table[table["p"] != ""]
     assert tested["Kind"].tolist() == ["planned", "exploratory", "exploratory"]
     assert tested["p"].tolist() == ["0.295"] * 3 and tested["p (Holm)"].tolist() == ["0.295", "0.590", "0.590"]
@@ -150,20 +150,20 @@ def test_correction_is_over_the_planned_tests_and_over_the_others():
 def test_any_models_compare_under_any_words():
     found = everything(STUDY, several("vit", 81, 83) + several("ff_attention", 80, 80))
     compared = [("vit", "ff_attention", "this", "that"), ("vit", "ff", "this", "the other")]
-    table = study.differences(STUDY, found, compared, ["all"] * 2)
+    table = study_tables.differences(STUDY, found, compared, ["all"] * 2)
     assert table["Difference"].tolist() == ["this − that", "this − the other"]
     assert table["CIFAR-10 top-1 (points)"].tolist() == ["+2.00 (n=2)", "not run"]
     assert table["p (Holm)"].tolist() == ["0.295", ""]  # one test: nothing to correct
 
 
 def test_images_one_by_one_are_compared_with_the_grids_batches():
-    table = study.pairs(STUDY, several("ff", 80, 80) + several("ff_loader", 81, 82))
+    table = study_tables.pairs(STUDY, several("ff", 80, 80) + several("ff_loader", 81, 82))
     found = row(table, Difference="FF only, one by one − FF only")
     assert found["Part"] == "Images augmented one by one" and found["CIFAR-10 top-1 (points)"] == "+1.50 (n=2)"
 
 
 def test_study_has_a_row_for_every_model_and_says_what_was_not_run():
-    table = study.study(STUDY, several("ff", 80, 82) + [made("vit_10", top1=70)])
+    table = study_tables.study(STUDY, several("ff", 80, 82) + [made("vit_10", top1=70)])
     assert len(table) == len(STUDY.variants) + 1
     assert (table["CIFAR-10 top-1 (%)"] == "not run").sum() == len(table) - 3
     again = row(table, Part="The models at equal multiply-adds", Model="FF only (the grid's run)")
@@ -227,7 +227,7 @@ def test_trials_say_in_what_they_differ_the_best_first():
         trial("ff", 0, 70.0, epochs=3, base_lr=0.5),
     ]
     del found[0]["config"]["augment"]  # written by a version without it: had its default, "image"
-    table = study.trials(STUDY, found)
+    table = study_tables.trials(STUDY, found)
     assert table["Settings unlike the experiment's"].tolist() == [
         "base_lr=0.5, epochs=3",
         "as chosen",
@@ -235,17 +235,17 @@ def test_trials_say_in_what_they_differ_the_best_first():
     ]
     assert table["Validation top-1 (%)"].tolist() == ["70.00 (n=1)", "61.00 ± 1.41 (n=2)", "50.00 (n=1)"]
     assert table["Seeds"].tolist() == ["0", "0, 1", "0"] and table["Name"].tolist() == ["ff", "ff", "vit"]
-    assert study.trial_sources(found).startswith("Validation images, after the last epoch, of 4 trials: commit ")
+    assert study_tables.trial_sources(found).startswith("Validation images, after the last epoch, of 4 trials: commit ")
 
 
 def test_no_trial_is_a_row_that_says_so():
-    assert study.trials(STUDY, [])["Model"].tolist() == ["not run"]
+    assert study_tables.trials(STUDY, [])["Model"].tolist() == ["not run"]
 
 
 @pytest.mark.parametrize("experiment", ["digits", "cifar10-cpu", "imagenet"])
 def test_nothing_run_makes_tables_and_figures_that_say_so(experiment):
     experiment = load_experiment(experiment)
-    for make in (study.study, study.pairs, agreement.agreement):
+    for make in (study_tables.study, study_tables.pairs, agreement.agreement):
         assert (make(experiment, []) == "not run").any(axis=None)
     for draw in FIGURES:
         assert "not run" in texts(draw(experiment, []))
@@ -253,10 +253,10 @@ def test_nothing_run_makes_tables_and_figures_that_say_so(experiment):
 
 def test_digits_records_make_all_tables_and_figures(tmp_path):
     records = load_records("digits")
-    table = study.pairs(DIGITS, records)
+    table = study_tables.pairs(DIGITS, records)
     assert row(table, Difference="FF only − ViT")["digits top-1 (points)"].endswith(f"(n={len(DIGITS.seeds)})")
     for draw in FIGURES:
-        if draw is not accuracy.comparisons:  # it has none
+        if draw is not study_plots.comparisons:  # it has none
             figure = draw(DIGITS, records)
             assert "not run" not in texts(figure)
             drawing.save(figure, tmp_path / "figure.png", source="")
@@ -266,8 +266,8 @@ def test_a_cell_looks_the_same_in_every_part_and_whatever_is_missing():
     assert drawing.style_of(STUDY, "vit_matched") == drawing.style_of(STUDY, "vit_10") == drawing.style_of(STUDY, "vit")
     assert len({drawing.style_of(STUDY, n)[0] for n in ("ff", "vit", "attention_only", "ff_attention")}) == 4
     records = [made("vit"), made("vit_long")]
-    alone = report.training_curves(STUDY, records, measured(STUDY, records)).axes[0].lines[0]
-    thick, thin = accuracy.accuracy_by_cost(STUDY, records).axes[0].lines
+    alone = report_results.training_curves(STUDY, records, measured(STUDY, records)).axes[0].lines[0]
+    thick, thin = study_plots.accuracy_by_cost(STUDY, records).axes[0].lines
     assert alone.get_color() == thick.get_color() == thin.get_color() == drawing.style_of(STUDY, "vit")[0]
     assert thick.get_linewidth() > thin.get_linewidth()
 
@@ -275,22 +275,22 @@ def test_a_cell_looks_the_same_in_every_part_and_whatever_is_missing():
 def test_training_costs_three_passes_over_the_whole_batches():
     record = made("ff")
     record["model"]["macs"], record["config"]["batch_size"] = 10, 512
-    line = accuracy.accuracy_by_cost(STUDY, [record]).axes[2].lines[0]
+    line = study_plots.accuracy_by_cost(STUDY, [record]).axes[2].lines[0]
     images = 87 * 512  # of 45,000, in batches of 512
     assert line.get_xdata() * 1e6 == pytest.approx([3 * 10 * images * epoch for epoch in (1, 2, 3)])
 
 
 def test_times_of_different_hardware_carry_a_warning():
     records = [made("ff"), made("vit")]
-    assert "not comparable" not in texts(accuracy.accuracy_by_cost(STUDY, records))
+    assert "not comparable" not in texts(study_plots.accuracy_by_cost(STUDY, records))
     records[1]["hardware"]["cpu"] = "B Processor"
-    assert "not comparable:\n1 x A Processor\n1 x B Processor" in texts(accuracy.accuracy_by_cost(STUDY, records))
+    assert "not comparable:\n1 x A Processor\n1 x B Processor" in texts(study_plots.accuracy_by_cost(STUDY, records))
 
 
 def test_a_comparison_begins_with_the_grid():
     records = [made("ff", top1=90), made("ff_10", top1=70), made("vit_30", top1=75)]
     parts = list(STUDY.compare)
-    panel = accuracy.comparisons(STUDY, records).axes[parts.index("data")]
+    panel = study_plots.comparisons(STUDY, records).axes[parts.index("data")]
     ticks = [t.get_text() for t in panel.get_xticklabels()]
     assert ticks == ["as in the grid", "30 % of the images", "10 % of the images"]
     ff = next(line for line in panel.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 2)
@@ -303,9 +303,9 @@ def test_processor_time_is_shown_where_it_was_recorded():
         epoch.pop("cpu_seconds", None)
     for epoch in new["history"]:
         epoch["cpu_seconds"] = 60.0
-    [line] = accuracy.accuracy_by_cost(STUDY, [old, new]).axes[1].lines
+    [line] = study_plots.accuracy_by_cost(STUDY, [old, new]).axes[1].lines
     assert line.get_color() == drawing.style_of(STUDY, "vit")[0] and list(line.get_xdata()) == [1, 2, 3]
-    table = study.study(STUDY, [old, new])
+    table = study_tables.study(STUDY, [old, new])
     assert row(table, Model="ViT", Part="The models at one shape")["Processor time (min)"] == "3"
     assert row(table, Model="FF only", Part="The models at one shape")["Processor time (min)"] == ""
 
@@ -313,7 +313,7 @@ def test_processor_time_is_shown_where_it_was_recorded():
 def test_learning_rates_show_every_trial_and_ring_what_was_chosen():
     chosen = STUDY.config("ff").base_lr
     trials = [trial("ff", 0, 50.0, base_lr=chosen), trial("ff", 0, 48.0, base_lr=2 * chosen)]
-    panel = accuracy.learning_rates(STUDY, trials).axes[0]
+    panel = study_plots.learning_rates(STUDY, trials).axes[0]
     line, ring = panel.lines
     assert list(line.get_ydata()) == [50, 48] and list(ring.get_xydata()[0]) == [chosen, 50]
 

@@ -31,7 +31,8 @@ from ffvit.system import files
 from ffvit.system.errors import InputError
 from ffvit.system.files import write_atomically
 from ffvit.training import checkpoint
-from ffvit.training.checkpoint import KEEP, MANIFEST, OPTIMIZER, find_state, load_state, save_state
+from ffvit.training.checkpoint import KEEP, MANIFEST, OPTIMIZER, load_state, save_state
+from ffvit.training.manifest import find_state
 
 SHAPE = dict(img_size=8, patch_size=4, in_chans=1, num_classes=3, embed_dim=8, depth=2, num_heads=2)
 FILES = ["ema.safetensors", MANIFEST, "model.safetensors", OPTIMIZER, "progress.json"]

@@ -11,7 +11,7 @@ from ffvit.evidence.measured import measured
 from ffvit.evidence.reported import CSV, load_reported
 from ffvit.models import cost, ff
 from ffvit.settings.experiment import load_experiment
-from ffvit.studies import claims, model_checks
+from ffvit.studies import claim_checks, claims, ledger, model_checks, report_results
 from ffvit.studies.verdicts import CONTRADICTED, NOT_COMPARABLE, NOT_RUN, REPRODUCED, VERDICTS, Finding
 from ffvit.system.files import EXPERIMENTS
 
@@ -64,15 +64,15 @@ def find(claim, experiment, records=None, **top1):
 @pytest.fixture(scope="module")
 def digits():
     records = runs("digits", ff=[98.7, 98.9], vit=[83.1, 87.2], attention_only=[97.3, 98.6])
-    return claims.ledger(load_experiment("digits"), records)
+    return ledger.ledger(load_experiment("digits"), records)
 
 
 def test_every_number_of_the_report_has_its_row(digits):
     with open(CSV, newline="") as file:
-        printed = [c for c in csv.DictReader(file) if c["paper"] == claims.PAPER and c["value"]]
+        printed = [c for c in csv.DictReader(file) if c["paper"] == report_results.PAPER and c["value"]]
     for cells in printed:
         words, unit, _ = claims.NUMBERS[cells["metric"]]
-        row = row_of(digits, f"{claims.NAMES[cells['model']]}: {words}", cells["place"])
+        row = row_of(digits, f"{report_results.NAMES[cells['model']]}: {words}", cells["place"])
         assert row["Reported"] == cells["value"] + unit
         assert cells["note"] in row["Note"]
     assert len(digits) == len(printed) + len(claims.CLAIMS)
@@ -82,7 +82,7 @@ def test_the_ledger_is_of_one_paper_and_names_the_other_beside_the_number_it_dou
     others = [r for r in load_reported() if r.paper == claims.DEIT]
     assert others
     for other in others:
-        row = row_of(digits, f"{claims.NAMES[other.model]}: ImageNet top-1", "Table 1")
+        row = row_of(digits, f"{report_results.NAMES[other.model]}: ImageNet top-1", "Table 1")
         assert f"{other.paper}, {other.place}: {other.value}" in row["Note"]
 
 
@@ -170,7 +170,7 @@ def test_attention_only_has_the_reports_100_epochs():
     ],
 )
 def test_well_means_at_most_the_reports_own_distance_at_base_size(ff, verdict):
-    assert claims.close() == 5.0  # 79.9 - 74.9
+    assert claim_checks.close() == 5.0  # 79.9 - 74.9
     assert find(WELL, "cifar10", vit=[92.0, 92.0, 92.0], ff=ff).verdict == verdict
 
 
@@ -247,13 +247,13 @@ def test_other_tokens_or_shapes_contradict():
 
 
 def test_summary_counts_every_row(digits):
-    counts = claims.counts(digits)
+    counts = ledger.counts(digits)
     assert list(counts) == list(VERDICTS) and sum(counts.values()) == len(digits)
-    assert claims.summary(digits).startswith(f"{counts[REPRODUCED]} reproduced, ")
+    assert ledger.summary(digits).startswith(f"{counts[REPRODUCED]} reproduced, ")
 
 
 def test_compact_names_every_claim_and_says_why_one_was_not_reproduced(digits):
-    text = claims.compact(digits)
+    text = ledger.compact(digits)
     assert all(claim in text for claim in digits["Claim"])
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
@@ -262,14 +262,14 @@ def test_compact_names_every_claim_and_says_why_one_was_not_reproduced(digits):
 
 
 def test_a_group_leaves_out_columns_that_say_nothing(digits):
-    assert list(claims.group(digits, NOT_RUN)) == ["Claim", "Where", "Reported", "Note"]
-    assert claims.group(digits[:0], CONTRADICTED).empty
+    assert list(ledger.group(digits, NOT_RUN)) == ["Claim", "Where", "Reported", "Note"]
+    assert ledger.group(digits[:0], CONTRADICTED).empty
 
 
 def test_saved_ledger_says_where_its_numbers_come_from(digits, tmp_path):
     found = measured(load_experiment("digits"), runs("digits", ff=[98.0]))
     files = [tmp_path / f"claims.{form}" for form in ("csv", "md")]
-    tables.save(digits, *files, caption="Claims", source=claims.sources(found))
+    tables.save(digits, *files, caption="Claims", source=ledger.sources(found))
     for form in ("csv", "md"):
         text = (tmp_path / f"claims.{form}").read_text()
         assert all(word in text for word in ("ff-seed0", "abcdef0123", "A GPU", "with torch"))

@@ -18,11 +18,13 @@ import pytest
 
 from ffvit.__main__ import COMMANDS
 from ffvit.__main__ import main as ffvit
-from ffvit.commands import forecast, jobs, train
-from ffvit.commands.children import Children, watched
-from ffvit.commands.jobs import Job, Outlook
-from ffvit.commands.train import launch
+from ffvit.commands import train
 from ffvit.evidence import records
+from ffvit.launching import forecast, jobs
+from ffvit.launching import launch as launching
+from ffvit.launching.children import Children, watched
+from ffvit.launching.jobs import Job, Outlook
+from ffvit.launching.launch import launch
 from ffvit.settings.experiment import load_experiment
 from ffvit.system.errors import InputError, Stopped, TrainingError
 from ffvit.system.files import ROOT
@@ -124,7 +126,7 @@ def job(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, text in MODULES.items():
         (tmp_path / f"{name}.py").write_text(text)
-    monkeypatch.setattr(train, "_launcher", lambda config: [*watched(), config.label, f"{config.name}.begun"])
+    monkeypatch.setattr(launching, "_launcher", lambda config: [*watched(), config.label, f"{config.name}.begun"])
     monkeypatch.setattr(jobs, "watched", lambda: [*watched(), "good"])
 
     def make(name, module, **settings):
@@ -189,7 +191,7 @@ def test_a_second_ctrl_c_ends_runs_at_once(job, tmp_path):
 def test_run_that_is_asked_to_stop_before_it_listens_has_stopped_and_not_failed(tmp_path, monkeypatch):
     # Its imports take seconds, in which a signal kills it.
     importing = "import os, signal, time; time.sleep(0.5); os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
-    monkeypatch.setattr(train, "_launcher", lambda config: ["-c", importing])
+    monkeypatch.setattr(launching, "_launcher", lambda config: ["-c", importing])
     with pytest.raises(Stopped):
         launch(load_experiment("digits").config("ff"), tmp_path, pass_signals=True)
 
@@ -200,7 +202,7 @@ import os, sys
 sys.modules.update(dict.fromkeys(["papermill", "IPython", "ipykernel", "matplotlib", "seaborn", "snakemake"]))
 from pathlib import Path
 from ffvit.commands.missing import main
-from ffvit.commands.children import Children, watched
+from ffvit.launching.children import Children, watched
 Children().run([*watched(), "long", "a.begun"], dict(os.environ), Path("log.txt"))
 """
 
@@ -249,7 +251,7 @@ def test_time_of_a_model_is_that_of_its_runs_on_such_a_machine(tmp_path, no_gpu)
     begun.mkdir(parents=True)
     content = facts(ff, 30.0)
     (begun / "progress.json").write_text(json.dumps({"history": content.pop("history"), "facts": content}))
-    known = forecast.measured_here(digits, tmp_path / "results", tmp_path / "runs")
+    known = forecast.paces_here(digits, tmp_path / "results", tmp_path / "runs")
     assert sorted(m.epoch_s for m in known) == [10, 20, 30]
     assert forecast.epoch_s(digits.config("ff", seed=7, epochs=90), known) == 20
     assert forecast.epoch_s(vit, known) is None
@@ -258,7 +260,7 @@ def test_time_of_a_model_is_that_of_its_runs_on_such_a_machine(tmp_path, no_gpu)
 
 def test_time_of_other_models_is_scaled_by_multiply_adds_and_images():
     digits = load_experiment("digits")
-    known = [forecast.measured(facts(digits.config("ff"), 11.0))]
+    known = [forecast.pace_of(facts(digits.config("ff"), 11.0))]
     assert forecast.epoch_s(digits.config("vit"), known, macs=200) == pytest.approx(22)
     half = digits.config("vit", max_train_images=450)  # and 300 of validation, which cost a third
     assert forecast.epoch_s(half, known, macs=100) == pytest.approx(5.5)
@@ -278,7 +280,7 @@ def test_time_left_is_by_what_epochs_took_so_far(job, tmp_path):
     made = [job("a", "good"), job("b", "good")]
     for each in made:
         each.config = replace(each.config, epochs=5, warmup_epochs=0)
-    known = [forecast.measured(facts(digits.config("ff"), 10.0))]
+    known = [forecast.pace_of(facts(digits.config("ff"), 10.0))]
     look = Outlook(made, 1, known)
     assert look.left_s() == 2 * (50 + forecast.BESIDES_S)
     made[0].began = time.time()
@@ -294,14 +296,14 @@ def test_time_left_is_by_what_epochs_took_so_far(job, tmp_path):
 def test_forecast_needs_no_torch_and_is_empty_where_nothing_is_known(tmp_path, monkeypatch, no_gpu):
     digits = load_experiment("digits")
     assert forecast.forecast(digits.model_copy(update={"name": "nowhere"})) == ""
-    known = [forecast.measured(facts(digits.config(model), 100.0)) for model in digits.models]
-    monkeypatch.setattr(forecast, "measured_here", lambda experiment: known)
+    known = [forecast.pace_of(facts(digits.config(model), 100.0)) for model in digits.models]
+    monkeypatch.setattr(forecast, "paces_here", lambda experiment: known)
     told = forecast.forecast(digits.model_copy(update={"name": "nowhere"}), side_by_side=3)
     assert told.startswith("12 runs to train take 2 h 01 min, until ")
 
 
 def test_line_of_the_whole_is_plain_in_a_log_and_rewritten_in_a_terminal():
-    call = "from ffvit.commands.jobs import say; say('a'); say('b', to_be_rewritten=True); say('c')"
+    call = "from ffvit.launching.jobs import say; say('a'); say('b', to_be_rewritten=True); say('c')"
     plain = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True).stdout
     assert re.fullmatch(r"(\d\d:\d\d:\d\d  [abc]\n){3}", plain)
     read, write = pty.openpty()

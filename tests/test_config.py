@@ -5,10 +5,12 @@ import torch
 from tracked import tracked
 
 from ffvit.models import build
-from ffvit.settings.config import Config, config_from_dict, parse_setting, with_defaults
+from ffvit.settings.config import Config
 from ffvit.settings.experiment import Experiment, load_experiment
+from ffvit.settings.given import config_from_dict, parse_setting, with_defaults
 from ffvit.settings.recipes import RECIPES
 from ffvit.system.errors import InputError
+from ffvit.training.optim import lowest_lr, peak_lr
 
 NAMES = tracked("experiments/*.toml")
 
@@ -54,9 +56,9 @@ def test_models_of_a_stage_experiment_differ_in_attention_and_merging_alone_and_
 )
 def test_lit_on_imagenet_is_trained_as_published(model, recipe, drop_path_rate):
     config = load_experiment("imagenet-lit").config(model)
-    assert (config.recipe, config.batch_size, config.micro_batch(1), config.lr) == (recipe, 1024, 128, 1e-3)
+    assert (config.recipe, config.batch_size, config.micro_batch(1), peak_lr(config)) == (recipe, 1024, 128, 1e-3)
     assert (config.epochs, config.total_epochs, config.weight_decay, config.optimizer) == (300, 300, 0.05, "adamw")
-    assert config.lowest_lr == (1e-6, 1e-5) and config.offset_lr_ratio == 0.01
+    assert lowest_lr(config) == (1e-6, 1e-5) and config.offset_lr_ratio == 0.01
     assert (config.mixup, config.cutmix, config.label_smoothing, config.random_erasing) == (0.8, 1.0, 0.1, 0.25)
     assert (config.auto_augment, config.hflip, config.crop_scale) == ("rand-m9-mstd0.5-inc1", 0.5, (0.08, 1.0))
     assert (config.interpolation, config.crop_pct, config.ema_decay) == ("bicubic", 0.875, 0)
@@ -385,4 +387,4 @@ def test_the_attention_only_run_of_imagenet_ends_at_100_epochs():
 
 @pytest.mark.parametrize("batch_size, lr", [(1024, 1e-3), (512, 5e-4), (64, 6.25e-5)])
 def test_the_learning_rate_is_linear_in_the_global_batch(batch_size, lr):
-    assert load_experiment("imagenet").config("ff_base", batch_size=batch_size).lr == pytest.approx(lr, rel=1e-12)
+    assert peak_lr(load_experiment("imagenet").config("ff_base", batch_size=batch_size)) == pytest.approx(lr, rel=1e-12)

@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 
 from ffvit.data.images import BadImage
 from ffvit.data.loader import Batch
-from ffvit.evidence.scoring import write_record
+from ffvit.evidence.records import write_record
 from ffvit.settings.experiment import load_experiment
 from ffvit.system.errors import InputError
 from ffvit.training.evaluate import confident_mistakes, evaluate

@@ -15,10 +15,10 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from traitlets.config import Config as Traits
 
-from ffvit.commands.notebook import check
 from ffvit.evidence import artefacts
-from ffvit.evidence.notebooks import load_notebook, load_notebooks
+from ffvit.evidence.notebook_metadata import load_notebook, load_notebooks
 from ffvit.settings.experiment import load_experiment
+from ffvit.settings.parameters import check
 from ffvit.system.errors import InputError
 from ffvit.system.files import NOTEBOOKS, ROOT
 

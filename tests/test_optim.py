@@ -35,7 +35,7 @@ def rate(config, when, per_epoch=1, peak_ratio=1):
 def stepped(config, per_epoch, first_update=0):
     """The rate of every update that a run makes from first_update on."""
     weights = [nn.Parameter(torch.zeros(2, 2))]
-    optimizer = torch.optim.AdamW(weights, lr=config.lr)
+    optimizer = torch.optim.AdamW(weights, lr=optim.peak_lr(config))
     scheduler = optim.create_scheduler(config, optimizer, per_epoch)
     updates = range(first_update, config.total_epochs * per_epoch)
     return {u: optim.set_rate(config, scheduler, u // per_epoch, u) for u in updates}
@@ -63,8 +63,9 @@ def test_every_update_has_the_rate_of_the_closed_form_however_the_batch_is_divid
 
 
 def test_the_rate_follows_the_global_batch_and_not_how_it_is_divided():
-    assert imagenet().lr == imagenet(num_processes=8).lr == imagenet(accumulation_steps=8).lr == 1e-3
-    assert imagenet(batch_size=512).lr == 5e-4
+    for config in (imagenet(), imagenet(num_processes=8), imagenet(accumulation_steps=8)):
+        assert optim.peak_lr(config) == 1e-3
+    assert optim.peak_lr(imagenet(batch_size=512)) == 5e-4
 
 
 def names_by_decay(model, config):
@@ -156,7 +157,7 @@ def rates_of_offsets(config, per_epoch):
 def test_at_half_the_batch_lit_tis_offsets_go_up_to_the_floor_and_lit_ss_floor_comes_down():
     rates = rates_of_offsets(lit("lit_ti", batch_size=512), per_epoch=1)
     assert rates[6] == pytest.approx(5e-6, rel=0.01) and rates[299] == pytest.approx(1e-5, rel=0.01)
-    assert lit("lit_s", batch_size=512).lowest_lr == (5e-7, 5e-6)
+    assert optim.lowest_lr(lit("lit_s", batch_size=512)) == (5e-7, 5e-6)
     assert rates_of_offsets(lit("lit_s", batch_size=512), per_epoch=2)[599] == pytest.approx(5e-6)
 
 

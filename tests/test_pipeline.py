@@ -18,8 +18,8 @@ import psutil
 import pytest
 import torch
 
-from ffvit.commands.train import _own_gpus
-from ffvit.evidence.notebooks import load_notebooks
+from ffvit.evidence.notebook_metadata import load_notebooks
+from ffvit.launching.launch import _own_gpus
 from ffvit.settings.experiment import load_experiment
 from ffvit.system.errors import InputError
 
@@ -109,7 +109,7 @@ def test_pipeline_makes_everything_once_and_only_what_is_missing(project):
     assert {k for k in after if after[k] != before[k]} == {f"figures/smoke/table1.{e}" for e in ("csv", "md", "tex")}
 
     # Editing a study draws again what it shows, and nothing else.
-    with open(project / "ffvit/studies/claims.py", "a") as file:
+    with open(project / "ffvit/studies/ledger.py", "a") as file:
         file.write("# edited\n")
     code, output = pipeline(project, "reproduce", "--", "--dry-run")
     assert code == 0 and set(re.findall(r"Job \d+: (\w+)", output)) - {"everything"} == {"07_claims"}, output

@@ -12,11 +12,12 @@ from ffvit.commands import score as score_command
 from ffvit.data.splits import load_splits
 from ffvit.evidence import drawing, records, tables
 from ffvit.evidence.measured import measured, sources
+from ffvit.evidence.records import publish, write_record
 from ffvit.evidence.reported import load_reported
-from ffvit.evidence.scoring import publish, score, write_record
+from ffvit.evidence.scoring import score
 from ffvit.models import ff
 from ffvit.settings.experiment import load_experiment
-from ffvit.studies import architecture, report
+from ffvit.studies import architecture, report_results
 from ffvit.system.errors import InputError
 from ffvit.system.files import write_atomically
 from ffvit.training.run import train
@@ -54,15 +55,15 @@ def test_measured_is_mean_and_sample_deviation_over_seeds():
 
 
 def test_table1_repeats_the_report_and_keeps_blanks_blank():
-    table = report.table1(load_experiment("digits"), {})
+    table = report_results.table1(load_experiment("digits"), {})
     printed = {r.model: r.value for r in load_reported() if r.place == "Table 1" and r.metric == "top1"}
-    for (_, _, name), cell in zip(report.TABLE1, table["ImageNet top-1 reported (%)"]):
+    for (_, _, name), cell in zip(report_results.TABLE1, table["ImageNet top-1 reported (%)"]):
         assert cell == ("–" if printed[name] is None else f"{printed[name]:.1f}")
 
 
 def test_a_number_of_digits_never_stands_in_an_imagenet_column():
     experiment = load_experiment("digits")
-    table = report.table1(experiment, measured(experiment, DIGITS))
+    table = report_results.table1(experiment, measured(experiment, DIGITS))
     for column in table.columns:
         holds = table[column].astype(str).str.contains("98.00").any()
         assert holds == (column == "digits top-1 measured (%)")
@@ -72,13 +73,13 @@ def test_a_number_of_digits_never_stands_in_an_imagenet_column():
 def test_an_imagenet_run_stands_beside_its_reported_number():
     experiment = load_experiment("imagenet")
     found = measured(experiment, [make_record("ff_tiny", 0, 60.5, "imagenet")])
-    row = report.table1(experiment, found).iloc[2]
+    row = report_results.table1(experiment, found).iloc[2]
     assert row["ImageNet top-1 reported (%)"] == "61.4" and row["ImageNet top-1 measured (%)"] == "60.50 (n=1)"
 
 
 def test_grid_leaves_the_fourth_cell_open_and_says_what_was_not_run():
     experiment = load_experiment("digits")
-    table = report.grid_table(experiment, measured(experiment, DIGITS))
+    table = report_results.grid_table(experiment, measured(experiment, DIGITS))
     fourth = table.iloc[3]
     assert (fourth["Patches mixed by"], fourth["Features mixed by"]) == ("feed-forward", "attention")
     assert fourth["ImageNet top-1 reported (%)"] == "never run" and fourth["digits top-1 measured (%)"] == "not run"
@@ -97,7 +98,9 @@ def test_models_table_counts_what_the_report_rounds():
 def test_tables_carry_runs_commit_and_machine(form, tmp_path):
     experiment = load_experiment("digits")
     found = measured(experiment, DIGITS)
-    tables.save(report.table1(experiment, found), tmp_path / f"t.{form}", caption="Table", source=sources(found))
+    tables.save(
+        report_results.table1(experiment, found), tmp_path / f"t.{form}", caption="Table", source=sources(found)
+    )
     text = (tmp_path / f"t.{form}").read_text()
     assert all(word in text for word in ("ff-seed0, ff-seed1", "abcdef0123", "A Processor", "recorded, 2 runs"))
 
@@ -107,8 +110,8 @@ def test_figures_carry_their_sources_and_are_the_same_file_again(tmp_path):
     found = measured(experiment, DIGITS)
     for name in ("one", "two"):
         for kind, figure in {
-            "curves": report.training_curves(experiment, DIGITS, found),
-            "grid": report.grid_figure(experiment, found),
+            "curves": report_results.training_curves(experiment, DIGITS, found),
+            "grid": report_results.grid_figure(experiment, found),
         }.items():
             drawing.save(figure, tmp_path / name / f"{kind}.png", source=sources(found))
         code, files = architecture.source_code(ff.Block), [tmp_path / name / file for file in ("code.svg", "code.png")]
@@ -189,7 +192,7 @@ def test_a_run_that_repeats_a_record_changes_nothing_that_is_shown(tmp_path, cha
 def test_imagenet_grid_shows_the_tiny_models_alone():
     experiment = load_experiment("imagenet")
     records = [make_record("ff_tiny", 0, 61.0, "imagenet"), make_record("ff_large", 0, 71.0, "imagenet")]
-    table = report.grid_table(experiment, measured(experiment, records))
+    table = report_results.grid_table(experiment, measured(experiment, records))
     assert table["ImageNet top-1 measured (%)"].tolist() == ["not run", "61.00 (n=1)", "not run", "not run"]
 
 
@@ -202,7 +205,7 @@ def test_a_run_that_is_not_the_experiments_is_in_no_mean(change):
 
 
 def test_our_reading_of_attention_only_stands_beside_its_number():
-    table = report.grid_table(load_experiment("digits"), {})
+    table = report_results.grid_table(load_experiment("digits"), {})
     assert "our reading counts 4,039,360" in table.iloc[2]["Note"]
 
 

@@ -62,11 +62,11 @@ def test_a_model_is_of_its_own_file_and_of_no_other_models(monkeypatch):
 
     before = edited("")
     changed = {
-        name: [a != b for a, b in zip(before, edited(name))] for name in ("ff.py", "lit.py", "step.py", "study.py")
+        name: [a != b for a, b in zip(before, edited(name))] for name in ("ff.py", "lit.py", "step.py", "study_tables.py")
     }
     code_of.cache_clear()
     assert changed["ff.py"] == [True, False, False] and changed["lit.py"] == [False, False, True]
-    assert changed["step.py"] == [True] * 3 and changed["study.py"] == [False] * 3
+    assert changed["step.py"] == [True] * 3 and changed["study_tables.py"] == [False] * 3
 
 
 def test_settings_of_the_machine_make_no_other_run():

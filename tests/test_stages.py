@@ -12,7 +12,7 @@ from ffvit.evidence.measured import measured
 from ffvit.evidence.reported import reported
 from ffvit.models import lit
 from ffvit.settings.experiment import Experiment, load_experiment
-from ffvit.studies import stages
+from ffvit.studies import lit_stages
 from ffvit.system.errors import InputError
 from ffvit.system.files import RESULTS
 
@@ -91,12 +91,12 @@ def figures_are_closed():
     ],
 )
 def test_a_layout_costs_what_was_counted_on_the_official_one(attention, deformable, parameters, macs):
-    costs = stages.costs(stages.Layout("lit_ti", attention, deformable))
+    costs = lit_stages.costs(lit_stages.Layout("lit_ti", attention, deformable))
     assert (costs.parameters, f"{costs.macs / 1e9:.3f}") == (parameters, macs)
 
 
 def test_costs_table_has_every_layout_and_both_published_numbers():
-    table = stages.costs_table()
+    table = lit_stages.costs_table()
     assert len(table) == 10
     ours = row(table, **{"Attention in": "stages 3 and 4", "Merging": "deformable"})
     assert (ours["Params"], ours["Multiply-adds"]) == ("19,886,272", "3,613,743,104")
@@ -118,13 +118,14 @@ def test_costs_table_has_every_layout_and_both_published_numbers():
 )
 @pytest.mark.parametrize("merging", ["deformable", "plain"])
 def test_attention_of_a_stage_costs_what_the_formula_says(attention, macs, merging):
-    found = row(stages.costs_table(), **{"Attention in": attention, "Merging": merging})
+    found = row(lit_stages.costs_table(), **{"Attention in": attention, "Merging": merging})
     assert found["Of these, attention in the earliest stage"] == f"{macs:,}"
 
 
 def test_attention_in_stage_1_costs_more_than_all_of_lit_ti():
     everywhere, later, own = (
-        stages.costs(stages.Layout("lit_ti", places, True)).macs for places in ((1, 2, 3, 4), (2, 3, 4), stages.OWN)
+        lit_stages.costs(lit_stages.Layout("lit_ti", places, True)).macs
+        for places in ((1, 2, 3, 4), (2, 3, 4), lit_stages.OWN)
     )
     assert everywhere - later > own and everywhere > 2 * own
 
@@ -134,13 +135,13 @@ def test_attention_in_stage_1_costs_more_than_all_of_lit_ti():
 
 def test_lits_own_stages_are_the_models_default():
     default = inspect.signature(lit.LIT).parameters["attention_stages"].default
-    assert default == stages.OWN and inspect.signature(lit.LIT).parameters["deformable"].default is True
+    assert default == lit_stages.OWN and inspect.signature(lit.LIT).parameters["deformable"].default is True
 
 
 def test_only_leaving_out_the_classifier_and_cutting_off_gives_lits_parameters():
-    lits = [name for name in stages.PUBLISHED if name != "pvt_msa"]
-    printed = [reported(stages.IMAGENET, name, "parameters", stages.PAPER).value for name in lits]
-    costs = [stages.costs(stages.PUBLISHED[name][1]) for name in lits]
+    lits = [name for name in lit_stages.PUBLISHED if name != "pvt_msa"]
+    printed = [reported(lit_stages.IMAGENET, name, "parameters", lit_stages.PAPER).value for name in lits]
+    costs = [lit_stages.costs(lit_stages.PUBLISHED[name][1]) for name in lits]
     readings = {
         ("without", "cut off"): [c.without_classifier // 10**6 for c in costs],
         ("without", "rounded"): [round(c.without_classifier / 1e6) for c in costs],
@@ -151,19 +152,19 @@ def test_only_leaving_out_the_classifier_and_cutting_off_gives_lits_parameters()
 
 
 def test_the_model_lit_is_compared_with_was_counted_in_another_way():
-    costs = stages.costs(stages.PUBLISHED["pvt_msa"][1])
-    assert reported(stages.IMAGENET, "pvt_msa", "parameters", stages.PAPER).value == 20
+    costs = lit_stages.costs(lit_stages.PUBLISHED["pvt_msa"][1])
+    assert reported(lit_stages.IMAGENET, "pvt_msa", "parameters", lit_stages.PAPER).value == 20
     assert costs.without_classifier == 19_672_384 and costs.without_classifier // 10**6 == 19
 
 
-@pytest.mark.parametrize("name", stages.PUBLISHED)
+@pytest.mark.parametrize("name", lit_stages.PUBLISHED)
 def test_published_multiply_adds_are_the_counted_ones_rounded(name):
-    printed = reported(stages.IMAGENET, name, "macs", stages.PAPER).value
-    assert round(stages.costs(stages.PUBLISHED[name][1]).macs / 1e9, 1) == printed
+    printed = reported(lit_stages.IMAGENET, name, "macs", lit_stages.PAPER).value
+    assert round(lit_stages.costs(lit_stages.PUBLISHED[name][1]).macs / 1e9, 1) == printed
 
 
 def test_imagenet_table_repeats_the_readme_and_counts_exactly():
-    table = stages.imagenet_table(experiment(scope="ImageNet"), {})
+    table = lit_stages.imagenet_table(experiment(scope="ImageNet"), {})
     assert table["Model"].tolist() == ["LIT-Ti", "LIT-S", "LIT-M", "LIT-B", "PVT w/ MSA"]
     assert table["Params reported"].tolist() == ["19M", "27M", "48M", "86M", "20M"]
     counted = ["19,886,272", "27,973,720", "49,372,264", "87,292,384", "20,185,384"]
@@ -176,19 +177,19 @@ def test_imagenet_table_repeats_the_readme_and_counts_exactly():
 def test_an_imagenet_run_stands_beside_the_layout_it_is_of():
     large = experiment("ImageNet", {"lit_ti": {}, "pvt": {"attention_stages": [1, 2, 3, 4], "deformable": False}})
     records = made("pvt", 80.5, 80.7, experiment=large, parameters=20_185_384)
-    table = stages.imagenet_table(large, measured(large, records))
+    table = lit_stages.imagenet_table(large, measured(large, records))
     assert table["ImageNet top-1 measured (%)"].tolist() == ["not run"] * 4 + ["80.60 ± 0.14 (n=2)"]
 
 
 def test_a_run_of_another_shape_is_not_the_published_model():
     large = experiment("ImageNet", {"lit_ti": {}})
     records = made("lit_ti", 80.5, experiment=large, parameters=19_886_271)
-    table = stages.imagenet_table(large, measured(large, records))
+    table = lit_stages.imagenet_table(large, measured(large, records))
     assert set(table["ImageNet top-1 measured (%)"]) == {"not run"}
 
 
 def test_small_images_never_stand_in_an_imagenet_column():
-    table = stages.imagenet_table(SMALL, measured(SMALL, made("own", 71.23, parameters=19_886_272)))
+    table = lit_stages.imagenet_table(SMALL, measured(SMALL, made("own", 71.23, parameters=19_886_272)))
     holds = {column for column in table if table[column].astype(str).str.contains("71.23").any()}
     assert holds == {"CIFAR-10 top-1 measured (%)"}
     assert row(table, Model="the own")["Params exact"] == "19,886,272"
@@ -204,7 +205,7 @@ def test_small_images_never_stand_in_an_imagenet_column():
     ],
 )
 def test_detection_and_segmentation_are_reported_and_not_run(stem, column, numbers):
-    table = stages.dense_table(stages.DENSE[stem])
+    table = lit_stages.dense_table(lit_stages.DENSE[stem])
     assert table["Model"].tolist() == ["LIT-Ti", "LIT-S"]
     assert table[f"{column} reported (%)"].tolist() == numbers
     assert table[f"{column} measured (%)"].tolist() == ["not run"] * 2
@@ -214,23 +215,23 @@ def test_detection_and_segmentation_are_reported_and_not_run(stem, column, numbe
 
 
 def test_settings_that_are_not_given_are_lits_own():
-    found = stages.layouts(
+    found = lit_stages.layouts(
         experiment(models={"own": {}, "turned": {"attention_stages": [4, 3]}, "none": {"attention_stages": []}})
     )
-    assert found["own"] == found["turned"] == stages.Layout("lit_ti", (3, 4), True)
+    assert found["own"] == found["turned"] == lit_stages.Layout("lit_ti", (3, 4), True)
     assert found["none"].stages == ()
 
 
 def test_stages_have_words():
-    places = [*stages.PLACES, (1, 2, 3), (1, 3), (1, 2, 4)]
-    assert [stages.words(place) for place in places] == [
+    places = [*lit_stages.PLACES, (1, 2, 3), (1, 3), (1, 2, 4)]
+    assert [lit_stages.words(place) for place in places] == [
         *("no stage", "stage 4", "stages 3 and 4", "stages 2 to 4", "all stages"),
         *("stages 1 to 3", "stages 1 and 3", "stages 1 and 2 and 4"),
     ]
 
 
 def test_measured_table_has_a_row_for_every_layout():
-    table = stages.measured_table(SMALL, made("stage4_plain", 80, 82, parameters=1234))
+    table = lit_stages.measured_table(SMALL, made("stage4_plain", 80, 82, parameters=1234))
     assert len(table) == 10 and (table["CIFAR-10 top-1 (%)"] == "not run").sum() == 9
     found = row(table, **{"Attention in": "stage 4", "Merging": "plain"})
     assert (found["CIFAR-10 top-1 (%)"], found["Params"]) == ("81.00 ± 1.41 (n=2)", "1,234")
@@ -239,7 +240,7 @@ def test_measured_table_has_a_row_for_every_layout():
 
 
 def test_attention_is_compared_with_lits_own_and_deformable_merging_with_plain():
-    table = stages.pairs_table(SMALL, [])
+    table = lit_stages.pairs_table(SMALL, [])
     elsewhere = ["the none", "the stage4", "the stages234", "the all"]
     assert table["Difference"].tolist() == [
         *(f"{place} − the own" for place in elsewhere),
@@ -253,7 +254,7 @@ def test_attention_is_compared_with_lits_own_and_deformable_merging_with_plain()
 def test_differences_are_paired_by_seed_and_corrected_over_the_whole_table():
     # p of [1, 3] is 0.295: as one of two tests 0.590, and the other no less.
     records = made("own", 80, 81) + made("all", 81, 84) + made("own_plain", 79, 78)
-    table = stages.pairs_table(SMALL, records[::-1])
+    table = lit_stages.pairs_table(SMALL, records[::-1])
     everywhere = row(table, Difference="the all − the own")
     assert everywhere["CIFAR-10 top-1 (points)"] == "+2.00 (n=2)"
     assert everywhere["What the seeds show"] == "no difference shown (n=2)"
@@ -263,7 +264,7 @@ def test_differences_are_paired_by_seed_and_corrected_over_the_whole_table():
 
 
 def test_a_clear_difference_names_what_is_worse():
-    table = stages.pairs_table(SMALL, made("own", 90, 91, 92) + made("none", 80.0, 81.1, 81.9))
+    table = lit_stages.pairs_table(SMALL, made("own", 90, 91, 92) + made("none", 80.0, 81.1, 81.9))
     assert row(table, Difference="the none − the own")["What the seeds show"] == "the none worse"
 
 
@@ -271,12 +272,12 @@ def test_runs_on_different_images_are_no_pair():
     records = made("own", 80) + made("all", 81)
     records[1]["dataset"]["fingerprint"] = "another"
     with pytest.raises(InputError, match="all-seed0 and own-seed0 of small are of different images"):
-        stages.pairs_table(SMALL, records)
+        lit_stages.pairs_table(SMALL, records)
 
 
 def test_figure_has_a_point_for_every_layout_and_a_line_for_every_merging():
     records = made("none", 70, macs=1_000_000) + made("stage4", 75, macs=2_000_000) + made("own_plain", 74)
-    accuracy = stages.accuracy_by_macs(SMALL, records).axes[0]
+    accuracy = lit_stages.accuracy_by_macs(SMALL, records).axes[0]
     joined = [line for line in accuracy.lines if line.get_linestyle() in "--"]
     assert [line.get_xydata().tolist() for line in joined] == [[[1, 70], [2, 75]], [[5, 74]]]
     faces = [line.get_markerfacecolor() for line in accuracy.lines if line.get_marker() in drawing.MARKERS]
@@ -285,7 +286,7 @@ def test_figure_has_a_point_for_every_layout_and_a_line_for_every_merging():
 
 def test_figure_shows_what_each_stage_adds_and_costs():
     records = made("none", 70, 71, macs=1_000_000) + made("stage4", 75, 77, macs=2_500_000) + made("all", 80, 80)
-    gain = stages.accuracy_by_macs(SMALL, records).axes[1]
+    gain = lit_stages.accuracy_by_macs(SMALL, records).axes[1]
     assert [tick.get_text() for tick in gain.get_xticklabels()] == ["stage 4\n+1.5"]
     marks = [line.get_ydata() for line in gain.lines if line.get_marker() in drawing.MARKERS]
     assert marks == [[5.5]]  # of 75 - 70 and 77 - 71; nothing to compare `all` with
@@ -293,7 +294,7 @@ def test_figure_shows_what_each_stage_adds_and_costs():
 
 def test_a_place_of_attention_looks_the_same_whatever_is_missing():
     def colour(records):
-        accuracy = stages.accuracy_by_macs(SMALL, records).axes[0]
+        accuracy = lit_stages.accuracy_by_macs(SMALL, records).axes[0]
         return [line.get_markeredgecolor() for line in accuracy.lines if line.get_marker() in drawing.MARKERS]
 
     assert colour(made("all", 70)) == colour(made("none", 60) + made("all", 70))[1:]
@@ -302,20 +303,22 @@ def test_a_place_of_attention_looks_the_same_whatever_is_missing():
 @pytest.mark.parametrize("name", ["digits", "digits-lit", "cifar10-lit", "imagenet-lit"])
 def test_nothing_run_makes_tables_and_a_figure_that_say_so(name):
     given = load_experiment(name)
-    for make in (stages.measured_table, stages.pairs_table):
+    for make in (lit_stages.measured_table, lit_stages.pairs_table):
         assert (make(given, []) == "not run").any(axis=None)
-    assert (stages.imagenet_table(given, {}) == "not run").any(axis=None)
-    assert texts(stages.accuracy_by_macs(given, [])) == ["not run", "not run"]
+    assert (lit_stages.imagenet_table(given, {}) == "not run").any(axis=None)
+    assert texts(lit_stages.accuracy_by_macs(given, [])) == ["not run", "not run"]
 
 
 @pytest.mark.parametrize("name", ["digits-lit", "cifar10-lit-cpu", "cifar10-lit"])
 def test_the_stage_experiments_ask_for_every_place_with_either_merging(name):
-    found = stages.layouts(load_experiment(name))
-    wanted = {stages.Layout("lit_ti", place, deformable) for place in stages.PLACES for deformable in (True, False)}
+    found = lit_stages.layouts(load_experiment(name))
+    wanted = {
+        lit_stages.Layout("lit_ti", place, deformable) for place in lit_stages.PLACES for deformable in (True, False)
+    }
     assert len(found) == len(wanted) and set(found.values()) == wanted
-    assert len(stages.pairs_table(load_experiment(name), [])) == 2 * 4 + 5
+    assert len(lit_stages.pairs_table(load_experiment(name), [])) == 2 * 4 + 5
 
 
 def test_imagenets_experiment_has_the_published_layouts():
-    found = stages.layouts(load_experiment("imagenet-lit"))
-    assert found == {name: layout for name, (_, layout) in stages.PUBLISHED.items()}
+    found = lit_stages.layouts(load_experiment("imagenet-lit"))
+    assert found == {name: layout for name, (_, layout) in lit_stages.PUBLISHED.items()}

@@ -15,10 +15,10 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from ffvit.commands import worker
-from ffvit.commands.train import _own_gpus, launch
+from ffvit.commands.arguments import read_run
 from ffvit.data.batches import eval_loader
 from ffvit.data.splits import load_splits
+from ffvit.launching.launch import _own_gpus, launch
 from ffvit.models import build, weights
 from ffvit.settings.experiment import load_experiment
 from ffvit.system import lifetime
@@ -26,6 +26,8 @@ from ffvit.system.errors import InputError, Stopped, TrainingError
 from ffvit.system.lifetime import STOPPED
 from ffvit.training import checkpoint, memory, run, start
 from ffvit.training.evaluate import evaluate
+from ffvit.training.manifest import find_state
+from ffvit.training.optim import peak_lr
 from ffvit.training.run import train
 
 
@@ -145,7 +147,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_epoch(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "evaluate", poisoned)
     with pytest.raises(TrainingError, match="validation loss is nan in epoch 2, by update 2; the last good checkpoint"):
         train(digits(epochs=3, max_train_images=64), tmp_path)
-    states, _, _ = checkpoint.load_state(checkpoint.find_state(tmp_path / "checkpoints")[0])
+    states, _, _ = checkpoint.load_state(find_state(tmp_path / "checkpoints")[0])
     assert all(torch.isfinite(t).all() for t in states["model"].values())
     assert not (tmp_path / "training.json").exists()
 
@@ -210,7 +212,7 @@ def test_training_ends_when_the_process_that_started_it_is_gone(tmp_path, wait):
 @pytest.mark.machine
 def test_killed_run_goes_on_when_started_again(tmp_path):
     first = started(tmp_path, "epochs=3")
-    while not checkpoint.find_state(tmp_path / "checkpoints")[0]:
+    while not find_state(tmp_path / "checkpoints")[0]:
         assert first.poll() is None, first.stdout.read()
         time.sleep(0.05)
     first.kill()
@@ -360,12 +362,12 @@ def test_two_processes_with_batch_norms_go_on_after_a_stop_to_the_same_weights(t
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_cluster_that_asks_for_its_machine_gets_it_and_the_run_goes_on_later(tmp_path, number):
     first = started(tmp_path, "max_train_images=640", "num_workers=1", "epochs=400")
-    while not checkpoint.find_state(tmp_path / "checkpoints")[0]:
+    while not find_state(tmp_path / "checkpoints")[0]:
         time.sleep(0.05)
     first.send_signal(number)
     output = first.communicate(timeout=20)[0]
     assert first.returncode == STOPPED == 75 and f"stopped by {number.name}" in output
-    path, damaged = checkpoint.find_state(tmp_path / "checkpoints")
+    path, damaged = find_state(tmp_path / "checkpoints")
     assert f"after update {int(path.name)}" in output and not damaged
 
 
@@ -388,8 +390,8 @@ def test_offsets_of_lit_learn_at_a_rate_of_their_own(tmp_path):
         kind: [v.abs().max() for k, v in state.items() if f"conv_offset.{kind}" in k] for kind in ("weight", "bias")
     }
     # AdamW moves a weight by about the rate an update, and here are 12.
-    assert len(moved["weight"]) == 3 and all(0 < m <= 12 * config.lr / 100 for m in moved["weight"])
-    assert max(moved["bias"]) > 12 * config.lr / 100
+    assert len(moved["weight"]) == 3 and all(0 < m <= 12 * peak_lr(config) / 100 for m in moved["weight"])
+    assert max(moved["bias"]) > 12 * peak_lr(config) / 100
 
 
 @pytest.mark.machine
@@ -498,11 +500,11 @@ def test_full_disk_while_saving_keeps_the_checkpoint_before(tmp_path, monkeypatc
     monkeypatch.setattr(checkpoint, "save_state", full)
     with pytest.raises(TrainingError, match="update 8 cannot be written: .*No space left.*Make room"):
         train(digits(max_train_images=256), tmp_path)
-    assert checkpoint.find_state(tmp_path / "checkpoints")[0].name == "00000004"
+    assert find_state(tmp_path / "checkpoints")[0].name == "00000004"
 
 
 def test_settings_may_stand_among_the_options():
-    config, run_dir, options = worker.parse(
+    config, run_dir, options = read_run(
         ["--experiment", "digits", "epochs=3", "--model", "ff", "--run-dir", "x", "batch_size=32"], "ffvit train", ""
     )
     assert (config.epochs, config.batch_size) == (3, 32)

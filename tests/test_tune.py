@@ -8,8 +8,9 @@ import time
 import pytest
 from tracked import tracked
 
-from ffvit.commands import jobs, tune
+from ffvit.commands import tune
 from ffvit.evidence import records
+from ffvit.launching import jobs
 from ffvit.settings.experiment import Experiment, load_experiment
 from ffvit.system.errors import Stopped, TrainingError
 

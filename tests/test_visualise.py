@@ -16,8 +16,8 @@ from ffvit.data.loader import Batch
 from ffvit.evidence.records import open_run
 from ffvit.models.lit import AbsoluteLIT
 from ffvit.settings.experiment import Experiment, load_experiment
-from ffvit.studies import looking
-from ffvit.studies.looking import MeanAttention
+from ffvit.studies import lit_attention, lit_offsets, lit_views
+from ffvit.studies.lit_attention import MeanAttention
 from ffvit.system.errors import InputError
 from ffvit.system.files import ROOT
 from ffvit.training.run import train
@@ -84,7 +84,7 @@ def test_offsets_are_those_that_the_mergings_use():
     model = timm.create_model("lit_ti", depths=(1, 1, 1, 1)).eval()
     for merging in model.mergings:
         nn.init.normal_(merging.dconv.conv_offset.bias)
-    moves = looking.offsets(model, torch.zeros(2, 3, 224, 224))
+    moves = lit_offsets.offsets(model, torch.zeros(2, 3, 224, 224))
     assert [tuple(m.shape) for m in moves] == [(2, 8, 28, 28), (2, 8, 14, 14), (2, 8, 7, 7)]
     for merging, move in zip(model.mergings, moves):  # their weights are zero
         assert torch.equal(move, merging.dconv.conv_offset.bias[:, None, None].expand(2, 8, *move.shape[2:]))
@@ -94,8 +94,8 @@ def test_offsets_are_those_that_the_mergings_use():
 def test_looking_leaves_no_hooks_mode_or_statistics_behind(training):
     model = small(**ALL).train(training)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    looking.offsets(model, batches(2, 2)[0].images)
-    looking.mean_attention(model, batches(2, 2))
+    lit_offsets.offsets(model, batches(2, 2)[0].images)
+    lit_attention.mean_attention(model, batches(2, 2))
     assert all(module.training == training and not module._forward_hooks for module in model.modules())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
@@ -103,11 +103,11 @@ def test_looking_leaves_no_hooks_mode_or_statistics_behind(training):
 @pytest.mark.parametrize("model", [lambda: small(deformable=False), lambda: timm.create_model("test_vit")])
 def test_a_model_without_offsets_is_refused(model):
     with pytest.raises(InputError, match="mergings have no offsets: choose a LIT with deformable=true"):
-        looking.offsets(model(), torch.zeros(1, 3, 32, 32))
+        lit_offsets.offsets(model(), torch.zeros(1, 3, 32, 32))
 
 
 def test_without_offsets_each_token_of_lit_ti_has_the_64_middles_of_its_patches():
-    points = looking.trace([np.zeros((8, side, side)) for side in (28, 14, 7)], 4, (224, 224))
+    points = lit_offsets.trace([np.zeros((8, side, side)) for side in (28, 14, 7)], 4, (224, 224))
     assert points.shape == (7, 7, 64, 2)
     for row in range(7):
         for column in range(7):
@@ -119,7 +119,7 @@ def test_without_offsets_each_token_of_lit_ti_has_the_64_middles_of_its_patches(
 @pytest.mark.parametrize("grid", [(8, 8), (9, 15), (16, 8)])
 def test_without_offsets_no_point_is_dropped_whatever_patch_and_map(grid, patch_size):
     img_size = patch_size * grid[0], patch_size * grid[1]
-    points = looking.trace(random_moves(grid, std=0), patch_size, img_size)
+    points = lit_offsets.trace(random_moves(grid, std=0), patch_size, img_size)
     assert points.shape == (grid[0] // 8, grid[1] // 8, 64, 2)
     rows, columns = (8 * (side // 8) for side in grid)  # an odd last row or column is in no token
     middles = {(patch_size * (y + 0.5), patch_size * (x + 0.5)) for y in range(rows) for x in range(columns)}
@@ -132,7 +132,7 @@ def test_without_offsets_no_point_is_dropped_whatever_patch_and_map(grid, patch_
 )
 def test_traces_are_those_of_the_published_script(grid, patch_size, img_size):
     moves = random_moves(grid)
-    points = looking.trace([torch.from_numpy(m) for m in moves], patch_size, img_size)
+    points = lit_offsets.trace([torch.from_numpy(m) for m in moves], patch_size, img_size)
     numbers = []
     for row in range(points.shape[0]):
         for column in range(points.shape[1]):
@@ -147,7 +147,7 @@ def test_points_outside_of_a_map_and_of_the_image_are_dropped():
     moves[2][0, 3, 3] = -7  # tap 0 goes from row 6 to -1: all its 16 points
     moves[0][3, 0, 27] = 0.25  # tap 1 goes a pixel to the right, from 222 to 223
     moves[0][7, 0, 27] = 0.5  # tap 3 goes to 224, outside
-    points = looking.trace(moves, 4, (224, 224))
+    points = lit_offsets.trace(moves, 4, (224, 224))
     assert len(kept(points[3, 3])) == 48 and len(kept(points[0, 6])) == 63
     assert kept(points[0, 6])[:, 1].max() == 223
     assert np.isnan(points).any(axis=-1).sum() == 17
@@ -156,8 +156,8 @@ def test_points_outside_of_a_map_and_of_the_image_are_dropped():
 def test_a_point_half_way_between_two_tokens_belongs_to_the_even_one():
     moves = random_moves((16, 16), std=0)
     moves[2][0] = 0.5  # tap 0 is at row 0.5 and 2.5: both of row 0 and 2
-    points = looking.trace(moves, 2, (32, 32))
-    np.testing.assert_array_equal(points, looking.trace(random_moves((16, 16), std=0), 2, (32, 32)))
+    points = lit_offsets.trace(moves, 2, (32, 32))
+    np.testing.assert_array_equal(points, lit_offsets.trace(random_moves((16, 16), std=0), 2, (32, 32)))
 
 
 # Attention
@@ -186,7 +186,7 @@ def probabilities(model, images):
 @pytest.mark.parametrize("name, extra", [("lit_ti", 1), ("lit_s", 0)])
 def test_mean_attention_is_the_mean_of_all_maps(name, extra):
     model = small(name, **ALL)
-    found = looking.mean_attention(model, batches(7, 3))
+    found = lit_attention.mean_attention(model, batches(7, 3))
     at_once = probabilities(model, torch.cat([b.images for b in batches(7, 3)]))
     assert list(found.maps) == list(at_once) == [(1, 1), (2, 1), (3, 1), (3, 2), (4, 1)]
     assert found.images == 7 and found.grids == {1: (16, 16), 2: (8, 8), 3: (4, 4), 4: (2, 2)}
@@ -198,19 +198,19 @@ def test_mean_attention_is_the_mean_of_all_maps(name, extra):
 
 
 def test_only_the_stages_with_attention_have_maps():
-    assert {stage for stage, _ in looking.mean_attention(small(), batches(1, 1)).maps} == {3, 4}
+    assert {stage for stage, _ in lit_attention.mean_attention(small(), batches(1, 1)).maps} == {3, 4}
 
 
 def test_mean_attention_does_not_depend_on_batches_or_unread_images():
     model = small(**ALL)
-    whole = looking.mean_attention(model, batches(6, 6))
+    whole = lit_attention.mean_attention(model, batches(6, 6))
     for size in (1, 4):
-        parts = looking.mean_attention(model, batches(6, size))
+        parts = lit_attention.mean_attention(model, batches(6, size))
         for key, maps in whole.maps.items():
             np.testing.assert_allclose(parts.maps[key], maps, atol=1e-12)
     first, *_, last = batches(6, 1)
-    without = looking.mean_attention(model, batches(6, 4, unread=(1, 2, 3, 4)))
-    few = looking.mean_attention(model, [first, last])
+    without = lit_attention.mean_attention(model, batches(6, 4, unread=(1, 2, 3, 4)))
+    few = lit_attention.mean_attention(model, [first, last])
     assert without.images == few.images == 2
     for key, maps in few.maps.items():
         np.testing.assert_allclose(without.maps[key], maps, atol=1e-12)
@@ -220,11 +220,11 @@ def test_a_large_batch_is_seen_in_parts_whose_maps_fit(monkeypatch):
     model, seen = small(**ALL), []
     drop = model.stages[0][0].attn.attn_drop
     drop.register_forward_hook(lambda _module, _input, maps: seen.append(len(maps)))
-    monkeypatch.setattr(looking, "MOST_BYTES", 3 * 4 * (16 * 16 + 1) ** 2)  # three images of stage 1, the largest
-    assert looking.mean_attention(model, batches(8, 8)).images == 8
+    monkeypatch.setattr(lit_attention, "MOST_BYTES", 3 * 4 * (16 * 16 + 1) ** 2)  # three images of stage 1, the largest
+    assert lit_attention.mean_attention(model, batches(8, 8)).images == 8
     assert seen == [3, 3, 2]
-    monkeypatch.setattr(looking, "MOST_BYTES", 1)
-    looking.mean_attention(model, batches(2, 2))
+    monkeypatch.setattr(lit_attention, "MOST_BYTES", 1)
+    lit_attention.mean_attention(model, batches(2, 2))
     assert seen[3:] == [1, 1]
 
 
@@ -237,7 +237,7 @@ def test_an_error_leaves_the_model_as_it_was():
     attentions = [block.attn for block in model.blocks]
     attentions[0].fused_attn, attentions[1].fused_attn = False, True
     with pytest.raises(OSError):
-        looking.mean_attention(model, broken())
+        lit_attention.mean_attention(model, broken())
     assert [a.fused_attn for a in attentions[:2]] == [False, True]
     assert all(module.training and not module._forward_hooks for module in model.modules())
 
@@ -245,19 +245,22 @@ def test_an_error_leaves_the_model_as_it_was():
 @pytest.mark.parametrize("model", [lambda: small(attention_stages=()), lambda: timm.create_model("test_vit")])
 def test_a_model_without_attention_of_a_lit_is_refused(model):
     with pytest.raises(InputError, match="no attention to look at: choose a LIT with attention_stages"):
-        looking.mean_attention(model(), batches(1, 1))
+        lit_attention.mean_attention(model(), batches(1, 1))
 
 
 def test_images_of_which_none_can_be_read_are_refused():
     config = load_experiment("digits").config("ff")
-    for look in (looking.mean_attention, lambda *args: looking.offsets_figure(*args, config)):
+    for look in (lit_attention.mean_attention, lambda *args: lit_offsets.offsets_figure(*args, config)):
         with pytest.raises(InputError, match="no image to look at can be read"):
-            look(small(), batches(2, 2, unread=(0, 1)) if look is looking.mean_attention else batches(1, 1, (0,))[0])
+            look(
+                small(),
+                batches(2, 2, unread=(0, 1)) if look is lit_attention.mean_attention else batches(1, 1, (0,))[0],
+            )
 
 
 @pytest.mark.parametrize("stage, grid, index", [(1, 56, 1260), (2, 28, 294), (3, 14, 92), (4, 7, 17)])
 def test_queries_are_the_published_ones(stage, grid, index):
-    row, column = looking.query_cell(stage, (grid, grid))
+    row, column = lit_attention.query_cell(stage, (grid, grid))
     assert grid * row + column == index
 
 
@@ -273,23 +276,23 @@ def test_queries_are_the_published_ones(stage, grid, index):
     ],
 )
 def test_queries_of_other_maps_are_in_proportion(stage, grid, cell):
-    assert looking.query_cell(stage, grid) == cell
+    assert lit_attention.query_cell(stage, grid) == cell
 
 
 def test_the_class_tokens_row_and_column_are_left_out_without_renormalising():
     maps = np.arange(2 * 50 * 50, dtype=float).reshape(2, 50, 50)
     attention = MeanAttention({(4, 1): maps}, {4: (7, 7)}, patch_size=4, images=1)
-    np.testing.assert_array_equal(looking.query_row(attention, 4, 1), maps[:, 18, 1:].reshape(2, 7, 7))  # 17 + 1
+    np.testing.assert_array_equal(lit_attention.query_row(attention, 4, 1), maps[:, 18, 1:].reshape(2, 7, 7))  # 17 + 1
 
 
 def test_a_query_row_without_class_token_is_that_of_the_map():
     maps = np.arange(14**4, dtype=float).reshape(1, 196, 196)
     attention = MeanAttention({(3, 2): maps}, {3: (14, 14)}, patch_size=4, images=1)
-    np.testing.assert_array_equal(looking.query_row(attention, 3, 2), maps[:, 92].reshape(1, 14, 14))
+    np.testing.assert_array_equal(lit_attention.query_row(attention, 3, 2), maps[:, 92].reshape(1, 14, 14))
 
 
 def one_stage(maps, stage, grid):
-    row = looking.attention_distance(MeanAttention({(stage, 1): maps}, {stage: grid}, 4, 1)).iloc[0]
+    row = lit_attention.attention_distance(MeanAttention({(stage, 1): maps}, {stage: grid}, 4, 1)).iloc[0]
     return {column: float(value) if "(px)" in column else value for column, value in row.items()}
 
 
@@ -326,8 +329,8 @@ def test_offsets_are_drawn_on_the_images_as_the_model_sees_them(side, patch_size
     config = replace(load_experiment("digits").config("ff"), label="LIT, small")
     model = small(img_size=side, patch_size=patch_size)
     (batch,) = batches(6, 6, unread=(0,), side=side)
-    figure = looking.offsets_figure(model, batch, config)
-    traces = looking.trace([m[0] for m in looking.offsets(model, batch.images[1:2])], patch_size, (side, side))
+    figure = lit_offsets.offsets_figure(model, batch, config)
+    traces = lit_offsets.trace([m[0] for m in lit_offsets.offsets(model, batch.images[1:2])], patch_size, (side, side))
     assert len(figure.axes) == 4
     panel = figure.axes[0]
     assert panel.images[0].get_extent() == [0, side, side, 0]
@@ -344,13 +347,13 @@ def test_offsets_are_drawn_on_the_images_as_the_model_sees_them(side, patch_size
 
 @pytest.mark.parametrize("heads, columns, more", [((1, 2, 3, 4), 4, False), ((1, 2, 3, 16), 8, True)])
 def test_attention_is_drawn_by_stage_and_head(heads, columns, more):
-    attention = looking.mean_attention(small(num_heads=heads, **ALL), batches(2, 2))
-    figure = looking.attention_figure(attention, "PVT")
+    attention = lit_attention.mean_attention(small(num_heads=heads, **ALL), batches(2, 2))
+    figure = lit_attention.attention_figure(attention, "PVT")
     assert len(figure.axes) == 4 * columns
     titles = [panel.get_title(loc="left") for panel in figure.axes if panel.images]
     shown = [(s, h) for s, count in enumerate(heads, 1) for h in range(1, min(count, 8) + 1)]
     assert titles == [f"stage {s}, head {h}" for s, h in shown]
-    third = looking.query_row(attention, 3, 2)  # the last block
+    third = lit_attention.query_row(attention, 3, 2)  # the last block
     np.testing.assert_array_equal(figure.axes[2 * columns].images[0].get_array(), third[0])
     (title,) = [text for text in words(figure) if "mean over 2 images" in text]
     assert ("the first" in title) == more and "class token, in stage 4, is left out" in title
@@ -367,23 +370,23 @@ def run_dir(tmp_path_factory):
 
 
 def test_a_picture_says_whose_weights_it_shows(run_dir, tmp_path):
-    told = looking.source(run_dir / "last.safetensors")
+    told = lit_views.source(run_dir / "last.safetensors")
     assert told.startswith("Weights: last.safetensors of run all-seed0 of digits-lit, trained here, commit ")
     given = "Weights: lit_ti.pth, a file that was given; not trained here."
-    assert looking.source(tmp_path / "lit_ti.pth") == given
-    assert looking.source("https://example.org/lit_ti.pth") == given
+    assert lit_views.source(tmp_path / "lit_ti.pth") == given
+    assert lit_views.source("https://example.org/lit_ti.pth") == given
 
 
 def test_a_runs_model_comes_with_as_many_of_its_test_images_as_asked_for(run_dir):
     config = open_run(run_dir)[0]
-    model, loader = looking.prepare(config, run_dir / "last.safetensors", max_eval_images=100, batch_size=64)
+    model, loader = lit_views.prepare(config, run_dir / "last.safetensors", max_eval_images=100, batch_size=64)
     assert isinstance(model, AbsoluteLIT) and [len(batch.images) for batch in loader] == [64, 36]
     with pytest.raises(InputError, match=r"head.weight is \(10, 32\), the model's \(7, 32\)"):
-        looking.prepare(config, run_dir / "last.safetensors", num_classes=7)
+        lit_views.prepare(config, run_dir / "last.safetensors", num_classes=7)
     with pytest.raises(InputError, match="'there_is_none' is no folder, and no id of the hub"):
-        looking.prepare(config, run_dir / "last.safetensors", dataset="there_is_none")
+        lit_views.prepare(config, run_dir / "last.safetensors", dataset="there_is_none")
     with pytest.raises(InputError, match="'data_set'"):
-        looking.prepare(config, run_dir / "last.safetensors", data_set="digits")
+        lit_views.prepare(config, run_dir / "last.safetensors", data_set="digits")
 
 
 @pytest.mark.machine
@@ -416,7 +419,7 @@ def test_the_notebook_makes_its_pictures_and_its_table_of_official_files_and_any
     "name, subjects", [("digits-lit", ("stages34", "all_plain")), ("imagenet-lit", ("lit_ti", "pvt_msa"))]
 )
 def test_unless_told_otherwise_the_papers_models_are_looked_at(name, subjects):
-    assert looking.subjects(load_experiment(name)) == subjects
+    assert lit_views.subjects(load_experiment(name)) == subjects
 
 
 def test_what_comes_closest_is_looked_at_where_the_papers_models_are_not():
@@ -428,6 +431,6 @@ def test_what_comes_closest_is_looked_at_where_the_papers_models_are_not():
         whole["compare"]["stages"]["against"] = {}
         return Experiment(**whole)
 
-    assert looking.subjects(with_only(["none", "stages234"], ["", "plain"])) == ("none", "stages234_plain")
+    assert lit_views.subjects(with_only(["none", "stages234"], ["", "plain"])) == ("none", "stages234_plain")
     with pytest.raises(InputError, match="digits-lit has no LIT with deformable merging"):
-        looking.subjects(with_only(["none", "stage4"], ["plain"]))
+        lit_views.subjects(with_only(["none", "stage4"], ["plain"]))

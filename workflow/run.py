@@ -14,7 +14,7 @@ from snakemake import cli
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the library beside this file, also in a copy of the project that nobody installed
 
-from ffvit.commands.forecast import forecast  # noqa: E402
+from ffvit.launching.forecast import forecast  # noqa: E402
 from ffvit.settings.experiment import load_experiment  # noqa: E402
 from ffvit.system.errors import InputError  # noqa: E402
 

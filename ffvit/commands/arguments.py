@@ -1,10 +1,19 @@
 """Command lines: read as argparse does, with errors that name what is nearest."""
 
 import argparse
+import json
+import math
+import os
 import re
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
+from ffvit.settings.config import MACHINE, Config
+from ffvit.settings.experiment import Experiment, load_experiment
+from ffvit.settings.given import config_from_dict, merge, parse_setting, with_defaults
 from ffvit.system.errors import InputError, suggest
+
+MAY_BE_SET = MACHINE | {"dataset"}  # the machine's, and where the images lie: they decide no result
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,3 +28,54 @@ class Parser(argparse.ArgumentParser):
             options = [name for action in self._actions for name in action.option_strings]
             raise InputError(f"{self.prog} has no option '{wrong}'{suggest(wrong, options)}")
         raise InputError(f"{message}; {self.prog} --help says more")
+
+
+def read_run(arguments: list[str], prog: str, about: str) -> tuple[Config, Path, argparse.Namespace]:
+    """The run that the command line asks for. Raises InputError."""
+    parser = Parser(prog, about)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--experiment", help="a name in experiments/, or the path of a .toml file")
+    what.add_argument("--config", type=Path, help="the config.json of a run")
+    parser.add_argument("--model", help="a model of the experiment, or any name timm knows")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--run-dir", type=Path, help="default: runs/<experiment>/<model>-seed<seed>")
+    parser.add_argument("--dry-run", action="store_true", help="measure some updates and say what the run will cost")
+    parser.add_argument("--estimate", type=Path, metavar="FILE", help="with --dry-run: write it down as JSON, too")
+    parser.add_argument("settings", nargs="*", metavar="name=value", help="settings that win over the experiment's")
+    options = parser.parse_intermixed_args(arguments)
+    if options.experiment and not options.model:
+        parser.error("--experiment needs --model")
+    if options.estimate and not options.dry_run:
+        parser.error("--estimate needs --dry-run")
+    settings = merge(*map(parse_setting, options.settings))
+    if fixed := {"experiment", "model", "seed"} & set(settings):
+        raise InputError(
+            f"give {', '.join('--' + name for name in sorted(fixed))}, not name=value, for the choice of a run"
+        )
+    if options.config:
+        config = config_from_dict(merge(with_defaults(json.loads(options.config.read_text())), settings))
+    else:
+        config = load_experiment(options.experiment).config(options.model, options.seed, **settings)
+    return config, Path(os.path.relpath(options.run_dir or config.run_dir)), options
+
+
+def add_shared(parser: Parser) -> None:
+    """What ffvit missing and ffvit tune both take."""
+    parser.add_argument("experiment", help="a name in experiments/")
+    parser.add_argument("settings", nargs="*", metavar="name=value", help="of the machine, or dataset=<local copy>")
+    parser.add_argument("--jobs", type=int, default=0, help="runs side by side; default: one per GPU, 2 without")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="then stop with checkpoints; default: never")
+
+
+def read_shared(options: argparse.Namespace) -> tuple[Experiment, dict[str, Any]]:
+    """The experiment, and settings of the machine. Raises InputError for settings that decide a result, too."""
+    if options.experiment.endswith(".toml"):
+        raise InputError("give the name of a file in experiments/: of others, nothing is recorded in results/")
+    if options.jobs < 0:
+        raise InputError(f"--jobs must not be negative, got {options.jobs}")
+    settings = merge(*map(parse_setting, options.settings))
+    for name in sorted(settings.keys() - MAY_BE_SET):
+        raise InputError(
+            f"'{name}' decides a result: set it in the experiment's file. Here: {', '.join(sorted(MAY_BE_SET))}"
+        )
+    return load_experiment(options.experiment), settings

@@ -8,45 +8,17 @@ time is up, or on Ctrl-C, SIGTERM or SIGUSR1, the runs write their checkpoints a
 Exit codes: 0 all the runs chosen are recorded, 2 a run failed or an argument is wrong, 75 stopped with runs left.
 """
 
-import argparse
-import math
 import sys
 import time
-from typing import Any
 
-from ffvit.commands.arguments import Parser
-from ffvit.commands.children import Children
-from ffvit.commands.forecast import measured_here
-from ffvit.commands.jobs import Job, Outlook, environment, measure, run, say
+from ffvit.commands.arguments import Parser, add_shared, read_shared
 from ffvit.commands.status import DONE, RECORDED, TRAINED, UNSCORED, standing
-from ffvit.settings.config import MACHINE, Config, merge, parse_setting
-from ffvit.settings.experiment import GRID, Experiment, load_experiment
+from ffvit.launching.children import Children
+from ffvit.launching.jobs import Job, environment, outlook, places, run, say
+from ffvit.settings.config import Config
+from ffvit.settings.experiment import GRID, Experiment
 from ffvit.system.errors import InputError, suggest
 from ffvit.system.lifetime import STOPPED
-
-MAY_BE_SET = MACHINE | {"dataset"}  # the machine's, and where the images lie: they decide no result
-
-
-def add_shared(parser: Parser) -> None:
-    """What ffvit missing and ffvit tune both take."""
-    parser.add_argument("experiment", help="a name in experiments/")
-    parser.add_argument("settings", nargs="*", metavar="name=value", help="of the machine, or dataset=<local copy>")
-    parser.add_argument("--jobs", type=int, default=0, help="runs side by side; default: one per GPU, 2 without")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="then stop with checkpoints; default: never")
-
-
-def read_shared(options: argparse.Namespace) -> tuple[Experiment, dict[str, Any]]:
-    """The experiment, and settings of the machine. Raises InputError for settings that decide a result, too."""
-    if options.experiment.endswith(".toml"):
-        raise InputError("give the name of a file in experiments/: of others, nothing is recorded in results/")
-    if options.jobs < 0:
-        raise InputError(f"--jobs must not be negative, got {options.jobs}")
-    settings = merge(*map(parse_setting, options.settings))
-    for name in sorted(settings.keys() - MAY_BE_SET):
-        raise InputError(
-            f"'{name}' decides a result: set it in the experiment's file. Here: {', '.join(sorted(MAY_BE_SET))}"
-        )
-    return load_experiment(options.experiment), settings
 
 
 def choose(experiment: Experiment, models: list[str], seeds: list[int], part: str, **settings: object) -> list[Config]:
@@ -67,26 +39,6 @@ def choose(experiment: Experiment, models: list[str], seeds: list[int], part: st
     if not chosen:
         raise InputError(f"{experiment.name} has no run of these models, seeds and part: see ffvit status")
     return chosen
-
-
-def places(jobs: int) -> tuple[int, int]:
-    """How many runs go side by side, where --jobs asks for so many, and how many GPUs there are."""
-    import torch
-
-    gpus = torch.cuda.device_count()
-    return jobs or gpus or 2, gpus
-
-
-def outlook(
-    experiment: Experiment, jobs: list[Job], side_by_side: int, children: Children, done: int = 0, later: int = 0
-) -> Outlook:
-    """Say how long jobs will take, measured first where nothing is known of this machine. Raises Stopped."""
-    known = measured_here(experiment) or measure(jobs, side_by_side, children)
-    looked = Outlook(jobs, side_by_side, known, done, later)
-    scaled = ", ".join(dict.fromkeys(looked.scaled))
-    how = f", as epochs took here{f'; {scaled} by multiply-adds' if scaled else ''}" if known else ""
-    say(f"time for all of them: {looked.left()}{how}")
-    return looked
 
 
 def main(arguments: list[str]) -> int:

@@ -25,7 +25,8 @@ def main(arguments: list[str]) -> int:
 
     # With torch, which takes seconds: --help and a run that is not there are answered without.
     from ffvit.data.splits import load_splits
-    from ffvit.evidence.scoring import publish, score, write_record, write_trial
+    from ffvit.evidence.records import publish, write_record, write_trial
+    from ffvit.evidence.scoring import score
 
     if options.trial:
         print(f"trial: {os.path.relpath(write_trial(run_dir))}")

@@ -21,11 +21,10 @@ import time
 from dataclasses import replace
 from typing import NamedTuple
 
-from ffvit.commands.arguments import Parser
-from ffvit.commands.children import Children
-from ffvit.commands.jobs import Job, environment, run, say
-from ffvit.commands.missing import add_shared, outlook, places, read_shared
+from ffvit.commands.arguments import Parser, add_shared, read_shared
 from ffvit.evidence import records
+from ffvit.launching.children import Children
+from ffvit.launching.jobs import Job, environment, outlook, places, run, say
 from ffvit.settings.config import Config
 from ffvit.settings.experiment import Experiment
 from ffvit.settings.same_run import deciding

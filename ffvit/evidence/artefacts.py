@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ffvit.evidence import drawing, tables
 from ffvit.evidence.measured import Measured, measured, sources
-from ffvit.evidence.notebooks import Notebook, load_notebook
+from ffvit.evidence.notebook_metadata import Notebook, load_notebook
 from ffvit.evidence.records import in_use, load_own, load_records, load_trials
 from ffvit.settings.experiment import Experiment, load_experiment
 from ffvit.system.errors import InputError, suggest

@@ -6,12 +6,17 @@ with validation scores, and never with a look at the test split.
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ffvit.settings.config import Config, config_from_dict
+from ffvit.settings.config import Config
 from ffvit.settings.experiment import Experiment, load_experiment
+from ffvit.settings.given import config_from_dict
 from ffvit.settings.same_run import code_of, differing
 from ffvit.system.errors import InputError
-from ffvit.system.files import RESULTS, RUNS
+from ffvit.system.files import RESULTS, RUNS, write_atomically
+
+if TYPE_CHECKING:
+    from ffvit.training.evaluate import Evaluation
 
 FIELDS = {
     "run_id": str,
@@ -116,3 +121,56 @@ def _read(path: Path, fields: dict[str, type]) -> dict:
         if not isinstance(record.get(name), kind):
             raise InputError(f"{path}: '{name}' must be {kind.__name__}; delete the file and run the pipeline again")
     return record
+
+
+MAX_CONFUSION_CLASSES = 100  # with more classes, the confusion matrix and the mistakes would make a large file
+
+
+def write_record(run_dir: Path, evaluation: "Evaluation") -> Path:
+    """Join what training left in the run's folder with its score on the test split, as record.json beside it.
+
+    Raises InputError where the images scored are not those the run was made for.
+    """
+    config, facts = open_run(run_dir)
+    images = evaluation.images + len(evaluation.bad_images)
+    if images != facts["dataset"]["images"]["test"]:
+        raise InputError(f"{run_dir}: {images} images scored, its test split has {facts['dataset']['images']['test']}")
+    results = {
+        "images": evaluation.images,
+        "loss": evaluation.loss,
+        "top1_percent": evaluation.top1_percent,
+        "top5_percent": evaluation.top5_percent,
+        "per_class_percent": evaluation.per_class_percent,
+    }
+    if evaluation.bad_images:
+        results["bad_images"] = [image._asdict() for image in evaluation.bad_images]
+    if len(evaluation.confusion) <= MAX_CONFUSION_CLASSES:
+        results["confusion"] = evaluation.confusion.tolist()
+        results["mistakes"] = evaluation.mistakes
+    path = run_dir / "record.json"
+    write_atomically(path, json.dumps(facts | {"results": results}, indent=1) + "\n")
+    return path
+
+
+def publish(run_dir: Path, results_dir: Path = RESULTS) -> Path:
+    """Put the record of a run among those that come with the project, and return the file.
+
+    Raises InputError for a run with other settings than its experiment's, such as a trial, and where a record is there:
+    a record is never written over.
+    """
+    config, _ = open_run(run_dir)
+    if not belongs_to_its_experiment(config):
+        raise InputError(f"{run_dir} has other settings than {config.experiment}: it is none of its runs")
+    path = results_dir / config.experiment / f"{config.run_id}.json"
+    if path.exists():
+        raise InputError(f"{path} is there already: delete it first to record the run anew")
+    write_atomically(path, (run_dir / "record.json").read_text())
+    return path
+
+
+def write_trial(run_dir: Path, results_dir: Path = RESULTS) -> Path:
+    """Keep what training left in the run's folder, under the folder's name. Returns the file."""
+    config, facts = open_run(run_dir)
+    path = results_dir / config.experiment / "trials" / f"{run_dir.name}.json"
+    write_atomically(path, json.dumps(facts, indent=1) + "\n")
+    return path

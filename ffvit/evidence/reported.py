@@ -2,7 +2,7 @@
 
 import csv
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Reported:
     model: str  # timm's name for it, or one of our own where timm has none
     metric: str
     value: float | None  # None: the source leaves it blank
+    printed: str  # the value's digits, as they stand in the file: 4.0 is not 4
     unit: str
     source: str  # one of SOURCES
     note: str
@@ -42,6 +43,9 @@ class Reported:
         return self.value
 
 
+COLUMNS = {field.name for field in fields(Reported)} - {"printed"}
+
+
 def load_reported(path: Path = CSV) -> list[Reported]:
     """Every row of the file. Raises InputError with the line for a wrong unit, source or number, or one given twice."""
     rows: list[Reported] = []
@@ -49,8 +53,8 @@ def load_reported(path: Path = CSV) -> list[Reported]:
         reader = csv.DictReader(file)
         for cells in reader:
             where = f"{path.name}, line {reader.line_num}"
-            if set(cells) != set(Reported.__dataclass_fields__) or None in cells.values():
-                raise InputError(f"{where}: needs the columns {', '.join(Reported.__dataclass_fields__)}")
+            if set(cells) != COLUMNS or None in cells.values():
+                raise InputError(f"{where}: needs the columns {', '.join(sorted(COLUMNS))}")
             if UNITS.get(cells["metric"]) != cells["unit"]:
                 raise InputError(f"{where}: metric '{cells['metric']}' in '{cells['unit']}'; known: {UNITS}")
             if cells["source"] not in SOURCES:
@@ -63,7 +67,7 @@ def load_reported(path: Path = CSV) -> list[Reported]:
                 not math.isfinite(value) or value < 0 or cells["unit"] == "percent" and value > 100
             ):
                 raise InputError(f"{where}: '{cells['value']}' is no value in {cells['unit']}")
-            given: dict[str, Any] = cells | {"value": value}
+            given: dict[str, Any] = cells | {"value": value, "printed": cells["value"]}
             row = Reported(**given)
             if any(
                 (r.paper, r.place, r.model, r.metric) == (row.paper, row.place, row.model, row.metric) for r in rows

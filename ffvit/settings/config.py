@@ -3,7 +3,6 @@
 A setting decides the result, or is declared by `machine` to say only how and where it is computed.
 """
 
-import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -11,7 +10,6 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from ffvit.settings.recipes import RECIPES
 from ffvit.system.errors import InputError, suggest
 from ffvit.system.files import RUNS
 
@@ -142,17 +140,6 @@ class Config:
         return RUNS / self.experiment / self.run_id
 
     @property
-    def lr(self) -> float:
-        """Peak learning rate: linear in the global batch (DeiT's rule, arXiv:2012.12877, section 6)."""
-        return self.base_lr * self.batch_size / 512
-
-    @property
-    def lowest_lr(self) -> tuple[float, float]:
-        """Learning rates at the start of the warm-up and at the end of the cosine."""
-        scale = self.batch_size / 512 if self.scale_all_lr else 1
-        return self.warmup_lr * scale, self.min_lr * scale
-
-    @property
     def total_epochs(self) -> int:
         return self.epochs + self.cooldown_epochs
 
@@ -167,65 +154,6 @@ class Config:
 SETTINGS = cast(Any, Config).__pydantic_fields__  # name -> type, default, and whether it is the machine's
 # Those that decide no result, and may differ when a run goes on.
 MACHINE = {name for name, field in SETTINGS.items() if (field.json_schema_extra or {}).get("machine")}
-# Arguments of models that were settings of their own once, and a setting that is gone: how older files are read.
-ONCE_SETTINGS = (
-    *("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"),
-    *("embed_dims", "depths", "mlp_ratios", "attention_stages", "deformable"),
-)
-GONE = {"parallel": "ddp"}
-
-
-def config_from_dict(values: dict) -> Config:
-    """The inverse of Config.to_dict, for a config.json of a run. Raises InputError for one of another version."""
-    values = with_defaults(values)
-    if unknown := sorted(set(values) - set(SETTINGS)):
-        raise InputError(f"{unknown}: no settings of a run; was this config written by another version?")
-    return Config(**values)
-
-
-def with_defaults(values: dict) -> dict:
-    """Settings that were written down, in today's form; those younger than the file have their default, as runs then had."""
-    defaults = {name: f.get_default(call_default_factory=True) for name, f in SETTINGS.items() if not f.is_required()}
-    kept = {k: v for k, v in values.items() if k not in ONCE_SETTINGS and GONE.get(k, values) != v}
-    old = {name: values[name] for name in ONCE_SETTINGS if values.get(name) is not None}
-    kept["model_args"] = old | values.get("model_args", {})
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in {**defaults, **kept}.items()}
-
-
-def resolve(given: dict) -> dict:
-    """Settings over those of the recipe they name. Raises InputError for an unknown recipe or setting."""
-    recipe = given.get("recipe", "")
-    if not isinstance(recipe, str) or (recipe and recipe not in RECIPES):
-        raise InputError(f"recipe '{recipe}' is unknown{suggest(str(recipe), RECIPES)}")
-    for name in given:
-        if name in ONCE_SETTINGS:
-            raise InputError(f"'{name}' is an argument of the model: write model_args = {{ {name} = ... }}")
-        if name not in SETTINGS:
-            raise InputError(f"'{name}' is no setting of a run{suggest(name, SETTINGS)}")
-    return {**(RECIPES[recipe]() if recipe else {}), **given}
-
-
-def merge(*layers: dict) -> dict:
-    """Later settings win; arguments of the model are joined one by one."""
-    model_args: dict = {}
-    for layer in layers:
-        args = layer.get("model_args", {})
-        if not isinstance(args, dict):
-            raise InputError(f"model_args must be a table, such as {{ depth = 4 }}, got {args!r}")
-        model_args |= args
-    merged = {name: value for layer in layers for name, value in layer.items()}
-    return merged | ({"model_args": model_args} if model_args else {})
-
-
-def parse_setting(text: str) -> dict:
-    """'epochs=3' -> {"epochs": 3}, 'model_args.depth=2' -> {"model_args": {"depth": 2}}. TOML; a bare word is a string."""
-    key, separator, value = text.partition("=")
-    if not separator:
-        raise InputError(f"'{text}': write settings as name=value, such as epochs=3")
-    try:
-        return tomllib.loads(f"{key} = {value}")
-    except tomllib.TOMLDecodeError:
-        return {key: value}
 
 
 def alone(config: Config) -> Config:

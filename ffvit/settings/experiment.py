@@ -31,7 +31,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ffvit.settings.config import SETTINGS, Config, merge, resolve
+from ffvit.settings.config import SETTINGS, Config
+from ffvit.settings.given import merge, resolve
 from ffvit.system.errors import InputError, suggest
 from ffvit.system.files import EXPERIMENTS
 

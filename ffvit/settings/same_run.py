@@ -2,8 +2,8 @@
 
 Two runs are the same if the settings that decide the result are alike. Where the code that decides it has changed, data,
 training, what builds a model, or the model's own file, the pipeline trains again, and status says that a record is of older
-code; the record stays valid. Of the code, comments, docstrings, imports, annotations and messages are left out, so that
-rewording trains nothing again.
+code; the record stays valid. Of the code, comments, docstrings, imports, annotations, messages and the names of files are left
+out, so that rewording and moving train nothing again.
 """
 
 import ast
@@ -11,7 +11,8 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-from ffvit.settings.config import MACHINE, with_defaults
+from ffvit.settings.config import MACHINE
+from ffvit.settings.given import with_defaults
 
 LIBRARY = Path(__file__).parent.parent
 # Where the images lie, what a set of settings is called, and which of several alike runs it is.
@@ -41,13 +42,12 @@ def code_of(model: str) -> str:
     """Fingerprint of the code that decides the result of a model, by timm's name; timm's own models are timm's."""
     files = [*(LIBRARY / "data").glob("*.py"), *(LIBRARY / "training").glob("*.py"), LIBRARY / "models/build.py"]
     own = [file for file in (LIBRARY / "models").glob("*.py") if f"\ndef {model}(" in file.read_text(encoding="utf-8")]
-    return hashlib.sha256("\n".join(map(_bare, sorted([*files, *own]))).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(sorted(map(_bare, [*files, *own]))).encode()).hexdigest()[:16]
 
 
 @cache
 def _bare(file: Path) -> str:
-    tree = _Bare().visit(ast.parse(file.read_text(encoding="utf-8")))
-    return f"{file.relative_to(LIBRARY).as_posix()}\n{ast.dump(tree)}"
+    return ast.dump(_Bare().visit(ast.parse(file.read_text(encoding="utf-8"))))
 
 
 class _Bare(ast.NodeTransformer):

@@ -27,9 +27,8 @@ from ffvit.evidence.drawing import COLORS
 from ffvit.evidence.reported import load_reported
 from ffvit.models import ff
 from ffvit.models.cost import exact_costs
-from ffvit.models.lit import LIT
-from ffvit.studies.report import GRID, TABLE1
-from ffvit.studies.stages import PLACES, PUBLISHED, Layout
+from ffvit.studies.lit_stages import PLACES, PUBLISHED, Layout
+from ffvit.studies.report_results import GRID, TABLE1
 from ffvit.system.files import write_atomically
 
 
@@ -188,18 +187,3 @@ def count_again() -> str:
         exact = exact_costs(name, **model_args)
         table.writerow([name, json.dumps(model_args), *(exact[column] for column in columns)])
     return text.getvalue()
-
-
-def pyramid(model: LIT) -> pd.DataFrame:
-    """Tokens, width and layers of the four stages, for an image of the model's own size."""
-    rows = zip(model.grids, model.feature_info, model.stages)
-    return pd.DataFrame(
-        {
-            "Stage": stage,
-            "Tokens": f"{grid[0]} x {grid[1]}",
-            "Width": info["num_chs"],
-            "Blocks": len(blocks),
-            "Layers of a block": "attention and feed-forward" if blocks[0].attn else "feed-forward",
-        }
-        for stage, (grid, info, blocks) in enumerate(rows, 1)
-    )

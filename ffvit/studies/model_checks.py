@@ -1,4 +1,4 @@
-"""Claims of the report that the model itself can answer: counted or computed live, with nothing trained."""
+"""Notebook 07: claims of the report that the model itself can answer: counted or computed live, with nothing trained."""
 
 from collections import Counter
 from functools import cache

@@ -1,4 +1,4 @@
-"""What a notebook shows of one run: its images, its curves, its mistakes."""
+"""Notebooks 02 and 03: one run, its images, its curves, its mistakes."""
 
 import json
 import textwrap
@@ -18,7 +18,8 @@ from matplotlib.ticker import MaxNLocator
 from ffvit.data.images import decode
 from ffvit.data.splits import Splits, encoded, first_images
 from ffvit.evidence.drawing import COLORS
-from ffvit.settings.config import Config, config_from_dict
+from ffvit.settings.config import Config
+from ffvit.settings.given import config_from_dict
 from ffvit.training.evaluate import Evaluation, confident_mistakes
 
 

@@ -1,4 +1,4 @@
-"""What a check of a claim finds: what was measured, at which scale, and a verdict."""
+"""Notebook 07: what a check of a claim finds: what was measured, at which scale, and a verdict."""
 
 from dataclasses import dataclass
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from ffvit.models.weights import reading, write_tensors
 from ffvit.system.files import seal, sync
 from ffvit.training.manifest import MANIFEST, checkpoints, read_json
-from ffvit.training.manifest import find_state as find_state
 
 KEEP = 2  # checkpoints of a run: the last, and one to fall back to
 OPTIMIZER = "optimizer.pt"

@@ -16,6 +16,17 @@ from ffvit.settings.config import Config
 FUSED = ("adam", "adamw", "sgd")  # those of PyTorch that update all weights in one go, on a GPU several times faster
 
 
+def peak_lr(config: Config) -> float:
+    """Linear in the global batch (DeiT's rule, arXiv:2012.12877, section 6)."""
+    return config.base_lr * config.batch_size / 512
+
+
+def lowest_lr(config: Config) -> tuple[float, float]:
+    """Learning rates at the start of the warm-up and at the end of the cosine."""
+    scale = config.batch_size / 512 if config.scale_all_lr else 1
+    return config.warmup_lr * scale, config.min_lr * scale
+
+
 def create_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """Decays parameters of two dimensions and more, but none that the model names in no_weight_decay().
 
@@ -24,7 +35,7 @@ def create_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """
     fits = config.optimizer in FUSED and config.device != "cpu"
     fused: dict[str, Any] = {"fused": True} if fits and torch.cuda.is_available() else {}
-    return create_optimizer_v2(parameter_groups(config, model), opt=config.optimizer, lr=config.lr, **fused)
+    return create_optimizer_v2(parameter_groups(config, model), opt=config.optimizer, lr=peak_lr(config), **fused)
 
 
 def parameter_groups(config: Config, model: nn.Module) -> list[dict]:
@@ -38,18 +49,19 @@ def parameter_groups(config: Config, model: nn.Module) -> list[dict]:
     for group in groups:
         group["params"] = [p for p in group["params"] if id(p) not in theirs]
     decay = groups[-1]["weight_decay"]
-    return [*groups, {"params": offsets, "weight_decay": decay, "lr": config.lr * config.offset_lr_ratio}]
+    return [*groups, {"params": offsets, "weight_decay": decay, "lr": peak_lr(config) * config.offset_lr_ratio}]
 
 
 def create_scheduler(config: Config, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> Scheduler:
     """Linear from warmup_lr, then the cosine, which the warm-up does not shift, down to min_lr."""
+    warmup_lr, min_lr = lowest_lr(config)
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched="cosine",
         num_epochs=config.epochs,
         warmup_epochs=config.warmup_epochs,
-        warmup_lr=config.lowest_lr[0],
-        min_lr=config.lowest_lr[1],
+        warmup_lr=warmup_lr,
+        min_lr=min_lr,
         cooldown_epochs=config.cooldown_epochs,
         step_on_epochs=config.schedule_per == "epoch",
         updates_per_epoch=updates_per_epoch,

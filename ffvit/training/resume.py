@@ -9,6 +9,7 @@ from accelerate.utils import gather_object
 from ffvit.models import weights
 from ffvit.system.errors import TrainingError
 from ffvit.training import checkpoint, processes, progress
+from ffvit.training.manifest import find_state
 from ffvit.training.start import circumstances
 from ffvit.training.step import Run
 
@@ -56,7 +57,7 @@ def save_state(run: Run, meter: progress.Meter) -> None:
 def go_on_from_checkpoint(run: Run) -> None:
     """Put the newest whole checkpoint back in place, if there is one. Every process reads it for itself."""
     accelerator, folder = run.accelerator, run.run_dir / "checkpoints"
-    path, damaged = checkpoint.find_state(folder)
+    path, damaged = find_state(folder)
     for line in damaged:
         accelerator.print(f"damaged, and passed over: {line}")
     if not path:

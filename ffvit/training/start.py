@@ -15,7 +15,8 @@ from ffvit.data import augment
 from ffvit.data.batches import TrainBatches, eval_loader
 from ffvit.data.splits import Splits, load_splits
 from ffvit.models import build, cost, ff
-from ffvit.settings.config import Config, with_defaults
+from ffvit.settings.config import Config
+from ffvit.settings.given import with_defaults
 from ffvit.settings.same_run import code_of, differing
 from ffvit.system import provenance
 from ffvit.system.errors import InputError

@@ -17,6 +17,7 @@ from ffvit.evidence.measured import BLANK, NOT_RUN, Measured
 from ffvit.evidence.reported import reported
 from ffvit.settings.experiment import Experiment
 
+PAPER = "arXiv:2105.02723"
 # Table 1 of the report, row by row: size, family, timm's name.
 TABLE1 = (
     ("Tiny, P=16", "ViT", "vit_tiny_patch16_224"),
@@ -36,6 +37,9 @@ GRID = (
     ("attention", "attention", "attention_only_tiny_patch16_224", "Section 3.4"),
     ("ff", "attention", "ff_attention_tiny_patch16_224", None),
 )
+# Short names for rows of text.
+NAMES = {name: f"{family}, {size.partition(',')[0].lower()}" for size, family, name in TABLE1}
+NAMES["attention_only_tiny_patch16_224"] = "attention only, tiny"
 WORDS = {"ff": "feed-forward", "attention": "attention"}
 
 

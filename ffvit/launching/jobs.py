@@ -12,19 +12,21 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from ffvit.commands.children import Children, watched
-from ffvit.commands.forecast import (
+from ffvit.launching.children import Children, watched
+from ffvit.launching.forecast import (
     BESIDES_S,
-    Measured,
+    Pace,
     clock,
     count_macs,
     epoch_s,
-    measured,
+    pace_of,
+    paces_here,
     side_by_side_s,
     spoken,
 )
-from ffvit.commands.train import RUNS_PER_GPU, estimate, train_run
+from ffvit.launching.launch import RUNS_PER_GPU, estimate, train_run
 from ffvit.settings.config import Config
+from ffvit.settings.experiment import Experiment
 from ffvit.system.errors import InputError, Stopped, TrainingError
 
 LINE_EVERY_S = 30
@@ -113,7 +115,7 @@ class Outlook:
     done: how many of the whole were made before. later: how many more will follow, at least.
     """
 
-    def __init__(self, jobs: list[Job], side_by_side: int, known: list[Measured], done: int = 0, later: int = 0):
+    def __init__(self, jobs: list[Job], side_by_side: int, known: list[Pace], done: int = 0, later: int = 0):
         self.jobs, self.side_by_side, self.done, self.later = jobs, side_by_side, done, later
         self.scaled = []  # models that nothing was measured of
         for job in jobs:
@@ -163,16 +165,16 @@ class Outlook:
         return 1.0
 
 
-def measure(jobs: list[Job], side_by_side: int, children: Children) -> list[Measured]:
+def measure(jobs: list[Job], side_by_side: int, children: Children) -> list[Pace]:
     """Try some updates of the first models, as many side by side as runs will be. Those that fail are left out."""
     firsts: dict[str, Job] = {}
     for job in sorted(jobs, key=lambda job: job.config.max_train_images > 0):  # of all images, others are scaled
         if not job.is_trained:
             firsts.setdefault(job.config.name, job)
 
-    def try_out(job: Job) -> list[Measured]:
+    def try_out(job: Job) -> list[Pace]:
         try:
-            return [measured(estimate(children, job.config, job.environment, lambda line: None))]
+            return [pace_of(estimate(children, job.config, job.environment, lambda line: None))]
         except Stopped:
             raise
         except (InputError, TrainingError):  # its run will say so
@@ -261,3 +263,23 @@ def say(line: str, to_be_rewritten: bool = False) -> None:
 
 def _rewrites() -> bool:
     return sys.stdout.isatty()
+
+
+def places(jobs: int) -> tuple[int, int]:
+    """How many runs go side by side, where --jobs asks for so many, and how many GPUs there are."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    return jobs or gpus or 2, gpus
+
+
+def outlook(
+    experiment: Experiment, jobs: list[Job], side_by_side: int, children: Children, done: int = 0, later: int = 0
+) -> Outlook:
+    """Say how long jobs will take, measured first where nothing is known of this machine. Raises Stopped."""
+    known = paces_here(experiment) or measure(jobs, side_by_side, children)
+    looked = Outlook(jobs, side_by_side, known, done, later)
+    scaled = ", ".join(dict.fromkeys(looked.scaled))
+    how = f", as epochs took here{f'; {scaled} by multiply-adds' if scaled else ''}" if known else ""
+    say(f"time for all of them: {looked.left()}{how}")
+    return looked

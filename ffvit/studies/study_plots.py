@@ -1,4 +1,4 @@
-"""Notebook 08, its pictures of accuracy: against what training costs, in every comparison, and by learning rate."""
+"""Notebook 08, its plots of accuracy: against what training costs, in every comparison, and by learning rate."""
 
 from typing import Any
 

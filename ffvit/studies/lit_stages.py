@@ -1,4 +1,4 @@
-"""LIT's published numbers beside what was measured, and its question: in which stages does attention earn its keep?
+"""Notebooks 09 and 10: LIT's published numbers beside what was measured, and its question: in which stages does attention earn its keep?
 
 Pan et al. 2022 (AAAI), "Less is More: Pay Less Attention in Vision Transformers", arXiv:2105.14217. What it reports is
 read in the README of its code; the paper's own ablations are not among them. Costs are counted on the models,
@@ -6,7 +6,7 @@ accuracies come from records.
 """
 
 from collections import defaultdict
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -20,7 +20,10 @@ from ffvit.evidence.measured import BLANK, NOT_RUN, Measured, measured
 from ffvit.evidence.reported import Reported, load_reported, reported
 from ffvit.evidence.statistics import difference
 from ffvit.settings.experiment import Experiment
-from ffvit.studies import study
+from ffvit.studies import study_tables
+
+if TYPE_CHECKING:
+    from ffvit.models.lit import LIT
 
 PAPER = "arXiv:2105.14217"
 README = f"LIT's reported numbers: README of the official code (github.com/ziplab/LIT at 742e961) of {PAPER}."
@@ -167,10 +170,10 @@ def measured_table(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
     """One row a LIT of the grid: where it has attention, how it merges, what it costs here, and its test top-1."""
     found = measured(experiment, records)
     rows = [
-        {"Model": layout.model, **_columns(layout), **study.measures(experiment, found.get(name))}
+        {"Model": layout.model, **_columns(layout), **study_tables.measures(experiment, found.get(name))}
         for name, layout in layouts(experiment).items()
     ]
-    return study.said(pd.DataFrame(rows or [{"Model": NOT_RUN, "Note": "this experiment has no LIT"}]))
+    return study_tables.said(pd.DataFrame(rows or [{"Model": NOT_RUN, "Note": "this experiment has no LIT"}]))
 
 
 def pairs_table(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
@@ -182,7 +185,7 @@ def pairs_table(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
     if not pairs:
         return pd.DataFrame([{"Difference": NOT_RUN, "What the seeds show": "no two of its models compare"}])
     compared = [(a, b, variants[a].label, variants[b].label) for a, b in pairs]
-    table = study.differences(experiment, measured(experiment, records), compared, ["all"] * len(pairs))
+    table = study_tables.differences(experiment, measured(experiment, records), compared, ["all"] * len(pairs))
     differ = [
         {axis for axis in variants[a].values if variants[a].values[axis] != variants[b].values[axis]} for a, b in pairs
     ]
@@ -273,3 +276,18 @@ def _printed(r: Reported | None) -> str:
         return ""
     form = {"million": "{:g}M", "giga": "{:.1f}G"}.get(r.unit, "{:.1f}")
     return BLANK if r.value is None else form.format(r.value)
+
+
+def pyramid(model: "LIT") -> pd.DataFrame:
+    """Tokens, width and layers of the four stages, for an image of the model's own size."""
+    rows = zip(model.grids, model.feature_info, model.stages)
+    return pd.DataFrame(
+        {
+            "Stage": stage,
+            "Tokens": f"{grid[0]} x {grid[1]}",
+            "Width": info["num_chs"],
+            "Blocks": len(blocks),
+            "Layers of a block": "attention and feed-forward" if blocks[0].attn else "feed-forward",
+        }
+        for stage, (grid, info, blocks) in enumerate(rows, 1)
+    )

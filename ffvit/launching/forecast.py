@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ffvit.settings.config import Config, with_defaults
+from ffvit.settings.config import Config
 from ffvit.settings.experiment import Experiment
+from ffvit.settings.given import with_defaults
 from ffvit.system import provenance
 from ffvit.system.files import RESULTS, RUNS
 
@@ -26,7 +27,7 @@ BACKWARD = 3  # a training image costs about three times a validation image, whi
 
 
 @dataclass(frozen=True)
-class Measured:
+class Pace:
     """What an epoch of one run took, with its validation."""
 
     settings: dict  # those that matter
@@ -46,10 +47,10 @@ def settings_of(config: dict) -> dict:
     return {name: value for name, value in with_defaults(config).items() if name not in NO_MATTER_OF_TIME}
 
 
-def measured(facts: dict) -> Measured:
+def pace_of(facts: dict) -> Pace:
     """Of a record, a trial, or what a dry run found, which has epoch_s in place of a history."""
     images = facts["dataset"]["images"]
-    return Measured(
+    return Pace(
         settings=settings_of(facts["config"]),
         epoch_s=facts.get("epoch_s") or statistics.mean(epoch["seconds"] for epoch in facts["history"]),
         macs=facts["model"]["macs"],
@@ -60,7 +61,7 @@ def measured(facts: dict) -> Measured:
     )
 
 
-def measured_here(experiment: Experiment, results_dir: Path = RESULTS, runs_dir: Path = RUNS) -> list[Measured]:
+def paces_here(experiment: Experiment, results_dir: Path = RESULTS, runs_dir: Path = RUNS) -> list[Pace]:
     """What was measured of an experiment's runs on hardware as this machine's: records, trials, and runs that stopped."""
     gpus, here = provenance.gpus(), provenance.processor()
     files = [*(results_dir / experiment.name).rglob("*.json")]
@@ -75,13 +76,13 @@ def measured_here(experiment: Experiment, results_dir: Path = RESULTS, runs_dir:
             machine, config = facts["hardware"], with_defaults(facts["config"])
             gpu = gpus[0] if gpus and config["device"] != "cpu" else None
             if machine | here | {"gpu": gpu, "processes": config["num_processes"]} == machine and facts["history"]:
-                found.append(measured(facts))
+                found.append(pace_of(facts))
         except (ValueError, KeyError, TypeError, AttributeError):
             continue  # damaged: ffvit status names it
     return found
 
 
-def epoch_s(config: Config, known: Iterable[Measured], macs: int | None = None) -> float | None:
+def epoch_s(config: Config, known: Iterable[Pace], macs: int | None = None) -> float | None:
     """Seconds of an epoch: as it was measured, else scaled by the multiply-adds of a run's model, where they are known."""
     wanted, known = settings_of(config.to_dict()), list(known)
     if same := [m.epoch_s for m in known if m.settings == wanted]:
@@ -124,7 +125,7 @@ def forecast(experiment: Experiment, side_by_side: int = 0) -> str:
     It needs no torch, and answers from what was measured before. side_by_side: 0: as many as there are GPUs, 2 without.
     """
     missing = [c for c in experiment.configs() if not (c.run_dir / "training.json").is_file()]
-    known = measured_here(experiment) if missing else []
+    known = paces_here(experiment) if missing else []
     seconds = [(epoch_s(config, known) or math.nan) * config.total_epochs + BESIDES_S for config in missing]
     total = side_by_side_s(seconds, side_by_side or len(provenance.gpus()) or 2)
     if not missing or math.isnan(total):

@@ -1,0 +1,163 @@
+"""Train a run in processes of its own, the same way from a notebook, the pipeline and the shell.
+
+Not by accelerate's notebook_launcher: that one forks, ignores the precision asked for and runs two processes on a CPU
+as two unrelated copies.
+"""
+
+import contextlib
+import getpass
+import json
+import math
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ffvit.launching.children import Children, watched
+from ffvit.settings.config import Config
+from ffvit.system.errors import InputError, Stopped, TrainingError
+from ffvit.system.files import write_atomically
+
+RUNS_PER_GPU = "FFVIT_RUNS_PER_GPU"  # how many runs share a GPU; a variable of the environment, so that kernels have it
+# On CPUs, glibc gives the memory of every update back to the system and takes it again, page by page.
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
+
+
+def launch(
+    config: Config,
+    run_dir: Path | None = None,
+    on_line: Callable[[str], None] = print,
+    dry_run: bool = False,
+    pass_signals: bool = False,
+) -> dict | None:
+    """Train a run in processes of its own; every line they print goes to on_line and to log.txt in its folder.
+
+    dry_run: measure instead, and return what the run will cost, see estimate().
+    pass_signals: let Ctrl-C, SIGTERM and SIGUSR1 end the run in order instead of this process; a notebook's kernel
+    answers them itself.
+    Raises Stopped where a signal ended the run in order, TrainingError where anything else did, with the last lines of
+    the log and the command that goes on.
+    """
+    children = Children()
+    with children.passing_signals() if pass_signals else contextlib.nullcontext():
+        if dry_run:
+            return estimate(children, config, os.environ, on_line)
+        train_run(children, config, run_dir or config.run_dir, os.environ, on_line)
+    return None
+
+
+def estimate(
+    children: Children, config: Config, environment: Mapping[str, str], on_line: Callable[[str], None]
+) -> dict:
+    """Make some updates of a run, and leave no trace: what its record would say at its start, and "epoch_s" (seconds)."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "estimate.json"
+        train_run(children, config, Path(folder), environment, on_line, "--dry-run", "--estimate", str(file))
+        return json.loads(file.read_text())
+
+
+def train_run(
+    children: Children,
+    config: Config,
+    run_dir: Path,
+    environment: Mapping[str, str],
+    on_line: Callable[[str], None],
+    *options: str,
+) -> None:
+    """Train a run to its end as one of these children. Raises what launch() raises."""
+    run_dir = Path(os.path.relpath(run_dir))  # no home folder in outputs
+    request = run_dir / "request.json"  # not config.json: that one belongs to the run that is there already, if any
+    write_atomically(request, json.dumps(config.to_dict(), indent=1))
+    run = ["--config", str(request), "--run-dir", str(run_dir)]
+    again = shlex.join([os.path.relpath(sys.executable), "-m", "ffvit", "train", *run])
+    log = run_dir / "log.txt"
+    with open(log, "a") as file:
+        file.write(f"to go on with this run after an interruption: {again}\n")
+    of_its_own = {**_environment(config), **environment}
+    with _own_gpus(config, of_its_own):
+        ended = children.run([*_launcher(config), "ffvit", "worker", *run, *options], of_its_own, log, on_line)
+    if ended.stopped:
+        raise Stopped(f"{ended.why}\nTo go on:\n{again}")
+    if ended.code:
+        raise TrainingError(
+            f"training ended with exit code {ended.code}:\n{ended.why}\n"
+            f"The log is {log}. To go on from the last whole checkpoint:\n{again}"
+        )
+
+
+def _launcher(config: Config) -> list[str]:
+    """How Python starts the run, so that each of its processes ends with this one.
+
+    Every choice is explicit: accelerate must not ask the machine's own configuration.
+    """
+    if config.num_processes == 1:
+        return watched()  # accelerate's launcher would only start this one process, after a second or two
+    return [
+        *watched(),
+        "accelerate.commands.launch",
+        "--multi_gpu",  # on CPUs too: with --cpu, accelerate starts a single process whatever number is asked for
+        "--num_machines=1",
+        f"--num_processes={config.num_processes}",
+        f"--mixed_precision={config.mixed_precision}",
+        "--dynamo_backend=no",
+        "--main_process_port=0",  # a free one
+        *watched(),
+    ]
+
+
+def _environment(config: Config) -> dict[str, str]:
+    """What the processes of a run find set, if nobody set it before."""
+    import torch
+
+    threads = str(max(1, (os.cpu_count() or 1) // config.num_processes))
+    on_cpu = config.device == "cpu" or config.device == "auto" and not torch.accelerator.is_available()
+    processor = {"ACCELERATE_USE_CPU": "true"} if on_cpu else {}
+    return {"OMP_NUM_THREADS": threads, **processor, **KEEP_MEMORY}
+
+
+@contextlib.contextmanager
+def _own_gpus(config: Config, environment: dict[str, str]) -> Iterator[None]:
+    """Give the run GPUs, or a place on one, that no other run started here has, while there are any.
+
+    Snakemake counts GPUs but assigns none, so runs started side by side would all take the first. A run of one process
+    takes one of the places of a GPU, and of every GPU the first one before a second; a run of several takes GPUs whole.
+    Raises InputError for more processes than there are GPUs.
+    """
+    import torch
+
+    places = range(_runs_per_gpu(environment))
+    visible = environment.get("CUDA_VISIBLE_DEVICES")  # a scheduler's choice
+    known = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    on_gpus = config.device != "cpu" and torch.cuda.is_available()
+    if on_gpus and len(known) < config.num_processes:
+        raise InputError(
+            f"num_processes={config.num_processes} needs as many GPUs, found {len(known)}: set num_processes={len(known)}; "
+            f"accumulation_steps={math.ceil(config.num_processes / len(known))} then leaves about as many images at a time"
+        )
+    choices: list[tuple[str, Sequence[int]]] = [(gpu, [place]) for place in places for gpu in known]
+    if config.num_processes > 1:
+        choices = [(gpu, places) for gpu in known]
+    own: list[str] = []
+    with contextlib.ExitStack() as held:
+        for gpu, wanted in choices if config.device != "cpu" else []:
+            if len(own) < config.num_processes:
+                with contextlib.suppress(Timeout), contextlib.ExitStack() as all_or_none:
+                    for place in wanted:
+                        name = f"ffvit-{getpass.getuser()}-gpu-{gpu.replace('/', '-')}-place-{place}.lock"
+                        all_or_none.enter_context(FileLock(Path(tempfile.gettempdir()) / name, timeout=0))
+                    held.enter_context(all_or_none.pop_all())
+                    own.append(gpu)
+        if len(own) == config.num_processes:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+        yield
+
+
+def _runs_per_gpu(environment: dict[str, str]) -> int:
+    given = environment.get(RUNS_PER_GPU, "1")
+    if not given.isdecimal() or int(given) < 1:
+        raise InputError(f"the environment's {RUNS_PER_GPU} must be a whole number from 1 on, got '{given}'")
+    return int(given)
