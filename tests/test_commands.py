@@ -295,7 +295,7 @@ def test_time_left_is_by_what_epochs_took_so_far(job, tmp_path):
 
 def test_forecast_needs_no_torch_and_is_empty_where_nothing_is_known(tmp_path, monkeypatch, no_gpu):
     digits = load_experiment("digits")
-    assert forecast.forecast(digits.model_copy(update={"name": "nowhere"})) == ""
+    assert forecast.forecast(digits.model_copy(update={"name": "nowhere"}), 2) == ""
     known = [forecast.pace_of(facts(digits.config(model), 100.0)) for model in digits.models]
     monkeypatch.setattr(forecast, "paces_here", lambda experiment: known)
     told = forecast.forecast(digits.model_copy(update={"name": "nowhere"}), side_by_side=3)

@@ -144,7 +144,8 @@ def test_record_of_older_code_is_told(experiment, look, tmp_path):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"code": code}))
     found = look()
     assert [found[f"ff-seed{seed}"].state for seed in (0, 1)] == [RECORDED, RECORDED]
-    assert "recorded 0, 1 (by older code)" in status.report(experiment, list(found.values()), "x")
+    told = status.report(experiment, list(found.values()), "x")
+    assert "recorded 0\n" in told and "recorded 1 (by older code)\n" in told
 
 
 @pytest.mark.parametrize("make", [begin_run, finish_run])

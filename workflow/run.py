@@ -106,8 +106,10 @@ def main() -> int:
         arguments += on_this_machine(options.jobs, options.runs_per_gpu, settings)
     arguments += ["--forceall"] if options.task == "figures" else []
     arguments += [*options.snakemake, "--config", *(f"{name}={value}" for name, value in settings.items())]
-    if options.task == "reproduce" and not profile and (told := forecast(experiment, options.jobs)):
-        print(f"{told}; Ctrl-C at any moment: the same command goes on")
+    if options.task == "reproduce" and not profile:
+        at_once = options.jobs or gpu_count() * options.runs_per_gpu or os.cpu_count() or 1
+        if told := forecast(experiment, at_once):
+            print(f"{told}; Ctrl-C at any moment: the same command goes on")
     # The system frees this lock when the process dies, however it dies; Snakemake's own would outlive a kill.
     try:
         with FileLock("runs/.pipeline.lock", timeout=0), contextlib.nullcontext() if profile else guarded():

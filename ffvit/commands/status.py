@@ -2,6 +2,7 @@
 `ffvit status cifar10`. It reads results/<experiment>/ and runs/<experiment>/, and changes nothing.
 """
 
+import itertools
 import json
 import os
 import textwrap
@@ -129,8 +130,9 @@ def _by_state(found: list[Standing]) -> list[str]:
     """A line for each state that runs of a model are in: "recorded 0, 1, 2", "begun 3 (epoch 37 of 100)"."""
     lines = []
     for state in (RECORDED, TRAINED, UNSCORED, BEGUN, OTHER, MISSING):
-        seeds = [f"{s.config.seed} ({s.detail})" if s.detail else f"{s.config.seed}" for s in found if s.state == state]
-        lines += [f"{state} {', '.join(seeds)}"] if seeds else []
+        for detail, alike in itertools.groupby((s for s in found if s.state == state), key=lambda s: s.detail):
+            seeds = ", ".join(str(s.config.seed) for s in alike)
+            lines.append(f"{state} {seeds} ({detail})" if detail else f"{state} {seeds}")
     return lines
 
 

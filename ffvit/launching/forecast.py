@@ -119,15 +119,15 @@ def side_by_side_s(durations: Iterable[float], places: int, begun: Iterable[floa
     return max(ends)
 
 
-def forecast(experiment: Experiment, side_by_side: int = 0) -> str:
+def forecast(experiment: Experiment, side_by_side: int) -> str:
     """What the pipeline still has to train of an experiment, and until when; "" where there is nothing, or nothing known.
 
-    It needs no torch, and answers from what was measured before. side_by_side: 0: as many as there are GPUs, 2 without.
+    It needs no torch, and answers from what was measured before.
     """
     missing = [c for c in experiment.configs() if not (c.run_dir / "training.json").is_file()]
     known = paces_here(experiment) if missing else []
     seconds = [(epoch_s(config, known) or math.nan) * config.total_epochs + BESIDES_S for config in missing]
-    total = side_by_side_s(seconds, side_by_side or len(provenance.gpus()) or 2)
+    total = side_by_side_s(seconds, side_by_side)
     if not missing or math.isnan(total):
         return ""
     return f"{len(missing)} runs to train take {spoken(total)}, until {clock(total)}, as they took before"

@@ -68,7 +68,7 @@ def small_images() -> dict:
 
     Command:  make reproduce
     Hardware: 2 CPU cores.
-    Time:     about 10 s a run and 190 s for the four models and three seeds of experiments/digits.toml, notebooks included.
+    Time:     about 13 s a run and three minutes for the four models and three seeds of experiments/digits.toml, notebooks included.
     Expected: top-1 on the 360 test digits as recorded in figures/digits/attention_only.md, 3 seeds: FF-only about 98.8 %.
               No evidence for the report's claims.
     """
