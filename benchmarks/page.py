@@ -9,6 +9,7 @@ import csv
 import datetime
 import io
 
+import pandas as pd
 import torch
 
 from ffvit.evidence import counted
@@ -19,6 +20,7 @@ from ffvit.evidence.reported import reported
 from ffvit.settings.experiment import load_experiment
 from ffvit.studies import architecture, ledger, lit_stages, study_tables
 from ffvit.studies.report_results import WORDS
+from ffvit.studies.verdicts import MODEL
 from ffvit.system import provenance
 from ffvit.system.files import ROOT, write_atomically
 
@@ -79,7 +81,7 @@ def generated() -> dict[str, str]:
     """Every generated part, by the name of its place."""
     table = ledger.ledger(load_experiment(STUDY), load_records(STUDY))
     return {
-        "findings": findings(ledger.summary(table)),
+        "findings": findings(table),
         "notebooks": markdown(notebook_rows()),
         "claims": f"**{ledger.summary(table)}**\n\n{ledger.compact(table)}",
         "lit": markdown(lit_rows()),
@@ -95,15 +97,19 @@ def of_benchmark(name: str) -> str:
     return f"{markdown(rows)}\nAll of it, with how it was made: [benchmarks/{name}.md](../benchmarks/{name}.md).\n"
 
 
-def findings(score: str) -> str:
-    """The grid of the study, its differences, and the ledger's score."""
+def findings(table: pd.DataFrame) -> str:
+    """The grid of the study, its differences, and the score of its ledger."""
     experiment, records = load_experiment(STUDY), load_records(STUDY)
     name = f"[{experiment.title}](experiments/{STUDY}.toml)"
-    judged = f"Of the report's numbers and claims: {score}\n([the ledger](docs/claims.md)).\n"
+    itself = table["Scale"] == MODEL
+    judged = (
+        f"Of the report's numbers and claims, [the ledger](docs/claims.md) has {score(table[itself])}\n"
+        f"on the models themselves; of those that need training, {score(table[~itself])}.\n"
+    )
     if not records:
         return (
             f"The study {name} is not recorded yet.\n"
-            "What is recorded are the handwritten digits of the picture above ([numbers](figures/digits/attention_only.md)),\n"
+            "The picture above is of handwritten digits ([numbers](figures/digits/attention_only.md)),\n"
             f"which are no evidence for the report's claims.\n\n{judged}"
         )
     rows = [
@@ -129,6 +135,10 @@ def findings(score: str) -> str:
     ]
     counted = f"{name}: {len(records)} of {len(experiment.configs())} runs recorded."
     return f"{counted}\n\n{markdown(rows)}\n{markdown(differences)}\n{judged}"
+
+
+def score(table: pd.DataFrame) -> str:
+    return ", ".join(f"{number} {verdict}" for verdict, number in ledger.counts(table).items() if number)
 
 
 def notebook_rows() -> list[dict[str, str]]:

@@ -16,6 +16,7 @@ import pytest
 
 from ffvit.__main__ import main
 from ffvit.settings.config import Config
+from ffvit.settings.experiment import load_experiment
 
 ROOT = Path(__file__).parent.parent
 # A package may import those before it, never those after it.
@@ -199,6 +200,14 @@ def test_python_that_a_page_shows_runs(page):
         exec("\n".join(lines), names)
         for count in re.findall(r"([\d,]{5,}) parameters", block):
             assert f"{sum(p.numel() for p in names['model'].parameters()):,}" == count
+
+
+@BY_PAGE
+def test_experiments_that_a_page_shows_are_experiments(page, tmp_path):
+    for block in re.findall(r"^```toml\n(.*?)^```$", page.read_text(), re.M | re.S):
+        file = tmp_path / "mine.toml"
+        file.write_text(block)
+        assert load_experiment(file).configs()
 
 
 def test_the_readme_fits_150_lines_of_120_columns():
