@@ -62,7 +62,8 @@ def test_a_model_is_of_its_own_file_and_of_no_other_models(monkeypatch):
 
     before = edited("")
     changed = {
-        name: [a != b for a, b in zip(before, edited(name))] for name in ("ff.py", "lit.py", "step.py", "study_tables.py")
+        name: [a != b for a, b in zip(before, edited(name))]
+        for name in ("ff.py", "lit.py", "step.py", "study_tables.py")
     }
     code_of.cache_clear()
     assert changed["ff.py"] == [True, False, False] and changed["lit.py"] == [False, False, True]
