@@ -11,6 +11,8 @@ import timm
 import torch
 from safetensors.torch import load_file
 from timm.layers import Attention
+from timm.optim import create_optimizer_v2
+from torch.nn import functional as F
 
 import ffvit  # noqa: F401  registers the models
 from ffvit.models import build, ff
@@ -382,3 +384,117 @@ def test_create_refuses_a_width_that_the_heads_do_not_divide(digits_config, name
 def test_create_refuses_a_setting_that_the_model_does_not_take(digits_config):
     with pytest.raises(InputError, match="resnet18.*cannot have the shape"):
         build.create(replace(digits_config, model="resnet18"), 10)
+
+
+def variant(**options):
+    torch.manual_seed(0)
+    return PatchFeatureMixer(**SMALL | options)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *(dict(patch_norm=norm) for norm in ("channels", "none")),
+        *(dict(stem=stem) for stem in ("conv", "frozen")),
+        *(dict(features=features) for features in ("attention_over_tokens", "attention_unprojected")),
+        dict(global_pool="avg"),
+        dict(global_pool="avg", pos_embed="none"),
+        dict(pos_embed="none"),
+        dict(weight_init="default"),
+        dict(patch_hidden_dim=7),
+    ],
+    ids=str,
+)
+def test_what_the_report_leaves_open_can_be_trained(option):
+    model = variant(**option)
+    model(torch.randn(3, 1, 16, 16)).square().sum().backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+    frozen = ["patch_embed.proj.weight", "patch_embed.proj.bias"] if option.get("stem") == "frozen" else []
+    assert without == frozen
+
+
+def test_other_readings_of_attention_only_have_the_parameters_they_should():
+    with torch.device("meta"):
+        count = {
+            features: count_parameters(timm.create_model("attention_only_tiny_patch16_224", features=features))
+            for features in ff.CHOICES["features"]
+        }
+    n = 197
+    assert count["attention"] == 4_039_360 and count["attention_over_tokens"] == 3_945_640
+    # No projections along the tokens: neither qkv nor the one after, with their biases.
+    assert count["attention_unprojected"] == 4_039_360 - 12 * (4 * n * n + 4 * n)
+
+
+def test_attention_without_projections_is_attention_whose_projections_are_the_identity():
+    branch = ff.Branch("features", "attention", num_tokens=9, embed_dim=6, num_heads=1, mlp_ratio=4, drop_rate=0)
+    plain = ff.Branch("features", "attention_unprojected", 9, 6, 1, 4, 0)
+    with torch.no_grad():
+        branch.mix.qkv.weight.copy_(torch.eye(9).repeat(3, 1))
+        branch.mix.proj.weight.copy_(torch.eye(9))
+        branch.mix.qkv.bias.zero_(), branch.mix.proj.bias.zero_()
+    x = torch.randn(2, 9, 6)
+    torch.testing.assert_close(plain(x), branch(x))
+
+
+def test_a_fixed_hidden_width_over_patches_makes_cost_linear_in_tokens():
+    def mixing(side, **width):
+        with torch.device("meta"):
+            model = PatchFeatureMixer(img_size=4 * side, patch_size=4, global_pool="avg", depth=1, **width)
+        return count_macs(model.blocks[0].mix_patches, (side * side, 192))
+
+    assert mixing(14, patch_hidden_dim=64) == 192 * 2 * 64 * 196
+    assert [mixing(2 * side, patch_hidden_dim=64) / mixing(side, patch_hidden_dim=64) for side in (7, 14)] == [4, 4]
+    assert [mixing(2 * side) / mixing(side) for side in (7, 14)] == [16, 16]  # four times the tokens
+
+
+def test_a_frozen_stem_keeps_its_first_weights():
+    model = variant(stem="frozen")
+    before = model.patch_embed.proj.weight.clone()
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1.0, weight_decay=0.1)
+    model(torch.randn(2, 1, 16, 16)).sum().backward()
+    optimizer.step()
+    assert torch.equal(model.patch_embed.proj.weight, before)
+    assert torch.equal(before, variant().patch_embed.proj.weight)  # as a trained one begins
+
+
+def test_a_convolutional_stem_gives_a_token_for_each_patch_and_sees_beyond_it():
+    model = variant(stem="conv").eval()
+    x = torch.zeros(1, 1, 16, 16, requires_grad=True)
+    tokens = model.patch_embed(x)
+    assert tokens.shape == (1, 16, 12)
+    tokens[0, 5].sum().backward()
+    rows = x.grad[0, 0].abs().sum(dim=1).nonzero().flatten()
+    assert rows.min() < 4 and rows.max() >= 7  # of token 5 the patch has rows 4 to 7
+    with pytest.raises(InputError, match="patch_size 6 is no power of 2"):
+        PatchFeatureMixer(img_size=12, patch_size=6, stem="conv")
+
+
+@pytest.mark.parametrize("patches", ["ff", "attention"])
+def test_without_positions_only_feed_forward_layers_know_where_patches_are(patches):
+    model = variant(patches=patches, global_pool="avg", pos_embed="none").eval()
+    x = torch.randn(1, 1, 16, 16)
+    turned = torch.cat([x[..., 4:], x[..., :4]], dim=-1)  # the same patches in other places
+    assert torch.allclose(model(x), model(turned), atol=1e-6) == (patches == "attention")
+
+
+def test_norm_over_channels_is_mixers():
+    branch = variant(patch_norm="channels").blocks[0].mix_patches
+    x = torch.randn(2, 17, 12)
+    expected = branch.mix(F.layer_norm(x, (12,), eps=1e-6).transpose(1, 2)).transpose(1, 2)
+    torch.testing.assert_close(branch(x), expected)
+
+
+def test_pytorchs_own_initial_weights_are_kept_where_asked_for():
+    assert variant().blocks[0].mix_features.mix.fc1.bias.abs().sum() == 0
+    assert variant(weight_init="default").blocks[0].mix_features.mix.fc1.bias.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ff.CHOICES)
+def test_an_option_that_does_not_exist_is_refused_with_those_that_do(name):
+    with pytest.raises(InputError, match=f"{name}='magic': choose one of '{ff.CHOICES[name][0]}'"):
+        variant(**{name: "magic"})
+
+
+def test_a_width_over_patches_is_refused_where_no_layer_has_it():
+    with pytest.raises(InputError, match="patch_hidden_dim=8 is a width of the feed-forward layer over patches"):
+        variant(patches="attention", patch_hidden_dim=8)

@@ -7,8 +7,11 @@ Melas-Kyriazi 2021, arXiv:2105.02723, Figures 1 and 2 and section 3.4. The 2x2 g
     feed-forward                           FF-only (the report's model)  the cell the report leaves open
 
 DeiT and ViT themselves come from timm; the shell's ViT cell equals timm's and exists to show that it does.
-Models are made by `timm.create_model`, after `import ffvit.models`.
+Models are made by `timm.create_model`, after `import ffvit.models`. What the report supposes or leaves open about its
+model (sections 3.4, 3.5 and future work) are arguments of the shell, off by default.
 """
+
+import math
 
 import torch
 from timm.layers import Attention, DropPath, Mlp, PatchEmbed, to_2tuple, trunc_normal_
@@ -20,40 +23,68 @@ from torch.nn import functional as F
 from ffvit.models.weights import create_by_timm
 from ffvit.system.errors import InputError
 
+CHOICES = {
+    "patches": ("ff", "attention"),
+    "features": ("ff", "attention", "attention_over_tokens", "attention_unprojected"),
+    "patch_norm": ("tokens", "channels", "none"),
+    "stem": ("linear", "conv", "frozen"),
+    "global_pool": ("token", "avg"),
+    "pos_embed": ("learn", "none"),
+    "weight_init": ("trunc_normal", "default"),
+}
 AUTHOR_WEIGHTS = "https://github.com/lukemelas/do-you-even-need-attention/releases/download/v0.0.1/"
+
+
+class UnprojectedAttention(nn.Module):
+    """Attention of one head whose queries, keys and values are the tokens themselves: it has no weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)"""
+        return F.scaled_dot_product_attention(x, x, x)
 
 
 class Branch(nn.Module):
     """Norm, then a feed-forward layer or attention, so that features or patches are mixed. (B, N, D) -> (B, N, D)."""
 
-    def __init__(self, mixes, layer, num_tokens, embed_dim, num_heads, mlp_ratio, drop_rate):
+    def __init__(
+        self, mixes, layer, num_tokens, embed_dim, num_heads, mlp_ratio, drop_rate, hidden_dim=None, norm="tokens"
+    ):
+        """hidden_dim: of a feed-forward layer, in place of mlp_ratio. norm: of a transposed branch, see patch_norm."""
         super().__init__()
         # A feed-forward layer mixes the axis it runs along, attention mixes the other one.
-        self.transposed = (mixes == "patches") == (layer == "ff")
+        self.transposed = layer != "attention_over_tokens" and (mixes == "patches") == (layer == "ff")
         width = num_tokens if self.transposed else embed_dim
         # Over the tokens where transposed, as in the author's weights; MLP-Mixer normalises channels in both branches.
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.mix: Mlp | Attention
+        self.norm_transposed = self.transposed and norm == "tokens"
+        normed = width if norm == "tokens" else embed_dim
+        self.norm = nn.Identity() if norm == "none" else nn.LayerNorm(normed, eps=1e-6)
+        self.mix: Mlp | Attention | UnprojectedAttention
         if layer == "ff":
-            self.mix = Mlp(width, int(mlp_ratio * width), drop=drop_rate)
+            self.mix = Mlp(width, hidden_dim or int(mlp_ratio * width), drop=drop_rate)
+        elif layer == "attention_unprojected":
+            self.mix = UnprojectedAttention()
         else:
             heads = 1 if self.transposed else num_heads  # N = 197 is prime: one head
             self.mix = Attention(width, heads, qkv_bias=True, proj_drop=drop_rate)
 
     def forward(self, x):
+        if not self.norm_transposed:
+            x = self.norm(x)
         if self.transposed:
             x = x.transpose(1, 2)  # (B, D, N)
-        x = self.mix(self.norm(x))
+        if self.norm_transposed:
+            x = self.norm(x)
+        x = self.mix(x)
         return x.transpose(1, 2) if self.transposed else x
 
 
 class Block(nn.Module):
     """Mix the features within every patch and the patches within every feature (Figure 2). (B, N, D) -> (B, N, D)."""
 
-    def __init__(self, patches, features, patches_first, drop_path, **shape):
+    def __init__(self, patches, features, patches_first, patch_hidden_dim, patch_norm, drop_path, **shape):
         super().__init__()
         self.mix_features = Branch("features", features, **shape)
-        self.mix_patches = Branch("patches", patches, **shape)
+        self.mix_patches = Branch("patches", patches, hidden_dim=patch_hidden_dim, norm=patch_norm, **shape)
         self.drop_path = DropPath(drop_path)
         self.patches_first = patches_first
 
@@ -68,20 +99,49 @@ class Block(nn.Module):
         return x
 
 
+class ConvStem(nn.Module):
+    """Patches by small convolutions: 3x3 with stride 2, each with norm and GELU, until a token is a patch; then 1x1.
+
+    After Xiao et al. 2021, arXiv:2106.14881, section 4, with group norms of one group, which see one image, in place of
+    batch norms. Each convolution doubles the channels, up to embed_dim.
+    """
+
+    def __init__(self, img_size: tuple[int, int], patch_size: int, in_chans: int, embed_dim: int):
+        super().__init__()
+        halvings = int(math.log2(patch_size))
+        if 2**halvings != patch_size or patch_size < 2:
+            raise InputError(f"stem='conv' halves the image again and again: patch_size {patch_size} is no power of 2")
+        self.patch_size = (patch_size, patch_size)
+        self.grid_size = (img_size[0] // patch_size, img_size[1] // patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        widths = [in_chans, *(max(1, embed_dim >> left) for left in range(halvings - 1, -1, -1))]
+        layers: list[nn.Module] = []
+        for width, wider in zip(widths, widths[1:]):
+            layers += [nn.Conv2d(width, wider, 3, 2, 1, bias=False), nn.GroupNorm(1, wider), nn.GELU()]
+        self.proj = nn.Sequential(*layers, nn.Conv2d(embed_dim, embed_dim, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) images -> (B, num_patches, D)"""
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
 class PositionEncoding(nn.Module):
     """Learned positions: a 2-D map for the patches and one vector for the class token, as in the author's file."""
 
-    def __init__(self, embed_dim: int, grid_size: tuple[int, int]):
+    def __init__(self, embed_dim: int, grid_size: tuple[int, int], class_token: bool = True):
         super().__init__()
         self.pos_embed = nn.Parameter(torch.empty(1, embed_dim, *grid_size))
-        self.cls_pos_embed = nn.Parameter(torch.empty(1, 1, embed_dim))
+        self.cls_pos_embed = nn.Parameter(torch.empty(1, 1, embed_dim)) if class_token else None
 
-    def forward(self, cls_token: Tensor, patches: Tensor, grid_size: tuple[int, int]) -> Tensor:
-        """cls_token: (B, 1, D), patches: (B, H*W, D) -> (B, 1 + H*W, D)."""
+    def forward(self, cls_token: Tensor | None, patches: Tensor, grid_size: tuple[int, int]) -> Tensor:
+        """cls_token: (B, 1, D) or None, patches: (B, H*W, D) -> (B, 1 + H*W, D), or (B, H*W, D)."""
         positions: Tensor = self.pos_embed
         if positions.shape[2:] != grid_size:  # the large model keeps a 14x14 map for its 7x7 patches
             positions = F.interpolate(positions, grid_size, mode="bilinear", align_corners=False)
-        return torch.cat([cls_token + self.cls_pos_embed, patches + positions.flatten(2).transpose(1, 2)], dim=1)
+        patches = patches + positions.flatten(2).transpose(1, 2)
+        if cls_token is None or self.cls_pos_embed is None:
+            return patches
+        return torch.cat([cls_token + self.cls_pos_embed, patches], dim=1)
 
 
 class PatchFeatureMixer(nn.Module):
@@ -90,6 +150,19 @@ class PatchFeatureMixer(nn.Module):
     Args, in timm's words: img_size and patch_size in pixels; patches, features: "ff" or "attention", what mixes
     them; patches_first: order of the two branches in a block; position_grid: side of the stored position map,
     None for the image's own. num_heads is read by attention over patches.
+
+    What the report leaves open, each at its own by default:
+        features: also "attention_over_tokens", a second attention like that over patches, and "attention_unprojected",
+            over the transposed map with no weights of its own (section 3.4's other readings).
+        patch_hidden_dim: hidden width of the feed-forward layer over patches; None: mlp_ratio times the tokens. With a
+            fixed one, cost is linear in the tokens (section 3.5).
+        patch_norm: in the branch that mixes patches, LayerNorm over "tokens" where that is transposed, over "channels"
+            as MLP-Mixer has it, or "none".
+        stem: patches by one "linear" layer, by small convolutions ("conv"), or by a linear layer that keeps its first
+            random weights ("frozen").
+        global_pool: the class is read from the class "token", or, without one, from the mean of all ("avg").
+        pos_embed: "learn" or "none".
+        weight_init: of linear layers, "trunc_normal" of 0.02, or PyTorch's own ("default").
     Raises InputError where the image cannot be cut into patches, and in forward for another image size.
     """
 
@@ -109,30 +182,47 @@ class PatchFeatureMixer(nn.Module):
         features: str = "ff",
         patches_first: bool = False,
         position_grid: int | None = None,
+        patch_hidden_dim: int | None = None,
+        patch_norm: str = "tokens",
+        stem: str = "linear",
+        global_pool: str = "token",
+        pos_embed: str = "learn",
+        weight_init: str = "trunc_normal",
     ):
         super().__init__()
-        for axis, kind in {"patches": patches, "features": features}.items():
-            if kind not in ("ff", "attention"):
-                raise InputError(f"{axis}='{kind}': {axis} are mixed by 'ff' or 'attention'")
+        given = locals()
+        for name, choices in CHOICES.items():
+            if given[name] not in choices:
+                raise InputError(f"{name}='{given[name]}': choose one of {', '.join(map(repr, choices))}")
         self.img_size = to_2tuple(img_size)  # height, width
         if any(side % patch_size for side in self.img_size):
             raise InputError(f"img_size {img_size} is not divisible by patch_size {patch_size}")
-        if patches == "attention" and embed_dim % num_heads:
+        if "attention" in (patches, features.replace("_over_tokens", "")) and embed_dim % num_heads:
             raise InputError(f"embed_dim {embed_dim} is not divisible by num_heads {num_heads}")
+        if patch_hidden_dim is not None and (patches != "ff" or patch_hidden_dim < 1):
+            raise InputError(f"patch_hidden_dim={patch_hidden_dim} is a width of the feed-forward layer over patches")
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.patches, self.features = patches, features
+        self.global_pool, self.weight_init = global_pool, weight_init
         self.grad_checkpointing = False
 
-        self.patch_embed = PatchEmbed(self.img_size, patch_size, in_chans, embed_dim, strict_img_size=False)
+        if stem == "conv":
+            self.patch_embed: PatchEmbed | ConvStem = ConvStem(self.img_size, patch_size, in_chans, embed_dim)
+        else:
+            self.patch_embed = PatchEmbed(self.img_size, patch_size, in_chans, embed_dim, strict_img_size=False)
+            self.patch_embed.requires_grad_(stem != "frozen")
         self.grid_size = self.patch_embed.grid_size
-        self.num_tokens = self.patch_embed.num_patches + 1  # 224/16: 14 * 14 + 1 = 197, with the class token
-        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
-        self.pos_encoding = PositionEncoding(embed_dim, (position_grid,) * 2 if position_grid else self.grid_size)
+        class_token = global_pool == "token"
+        self.num_tokens = self.patch_embed.num_patches + class_token  # 224/16: 14 * 14 + 1 = 197, with the class token
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if class_token else None
+        grid_size = (position_grid,) * 2 if position_grid else self.grid_size
+        self.pos_encoding = PositionEncoding(embed_dim, grid_size, class_token) if pos_embed == "learn" else None
         self.pos_drop = nn.Dropout(drop_rate)
         shape = dict(num_tokens=self.num_tokens, embed_dim=embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio)
+        shape |= dict(patch_hidden_dim=patch_hidden_dim, patch_norm=patch_norm)
         self.blocks = nn.ModuleList(
-            Block(patches, features, patches_first, rate, drop_rate=drop_rate, **shape)
+            Block(patches, features, patches_first, drop_path=rate, drop_rate=drop_rate, **shape)
             for rate in torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
@@ -140,24 +230,30 @@ class PatchFeatureMixer(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Truncated normal of 0.02 for linear weights, class token and positions; the patch convolution keeps PyTorch's."""
-        for parameter in (self.cls_token, self.pos_encoding.pos_embed, self.pos_encoding.cls_pos_embed):
+        """Truncated normal of 0.02 for linear weights, class token and positions; convolutions keep PyTorch's."""
+        positions = list(self.pos_encoding.parameters()) if self.pos_encoding else []
+        for parameter in [*([] if self.cls_token is None else [self.cls_token]), *positions]:
             trunc_normal_(parameter, std=0.02)
         for module in self.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and self.weight_init == "trunc_normal":
                 trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) images -> (B, N, D) tokens after the final norm; token 0 is the class token."""
+        """(B, C, H, W) images -> (B, N, D) tokens after the final norm; token 0 is the class token, where there is one."""
         if x.shape[2:] != self.img_size:
             patch = self.patch_embed.patch_size[0]
             raise InputError(
                 f"this model has a fixed length: expected {self.num_tokens} tokens (image {_by(self.img_size)}, patch "
-                f"{patch}), got {x.shape[2] // patch * (x.shape[3] // patch) + 1} (image {_by(x.shape[2:])}). "
+                f"{patch}), got {x.shape[2] // patch * (x.shape[3] // patch) + (self.cls_token is not None)} (image {_by(x.shape[2:])}). "
                 f"Resize the images, or create the model with img_size={tuple(x.shape[2:])}"
             )
-        x = self.pos_encoding(self.cls_token.expand(len(x), -1, -1), self.patch_embed(x), self.grid_size)
+        cls_token = None if self.cls_token is None else self.cls_token.expand(len(x), -1, -1)
+        x = self.patch_embed(x)
+        if self.pos_encoding:
+            x = self.pos_encoding(cls_token, x, self.grid_size)
+        elif cls_token is not None:
+            x = torch.cat([cls_token, x], dim=1)
         x = self.pos_drop(x)
         for block in self.blocks:
             if self.grad_checkpointing and self.training:
@@ -167,7 +263,8 @@ class PatchFeatureMixer(nn.Module):
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return x[:, 0] if pre_logits else self.head(x[:, 0])
+        x = x[:, 0] if self.global_pool == "token" else x.mean(dim=1)
+        return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) images -> (B, num_classes) logits."""
@@ -188,8 +285,9 @@ class PatchFeatureMixer(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        if global_pool not in (None, "", "token"):
-            raise InputError(f"global_pool='{global_pool}': the class is read from the class token")
+        if global_pool not in (None, "", self.global_pool):
+            where = "the class token" if self.global_pool == "token" else "the mean of all tokens"
+            raise InputError(f"global_pool='{global_pool}': this model reads the class from {where}")
         self.num_classes = num_classes
         self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
 
