@@ -62,7 +62,8 @@ def test_a_model_is_of_its_own_file_and_of_no_other_models(monkeypatch):
 
     before = edited("")
     changed = {
-        name: [a != b for a, b in zip(before, edited(name))] for name in ("ff.py", "lit.py", "step.py", "study_tables.py")
+        name: [a != b for a, b in zip(before, edited(name))]
+        for name in ("ff.py", "lit.py", "step.py", "study_tables.py")
     }
     code_of.cache_clear()
     assert changed["ff.py"] == [True, False, False] and changed["lit.py"] == [False, False, True]
@@ -77,6 +78,6 @@ def test_settings_of_the_machine_make_no_other_run():
 
 
 def test_lits_batch_norms_see_the_parts_of_a_batch():
-    for name, decides in (("stages34", True), ("stages34_plain", False)):
-        config = load_experiment("digits-lit").config(name).to_dict()
+    for name, decides in (("stages34", True), ("stages34_zero", True), ("stages34_plain", False)):
+        config = load_experiment("cifar10-lit").config(name).to_dict()
         assert (deciding(config) != deciding(config | {"accumulation_steps": 2})) == decides
