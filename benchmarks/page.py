@@ -174,7 +174,7 @@ def stages_text() -> str:
             "attention in": place,
             **{
                 f"{merging} merging: {what}": wide.loc[place, (column, merging)]
-                for merging in ("deformable", "plain")
+                for merging in dict.fromkeys(table["Merging"])
                 for what, column in (("multiply-adds", "Multiply-adds"), ("top-1 (%)", "Top-1 (%)"))
             },
         }

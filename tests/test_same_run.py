@@ -78,6 +78,6 @@ def test_settings_of_the_machine_make_no_other_run():
 
 
 def test_lits_batch_norms_see_the_parts_of_a_batch():
-    for name, decides in (("stages34", True), ("stages34_plain", False)):
-        config = load_experiment("digits-lit").config(name).to_dict()
+    for name, decides in (("stages34", True), ("stages34_zero", True), ("stages34_plain", False)):
+        config = load_experiment("cifar10-lit").config(name).to_dict()
         assert (deciding(config) != deciding(config | {"accumulation_steps": 2})) == decides

@@ -78,18 +78,27 @@ def matrix_cell(panel: Axes, column: int, row: int, value: float | None, text: s
     panel.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=11, color=color, bbox=box)
 
 
-def mean_and_seeds(panel: Axes, x: float, values: list[float], style: tuple, hollow: bool = False) -> None:
-    """The mean over seeds, from SEEDS_OF_AN_INTERVAL on its 95 % interval, and beside it the seeds."""
+def face(color: Any, fill: str) -> dict[str, Any]:
+    """How a mark is filled: "full", "half", or "none", which is white inside."""
+    if fill == "half":
+        return dict(markerfacecolor=color, markerfacecoloralt="white", fillstyle="bottom")
+    return dict(markerfacecolor="white" if fill == "none" else color)
+
+
+def mean_and_seeds(panel: Axes, x: float, values: list[float], style: tuple, fill: str = "full") -> None:
+    """The mean over seeds, from SEEDS_OF_AN_INTERVAL on its 95 % interval, and beside it the seeds. fill: see face."""
     color, _, marker = style
-    # Hollow to the left: where two stand at one place, both can be read.
-    beside = offset_copy(panel.transData, panel.get_figure(root=True), x=-8 if hollow else 8, units="points")
+    # Each fill has a distance of its own: where three stand at one place, all can be read.
+    aside = {"full": 8, "half": -14, "none": -8}[fill]
+    beside = offset_copy(panel.transData, panel.get_figure(root=True), x=aside, units="points")
     panel.plot([x] * len(values), values, ".", color=color, markersize=6, markeredgewidth=0, transform=beside)
     panel.update_datalim([(x, value) for value in values])  # of what is moved aside, matplotlib takes no notice
     limits = interval(values) if len(values) >= SEEDS_OF_AN_INTERVAL else None
     if limits:
         panel.plot([x, x], limits, color=color, lw=1.5)
-    face = dict(markerfacecolor="white" if hollow else color, markeredgecolor=color, markeredgewidth=1.2)
-    panel.plot(x, np.mean(values), marker, markersize=6.5, **face)
+    panel.plot(
+        x, np.mean(values), marker, markersize=6.5, markeredgecolor=color, markeredgewidth=1.2, **face(color, fill)
+    )
 
 
 def finish(*panels: Axes, blank: str = NOT_RUN) -> None:

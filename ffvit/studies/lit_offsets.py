@@ -28,13 +28,16 @@ def offsets(model: nn.Module, images: Tensor) -> list[Tensor]:
     """How far the three deformable mergings move their taps, for images (B, C, H, W): three times (B, 8, h, w).
 
     In tokens of the map that is merged: channel 2k moves tap k down, 2k + 1 to the right. The model keeps its mode.
-    Raises InputError for a model without deformable merging.
+    Raises InputError for a model without deformable merging, and for one whose offsets are held at zero.
     """
     mergings = model.mergings if isinstance(model, LIT) else []
     found: list[Tensor] = []
-    watched: Watched = {m.dconv.conv_offset: found.append for m in mergings if isinstance(m, DeformableMerging)}
+    deformable = [m.dconv for m in mergings if isinstance(m, DeformableMerging)]
+    watched: Watched = {dconv.conv_offset: found.append for dconv in deformable if dconv.conv_offset}
     if not watched:
-        raise InputError("this model's mergings have no offsets: choose a LIT with deformable=true")
+        raise InputError(
+            "this model's mergings have no offsets: choose a LIT with deformable=true and without learn_offsets=false"
+        )
     with watching(model, watched):
         model(images.to(next(model.parameters()).device))
     return [moves.cpu() for moves in found]

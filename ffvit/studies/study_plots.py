@@ -43,7 +43,8 @@ def accuracy_by_cost(experiment: Experiment, records: list[dict]) -> Figure:
         text = "\n".join(["different hardware, not comparable:", *machines])
         seconds.text(0.97, 0.04, text, transform=seconds.transAxes, ha="right", fontsize=9, bbox=WHITE)
     for m in grid + resized:
-        mean_and_seeds(parameters, m.parameters / 1e6, m.top1_percent, style_of(experiment, m.name), m in resized)
+        fill = "none" if m in resized else "full"
+        mean_and_seeds(parameters, m.parameters / 1e6, m.top1_percent, style_of(experiment, m.name), fill)
     parameters.set(title="Parameters", xlabel="millions", ylabel="test top-1 (%)")
     finish(seconds, blank="not recorded" if grid else NOT_RUN)
     finish(epochs, macs, parameters)
