@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import time
 import tomllib
 from pathlib import Path
 
+import hostile
 import psutil
 import pytest
 import torch
@@ -326,6 +328,21 @@ def test_every_model_has_its_own_seeds_and_places(project, monkeypatch):
         for seed in seeds:
             assert output.count(f"-r model {model} -p seed {seed} ") == 1
     assert output.count("-y 'seeds: ") == 4 and output.count("-p seed") == 8
+
+
+@pytest.mark.parametrize("task, file", [("reproduce", "my {x}: d/mine.toml"), ("figures", "007")])
+def test_texts_and_paths_with_a_meaning_to_snakemake_are_taken_as_they_are(project, task, file):
+    path = project / file if "/" in file else project / f"experiments/{file}.toml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(hostile.TEXT)
+    records = project / "results" / path.stem
+    (records / "trials").mkdir(parents=True)
+    for folder in (records, records / "trials"):
+        (folder / "{seed}.json").touch()
+    code, output = pipeline(project, task, "--", "--dry-run", "--printshellcmds", experiment=file)
+    assert code == 0, output
+    assert f"-r experiment {shlex.quote(file)}" in output
+    assert ("train ff, seed 1" in output) == (task == "reproduce")
 
 
 def test_runs_share_the_gpus_of_this_machine_only(project):

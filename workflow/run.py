@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -97,7 +98,8 @@ def main() -> int:
     Path("runs").mkdir(exist_ok=True)
     os.environ["FFVIT_DATASET"] = options.dataset
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    settings = {"experiment": options.experiment, "train": "yes" if options.task == "reproduce" else "no"}
+    # As a list: Snakemake would take a bare name for a number or YAML.
+    settings = {"experiment": json.dumps([options.experiment]), "train": "yes" if options.task == "reproduce" else "no"}
     arguments = ["--nolock", "--directory", str(ROOT)]
     if profile:
         # A scheduler gives a job what it asks for, and keeps it when this process is gone.

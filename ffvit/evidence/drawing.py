@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import offset_copy
 
+from ffvit.evidence.escape import drawn, in_one_line
 from ffvit.evidence.measured import NOT_RUN, Measured
 from ffvit.evidence.statistics import interval
 from ffvit.settings.experiment import Experiment
@@ -51,7 +52,7 @@ def save(figure: Figure, *paths: Path, source: str) -> None:
     """Write svg or png files whose metadata says where the numbers come from; the same figure, the same bytes."""
     for path in paths:
         buffer = io.BytesIO()
-        about: dict[str, str | None] = {"Title": path.stem, "Description": source}
+        about: dict[str, str | None] = {"Title": path.stem, "Description": in_one_line(source)}
         # Without a date, and without matplotlib's version in the png, a figure made again is the same file.
         about |= {"Date": None, "Creator": "ffvit"} if path.suffix == ".svg" else {"Software": "ffvit"}
         figure.savefig(buffer, format=path.suffix[1:], metadata=about, dpi=200, bbox_inches="tight", facecolor="white")
@@ -112,15 +113,15 @@ def finish(*panels: Axes, blank: str = NOT_RUN) -> None:
             panel.text(0.5, 0.5, blank, transform=panel.transAxes, ha="center", va="center", fontsize=14, color="0.4")
 
 
-def legend(figure: Figure, experiment: Experiment, drawn: list[Measured], more: Sequence[Line2D] = ()) -> None:
-    """Below the panels: the look of the models drawn, one entry a model of the grid, and what else there is to say."""
+def legend(figure: Figure, experiment: Experiment, models: list[Measured], more: Sequence[Line2D] = ()) -> None:
+    """Below the panels: the look of the models that were drawn, one entry a model of the grid, and what else there is to say."""
     names = [variant.name for variant in experiment.of(experiment.main)]
-    shown = {m.name if m.name in names else experiment.variants[m.name].of for m in drawn}
+    shown = {m.name if m.name in names else experiment.variants[m.name].of for m in models}
     handles = []
     for name in sorted(shown, key=names.index):
         color, dashes, marker = style_of(experiment, name)
         style = dict(color=color, linestyle=dashes, marker=marker, markersize=7, lw=1.8)
-        handles.append(Line2D([], [], label=experiment.variants[name].label, **style))
+        handles.append(Line2D([], [], label=drawn(experiment.variants[name].label), **style))
     handles += more
     if handles:
         figure.legend(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ffvit.data.loader import Batch
 from ffvit.evidence.drawing import COLORS
+from ffvit.evidence.escape import drawn
 from ffvit.models.lit import LIT, Grid
 from ffvit.studies.lit_views import NONE_READABLE, TITLE, Watched, watching
 from ffvit.system.errors import InputError
@@ -143,7 +144,7 @@ def attention_figure(attention: MeanAttention, label: str) -> Figure:
     extra = {stage: attention.maps[stage, block].shape[1] - rows[stage][0].size for stage, block in last.items()}
     notes += ["The class token, in stage 4, is left out."] * any(extra.values())
     figure.suptitle(
-        f"What one token (outlined) attends to. Model: {label}.\n"
+        f"What one token (outlined) attends to. Model: {drawn(label)}.\n"
         f"{' '.join([f'Last block of each stage; mean over {attention.images:,} images.', *notes])}\n"
         "Each panel has a range of its own, from pale to dark red; it stands below.",
         **TITLE,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ffvit.data.loader import Batch
 from ffvit.evidence.drawing import COLORS, MARKERS
+from ffvit.evidence.escape import drawn
 from ffvit.models.lit import LIT, DeformableMerging, Grid
 from ffvit.settings.config import Config
 from ffvit.studies.lit_views import NONE_READABLE, TITLE, Watched, watching
@@ -95,7 +96,7 @@ def offsets_figure(model: LIT, batch: Batch, config: Config) -> Figure:
     biases = [merging.dconv.conv_offset.bias.detach() for merging in model.mergings]
     of_all, of_biases = (_listed(unit * _rms(m) for unit, m in zip(units, part)) for part in (moves, biases))
     figure.suptitle(
-        f"Where tokens of the last map come from: up to 64 points each. Model: {config.label}.\n"
+        f"Where tokens of the last map come from: up to 64 points each. Model: {drawn(config.label)}.\n"
         f"Squares: the {side} x {side} pixels that would hold the points without offsets. Offsets of the three\n"
         f"mergings, root mean square over these images: {of_all} pixels; of their biases: {of_biases}.",
         **TITLE,

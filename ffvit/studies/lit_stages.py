@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 
 from ffvit.evidence.counted import Counted, counted
 from ffvit.evidence.drawing import COLORS, MARKERS, MARKS, face, finish, mean_and_seeds
+from ffvit.evidence.escape import drawn
 from ffvit.evidence.measured import BLANK, NOT_RUN, Measured, measured
 from ffvit.evidence.reported import Reported, load_reported, reported
 from ffvit.evidence.statistics import difference
@@ -230,7 +231,7 @@ def accuracy_by_macs(experiment: Experiment, records: list[dict]) -> Figure:
     columns = -(-len(handles) // rows)
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=2.6, frameon=False)
-    figure.suptitle(f"{experiment.title}.\n{MARKS}", x=0.01, ha="left")
+    figure.suptitle(f"{drawn(experiment.title)}.\n{MARKS}", x=0.01, ha="left")
     return figure
 
 
