@@ -21,7 +21,7 @@ def step(x: int, rate: float = 0.1) -> float:
         raise ValueError(f"{x} is negative")
     count: int = 2
     print(f"step {x}")
-    return math.sqrt(x) * rate * count  # why
+    return math.sqrt(x) * rate * count * table[f"x{x}"]  # why
 '''
 
 
@@ -47,7 +47,17 @@ def test_what_only_people_read_trains_nothing_again(old, new):
     assert old in STEP and bare(STEP.replace(old, new)) == bare(STEP)
 
 
-@pytest.mark.parametrize("old, new", [("= 0.1", "= 0.2"), ("* count", "+ count"), ("x < 0", "x <= 0"), ("sqrt", "exp")])
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("= 0.1", "= 0.2"),
+        ("* count", "+ count"),
+        ("x < 0", "x <= 0"),
+        ("sqrt", "exp"),
+        ("x{x}", "x{x + 1}"),
+        ("x{x}", "y{x}"),
+    ],
+)
 def test_what_computes_trains_again(old, new):
     assert old in STEP and bare(STEP.replace(old, new)) != bare(STEP)
 

@@ -71,7 +71,9 @@ class _Bare(ast.NodeTransformer):
         return ast.Raise()
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
-        return ast.Constant("")
+        # A message is of several words; f"pos_embed{stage}" is a name, and decides.
+        words = "".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
+        return ast.Constant("") if " " in words else self.generic_visit(node)
 
     def visit_Import(self, node: ast.Import | ast.ImportFrom) -> None:
         return None
