@@ -128,7 +128,7 @@ def _standing(config: Config, experiment: Experiment, there: Records, results_di
 
 
 def _without_record(config: Config, folder: Path, checkpoint: Path | None) -> tuple[str, str, dict]:
-    """State and detail of a run that is finished, or has a checkpoint; and its facts, where they say which images it has."""
+    """State and detail of a run that is finished, or has a checkpoint; and its facts, if they say which images it has."""
     if checkpoint is None:
         state, detail, facts = UNSCORED, "", records.open_run(folder)[1]
     else:

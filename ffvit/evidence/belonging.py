@@ -1,8 +1,8 @@
 """Which records are an experiment's: one rule for status, tables, figures, ledger, reproduction and pipeline.
 
-A record belongs if its settings are those of the experiment's file as it is now, and its images those of the other records
-that take the same of the dataset. Where records came with the project, theirs are the images; runs that this machine made
-of others are in no mean, pair or table. Nor is a trial of another model or shape than the experiment's.
+A record belongs if its settings are those of the experiment's file as it is now, and its images those of the other
+records that take the same of the dataset. Where records came with the project, theirs are the images; runs that this
+machine made of others are in no mean, pair or table. Nor is a trial of another model or shape than the experiment's.
 """
 
 from ffvit.settings.experiment import Experiment
@@ -20,8 +20,8 @@ Images = dict[
 def belonging(experiment: Experiment, records: list[dict]) -> list[dict]:
     """Those of the records that belong, in their order.
 
-    Raises InputError, naming both, where two that came with the project are of different images or, where none came with
-    it, two that this machine made.
+    Raises InputError, naming both, where two that came with the project are of different images or, where none came
+    with it, two that this machine made.
     """
     found = [record for record in records if _has_settings(record, experiment)]
     images = _images(found)
@@ -33,12 +33,12 @@ def belonging(experiment: Experiment, records: list[dict]) -> list[dict]:
 
 
 def experiment_images(experiment: Experiment, records: list[dict]) -> Images:
-    """Whose images are the experiment's: the first record that came with the project, else the first of this machine's."""
+    """Whose images are the experiment's: the first record that came with the project, else the first made here."""
     return _images([record for record in records if _has_settings(record, experiment)])
 
 
 def unlike(facts: dict, experiment: Experiment, images: Images) -> str:
-    """In what a record, or what a run left, is not the experiment's: OTHER_SETTINGS or OTHER_IMAGES; "" where it belongs."""
+    """Why a record, or what a run left, is not the experiment's: OTHER_SETTINGS or OTHER_IMAGES; "" where it belongs."""
     if not _has_settings(facts, experiment):
         return OTHER_SETTINGS
     return OTHER_IMAGES if other_images(facts, images) else ""
@@ -142,16 +142,16 @@ def of_different_images(first: dict, second: dict) -> str:
     first, second = sorted((first, second), key=file_of)
     return (
         f"{first['run_id']} and {second['run_id']} of {first['config']['experiment']} are of different images "
-        f"({_fingerprints(first, second)}), and an experiment is of one set: delete {file_of(first)} or {file_of(second)}, "
-        "and give the other images an experiment file of their own"
+        f"({_fingerprints(first, second)}), and an experiment is of one set: delete {file_of(first)} or "
+        f"{file_of(second)}, and give the other images an experiment file of their own"
     )
 
 
 def told_of_images(facts: dict, theirs: dict, file: str = "") -> str:
-    """What is wrong with a run of other images than a record, in words with the cure. file: its own; empty: as it lies."""
+    """What is wrong with a run of other images than a record, in words with the cure. file: the record's, if it is known."""
     return (
-        f"its images are not those of {file or file_of(theirs)} ({_fingerprints(facts, theirs)}): give them an experiment file of "
-        "their own, see docs/own-images.md"
+        f"its images are not those of {file or file_of(theirs)} ({_fingerprints(facts, theirs)}): give them an experiment "
+        "file of their own, see docs/own-images.md"
     )
 
 

@@ -114,7 +114,7 @@ def finish(*panels: Axes, blank: str = NOT_RUN) -> None:
 
 
 def legend(figure: Figure, experiment: Experiment, models: list[Measured], more: Sequence[Line2D] = ()) -> None:
-    """Below the panels: the look of the models that were drawn, one entry a model of the grid, and what else there is to say."""
+    """Below the panels: the look of the models drawn, one entry a model of the grid, and what else there is to say."""
     names = [variant.name for variant in experiment.of(experiment.main)]
     shown = {m.name if m.name in names else experiment.variants[m.name].of for m in models}
     handles = []

@@ -1,4 +1,4 @@
-"""Text that people gave, such as labels, titles and names of classes and machines, as the medium needs it to show it as it is."""
+"""Text that people gave, such as labels, titles and names of classes, for a medium to show it as it is."""
 
 import re
 import unicodedata

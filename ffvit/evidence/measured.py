@@ -46,8 +46,9 @@ class Measured:
 def measured(experiment: Experiment, records: list[dict], comparison: str | None = None) -> dict[str, Measured]:
     """What the records say of each model of a comparison, in its order; models without records are left out.
 
-    comparison: "" for the grid; None for the models that stand for the experiment. Records that are not the experiment's
-    are left out too, see ffvit.evidence.belonging: status names them. Raises InputError where they are of different images.
+    comparison: "" for the grid; None for the models that stand for the experiment. Records that are not the
+    experiment's are left out too, see ffvit.evidence.belonging: status names them. Raises InputError where they are of
+    different images.
     """
     part = experiment.main if comparison is None else comparison
     return _measured(experiment, belonging(experiment, records), [part])
@@ -97,7 +98,7 @@ def sources(found: dict[str, Measured]) -> str:
 
 
 def overlap(records: list[dict]) -> str:
-    """A sentence, after a space, where images of these runs stand in two roles, as allow_overlap lets them; "" for none."""
+    """A sentence, after a space, where images stand in two roles in these runs, as allow_overlap lets them; or ""."""
     found: dict[str, list[str]] = {}
     for record in records:
         config = with_defaults(record["config"])

@@ -1,8 +1,8 @@
 """The record of a run: one small JSON that carries its result and all it takes to believe and repeat it.
 
-A run without a record is unfinished. Trials, runs made to choose a recipe, have records of their own, in a folder trials/:
-with validation scores, and never with a look at the test split. Whoever reads a record gets it whole and in itself true, as
-the models below say, or an error that names the file, the key and the cure.
+A run without a record is unfinished. Trials, runs made to choose a recipe, have records of their own, in a folder
+trials/: with validation scores, and never with a look at the test split. Whoever reads a record gets it whole and in
+itself true, as the models below say, or an error that names the file, the key and the cure.
 """
 
 import json
@@ -247,7 +247,7 @@ def read_record(path: Path, experiment: str, run_id: str) -> dict:
 
 
 def load_records(experiment: str, results_dir: Path = RESULTS) -> list[dict]:
-    """The records that came with the project, by run id. Raises InputError for a file that is no whole record or a copy."""
+    """The records that came with the project, by run id. Raises InputError for one that is not whole, or a copy."""
     files = sorted((results_dir / experiment).glob("*.json"))
     found = {str(path): read_record(path, experiment, path.stem) for path in files}
     belonging.refuse_copies(found)
@@ -261,7 +261,7 @@ def own_files(experiment: str, runs_dir: Path = RUNS) -> list[Path]:
 
 
 def load_own(experiment: str, runs_dir: Path = RUNS) -> list[dict]:
-    """The records of the runs that this machine made. Raises InputError for a file that is no whole record or a copy."""
+    """The records of the runs that this machine made. Raises InputError for one that is not whole, or a copy."""
     files = own_files(experiment, runs_dir)
     found = {str(file): read_record(file, experiment, file.parent.name) | {"trained_here": True} for file in files}
     belonging.refuse_copies(found)
@@ -281,7 +281,7 @@ def load_trials(experiment: str, results_dir: Path = RESULTS) -> list[dict]:
         other, images = first.setdefault(images_of(trial["config"]), (name, fingerprint))
         if images != fingerprint:
             raise InputError(
-                f"{other} and {name} are of different images (fingerprints {images} and {fingerprint}): delete one of them"
+                f"{other} and {name} are of different images (fingerprints {images} and {fingerprint}): delete one"
             )
     return list(found.values())
 
@@ -294,14 +294,14 @@ def is_of_older_code(record: dict) -> bool:
 def write_record(run_dir: Path, evaluation: "Evaluation", fingerprint: str | None = None) -> Path:
     """Join what training left in the run's folder with its score on the test split, as record.json beside it.
 
-    fingerprint: of the images scored, with those of the other splits. Raises InputError where they are not those the run
-    was made for, and for scores that are none.
+    fingerprint: of the images scored, with those of the other splits. Raises InputError where they are not those the
+    run was made for, and for scores that are none.
     """
     config, facts = open_run(run_dir)
     if fingerprint and fingerprint != (began := facts["dataset"]["fingerprint"]):
         raise InputError(
-            f"dataset '{config.dataset}': its images are not those of {run_dir} (fingerprint {fingerprint}, not {began}): put "
-            "those back to score it, or train on these in another folder"
+            f"dataset '{config.dataset}': its images are not those of {run_dir} (fingerprint {fingerprint}, not {began}): "
+            "put those back to score it, or train on these in another folder"
         )
     images = evaluation.images + len(evaluation.bad_images)
     if images != facts["dataset"]["images"]["test"]:
@@ -367,7 +367,7 @@ def write_trial(run_dir: Path, results_dir: Path = RESULTS) -> Path:
 
 
 def images_unlike_recorded(config: Config, fingerprint: str) -> str:
-    """In words, that a run's images are not those of its experiment's records; "" where they are, or where there is none."""
+    """In words, that a run's images are not those of its experiment's records; "" where they are, or there is none."""
     try:
         experiment = load_experiment(config.experiment)
         images = belonging.experiment_images(experiment, load_records(experiment.name))

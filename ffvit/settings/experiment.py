@@ -227,7 +227,8 @@ def load_experiment(name: str | Path) -> Experiment:
         raise InputError(f"experiment '{name}' is unknown{suggest(str(name), have)}, or give the path of a .toml file")
     if not NAME.fullmatch(path.stem):  # it names folders, and patterns of the pipeline
         raise InputError(
-            f"experiment file {str(path)!r}: name it by letters, digits, '_', '-' and '.', beginning with no sign, such as mine.toml"
+            f"experiment file {str(path)!r}: name it by letters, digits, '_', '-' and '.', from a letter or digit on, "
+            "such as mine.toml"
         )
     try:
         if size > MOST_BYTES:

@@ -131,7 +131,10 @@ def trial_sources(trials: list[dict]) -> str:
     if not trials:
         return "No trial is recorded."
     commits, machines = (", ".join(sorted({of(t) for t in trials})) for of in (commit, machine))
-    return f"Validation images, after the last epoch, of {len(trials)} trials: commit {commits}, on {machines}.{overlap(trials)}"
+    return (
+        f"Validation images, after the last epoch, of {len(trials)} trials: commit {commits}, on {machines}."
+        f"{overlap(trials)}"
+    )
 
 
 def _label(variant: Variant) -> str:
