@@ -53,6 +53,8 @@ from safetensors.torch import save, save_file
 from ffvit.__main__ import main as ffvit
 from ffvit.data.batches import eval_loader
 from ffvit.data.splits import first_images, load_splits
+from ffvit.evidence.belonging import belonging
+from ffvit.evidence.records import load_records
 from ffvit.launching import launch as launcher
 from ffvit.models import build
 from ffvit.models.weights import load_weights
@@ -638,6 +640,59 @@ def malicious(count: int) -> Iterator[str]:
         yield f"{kind}: {problem}" if problem else ""
 
 
+def in_results(record: dict, **changed) -> dict:
+    return record | {"results": record["results"] | changed}
+
+
+# From a true record of FF only, seed 0: what is written, and the file that takes it.
+RECORDS: dict[str, tuple[Callable[[dict], dict], str]] = {
+    "a copy under another name": (lambda r: r, "ff-seed7.json"),
+    "seed 0 as seed 7": (lambda r: r | {"run_id": "ff-seed7", "config": r["config"] | {"seed": 7}}, "ff-seed7.json"),
+    "another model's": (
+        lambda r: r | {"run_id": "vit-seed0", "config": r["config"] | {"name": "vit"}},
+        "vit-seed0.json",
+    ),
+    "another experiment's": (lambda r: r | {"config": r["config"] | {"experiment": "imagenet"}}, "ff-seed0.json"),
+    "top-1 of 150": (lambda r: in_results(r, top1_percent=150.0), "ff-seed0.json"),
+    "top-1 of -5": (lambda r: in_results(r, top1_percent=-5.0), "ff-seed0.json"),
+    "top-1 that is true": (lambda r: in_results(r, top1_percent=True), "ff-seed0.json"),
+    "top-1 unlike its confusion matrix": (lambda r: in_results(r, top1_percent=50.0), "ff-seed0.json"),
+    "a mistake left out": (
+        lambda r: in_results(r, mistakes=r["results"]["mistakes"].partition(" ")[2]),
+        "ff-seed0.json",
+    ),
+    "more images than there are": (lambda r: in_results(r, images=361), "ff-seed0.json"),
+    "an epoch left out": (lambda r: r | {"history": r["history"][:-1]}, "ff-seed0.json"),
+    "no settings": (lambda r: r | {"config": []}, "ff-seed0.json"),
+}
+
+
+def wrong_records(count: int) -> Iterator[str]:
+    for number, (kind, (edited, name)) in enumerate(RECORDS.items()):
+        results = Path(f"results{number}")
+        shutil.copytree(ROOT / "results/digits", results / "digits", ignore=shutil.ignore_patterns("trials"))
+        record = json.loads((results / "digits/ff-seed0.json").read_text())
+        (results / "digits" / name).write_text(json.dumps(edited(record)))
+        try:
+            load_records("digits", results)
+            yield f"{kind}: no error"
+        except InputError as error:
+            yield "" if name in str(error) else f"{kind}: {error}"
+
+
+def other_runs(count: int) -> Iterator[str]:
+    """True records that are not of the experiment they are put into."""
+    digits_toml = (ROOT / "experiments/digits.toml").read_text()
+    recorded = load_records("digits")
+    theirs = digits_toml.replace('scope = "digits"', 'scope = "ImageNet"').replace("embed_dim = 64", "embed_dim = 32")
+    Path("digits.toml").write_text(theirs)
+    found = belonging(load_experiment("digits.toml"), recorded)
+    yield f"{len(found)} of another shape are shown as ImageNet's" if found else ""
+    own = [r | {"trained_here": True, "dataset": r["dataset"] | {"fingerprint": "other"}} for r in recorded[:3]]
+    found = belonging(load_experiment("digits"), [*recorded, *own])
+    yield "" if found == recorded else f"{len(found) - len(recorded)} of a reader's own images are among the records"
+
+
 SIZES, RANKS, BATCHES = (1, 7, 97, 997), (1, 2, 3), (1, 5, 64)
 
 
@@ -725,6 +780,10 @@ FAULTS = [
           "refused by name; or skipped, and listed by index and name", 4 * len(BAD), 4, bad_images),
     Fault("Malicious files", f"as checkpoint: {', '.join(CHECKPOINTS)}; as dataset: {', '.join(DATASETS)}",
           "nothing in them is executed, and the error names the file", 14, 14, malicious),
+    Fault("Wrong records", f"a record of digits: {', '.join(RECORDS)}", "refused by the name of its file",
+          len(RECORDS), len(RECORDS), wrong_records),
+    Fault("Records of other runs", "digits' records in an experiment file of that name for ImageNet at another shape; "
+          "runs of a reader's own images among them", "neither is in a table", 2, 2, other_runs),
     Fault("Evaluation in parts", f"{SIZES} images, by {RANKS} ranks, in batches of {BATCHES}",
           "every image counts once; accuracy, confusion and loss are those of one rank", 36, 36, evaluation),
 ]
