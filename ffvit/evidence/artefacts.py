@@ -1,6 +1,6 @@
 """What a notebook shows and keeps: one call opens the evidence, one shows a table or a figure and writes its files.
 
-The files are those that the notebook declares, see ffvit.evidence.notebooks: what it does not declare is an error here,
+The files are those that the notebook declares, see ffvit.evidence.notebook_metadata: what it does not declare is an error here,
 what it declares and does not make is one of the pipeline and the tests.
 """
 

@@ -29,9 +29,8 @@ class Notebook:
     needs: list[str]  # some of NEEDS
     # table.csv goes to figures/<experiment>/table.csv; folder/table.csv, which depends on no experiment, to figures/folder/.
     makes: list[str] = field(default_factory=list)
-    makes_where: dict[str, list[str]] = field(
-        default_factory=dict
-    )  # the same, where the experiment's file has this part
+    # The same, where the experiment's file has this part.
+    makes_where: dict[str, list[str]] = field(default_factory=dict)
     # For which experiments it is: those with such a model (a pattern of timm's names) ...
     models: str = "*"
     varies: str = ""  # ... in which this axis is compared ...

@@ -1,4 +1,4 @@
-"""Score a run's last weights on the test split, every image once, and write the record, last of all and atomically."""
+"""Score weights on a test split, every image once."""
 
 import os
 from pathlib import Path

@@ -19,7 +19,7 @@ Several axes under `vary` are crossed, the first varying fastest. `change` varie
     change = { vit = { model_args = { depth = 10 } } }           # vit_matched
 
 Two models of a comparison are held against each other where `planned` names them; `against` names, for an axis, the value
-that all others of it are held against. `prefix` stands before the names of runs, in place of model and comparison.
+that all others of it are held against.
 """
 
 import itertools
@@ -104,9 +104,8 @@ class _File(_Checked):
     seeds: Seeds
     models: dict[str, dict[str, Any]] = {}
     settings: dict[str, Any] = {}
-    planned: list[
-        Annotated[tuple[str, str], Field(strict=False)]
-    ] = []  # comparisons of two models, named before the runs
+    # Comparisons of two models, named before the runs.
+    planned: list[Annotated[tuple[str, str], Field(strict=False)]] = []
     compare: dict[str, Comparison] = {}
     tuning: dict[str, Any] = {}  # what is searched for each model, see ffvit tune
 

@@ -30,7 +30,7 @@ from ffvit.system.errors import InputError
 MOST_BYTES = 512 * 2**20  # for the attention maps of one block: how many images at a time
 # By stage: the query of the published pictures, row and column, and the map it is in; near the middle.
 QUERIES = {1: ((22, 28), (56, 56)), 2: ((10, 14), (28, 28)), 3: ((6, 8), (14, 14)), 4: ((2, 3), (7, 7))}
-MOST_HEADS, MOST_IMAGES = 8, 4  # in a picture
+MOST_HEADS = 8  # in a picture
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ffvit.studies.lit_views import NONE_READABLE, TITLE, Watched, watching
 from ffvit.system.errors import InputError
 
 TAPS = np.array([(0, 0), (0, 1), (1, 0), (1, 1)])  # of a merging, down and to the right
-MOST_HEADS, MOST_IMAGES = 8, 4  # in a picture
+MOST_IMAGES = 4  # in a picture
 
 
 def offsets(model: nn.Module, images: Tensor) -> list[Tensor]:

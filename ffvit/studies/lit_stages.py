@@ -179,6 +179,21 @@ def costs_table() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def pyramid(model: "LIT") -> pd.DataFrame:
+    """Tokens, width and layers of the four stages, for an image of the model's own size."""
+    rows = zip(model.grids, model.feature_info, model.stages)
+    return pd.DataFrame(
+        {
+            "Stage": stage,
+            "Tokens": f"{grid[0]} x {grid[1]}",
+            "Width": info["num_chs"],
+            "Blocks": len(blocks),
+            "Layers of a block": "attention and feed-forward" if blocks[0].attn else "feed-forward",
+        }
+        for stage, (grid, info, blocks) in enumerate(rows, 1)
+    )
+
+
 def measured_table(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
     """One row a LIT of the grid: where it has attention, how it merges, what it costs here, and its test top-1."""
     found = measured(experiment, records)
@@ -296,18 +311,3 @@ def _printed(r: Reported | None) -> str:
         return ""
     form = {"million": "{:g}M", "giga": "{:.1f}G"}.get(r.unit, "{:.1f}")
     return BLANK if r.value is None else form.format(r.value)
-
-
-def pyramid(model: "LIT") -> pd.DataFrame:
-    """Tokens, width and layers of the four stages, for an image of the model's own size."""
-    rows = zip(model.grids, model.feature_info, model.stages)
-    return pd.DataFrame(
-        {
-            "Stage": stage,
-            "Tokens": f"{grid[0]} x {grid[1]}",
-            "Width": info["num_chs"],
-            "Blocks": len(blocks),
-            "Layers of a block": "attention and feed-forward" if blocks[0].attn else "feed-forward",
-        }
-        for stage, (grid, info, blocks) in enumerate(rows, 1)
-    )
