@@ -31,8 +31,9 @@ def main(arguments: list[str]) -> int:
     if options.trial:
         print(f"trial: {os.path.relpath(write_trial(run_dir))}")
         return 0
-    evaluation = score(config, run_dir / "last.safetensors", load_splits(config))
-    path = write_record(run_dir, evaluation)
+    splits = load_splits(config)
+    evaluation = score(config, run_dir / "last.safetensors", splits)
+    path = write_record(run_dir, evaluation, splits.fingerprint)
     if options.record:
         path = publish(run_dir)
     print(

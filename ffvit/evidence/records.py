@@ -126,15 +126,21 @@ def _read(path: Path, fields: dict[str, type]) -> dict:
 MAX_CONFUSION_CLASSES = 100  # with more classes, the confusion matrix and the mistakes would make a large file
 
 
-def write_record(run_dir: Path, evaluation: "Evaluation") -> Path:
+def write_record(run_dir: Path, evaluation: "Evaluation", fingerprint: str) -> Path:
     """Join what training left in the run's folder with its score on the test split, as record.json beside it.
 
-    Raises InputError where the images scored are not those the run was made for.
+    fingerprint: of the images scored, with those of the other splits. Raises InputError where they are not those the run
+    was made for.
     """
     config, facts = open_run(run_dir)
     images = evaluation.images + len(evaluation.bad_images)
     if images != facts["dataset"]["images"]["test"]:
         raise InputError(f"{run_dir}: {images} images scored, its test split has {facts['dataset']['images']['test']}")
+    if fingerprint != (began := facts["dataset"]["fingerprint"]):
+        raise InputError(
+            f"dataset '{config.dataset}': its images are not those of {run_dir} (fingerprint {fingerprint}, not {began}): put "
+            "those back to score it, or train on these in another folder"
+        )
     results = {
         "images": evaluation.images,
         "loss": evaluation.loss,
