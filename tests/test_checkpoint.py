@@ -13,6 +13,7 @@ import shutil
 import signal
 import struct
 import tarfile
+import tempfile
 import time
 import zipfile
 from functools import partial
@@ -116,6 +117,29 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_pa
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_kill_between_any_two_steps_of_a_write_leaves_the_old_file_or_the_new_one(tmp_path):
+    path, seen = tmp_path / "record.json", []
+
+    def write_and_die_after(steps):
+        left = itertools.count(steps, -1)
+
+        def or_die(step):
+            return lambda *a, **k: step(*a, **k) if next(left) > 0 else os.kill(os.getpid(), signal.SIGKILL)
+
+        tempfile.mkstemp, os.fsync = or_die(tempfile.mkstemp), or_die(os.fsync)
+        Path.write_bytes, Path.chmod, Path.replace = map(or_die, (Path.write_bytes, Path.chmod, Path.replace))
+        write_atomically(path, "new")
+        os._exit(0)
+
+    for steps in itertools.count():
+        write_atomically(path, "old")
+        status = os.waitpid(fork(partial(write_and_die_after, steps)), 0)[1]
+        seen.append(path.read_text())
+        if status != signal.SIGKILL:
+            break
+    assert status == 0 and seen == ["old"] * 5 + ["new"]
 
 
 def test_a_write_makes_its_folder_and_replaces_the_old_file(tmp_path):
@@ -247,7 +271,6 @@ def test_saving_over_a_damaged_checkpoint_replaces_it(tmp_path):
     run = stepped()
     path = save_run(tmp_path, 1, *run)
     (path / "model.safetensors").write_bytes(b"")
-    (path / "foreign").touch()
     save_run(tmp_path, 1, *run)
     assert find_state(tmp_path) == (path, []) and names(tmp_path) == ["00000001"]
 
@@ -600,6 +623,69 @@ def test_a_manifest_leads_to_no_file_outside_its_folder(tmp_path):
     (path / "progress.json").symlink_to(outside)
     with pytest.raises(InputError, match="progress.json: not a regular file"):
         find_state(tmp_path / "checkpoints")
+
+
+def test_a_manifest_that_would_never_end_is_damage(tmp_path):
+    path = save_run(tmp_path, 1, *stepped())
+    for forge in (
+        os.mkfifo,
+        lambda file: file.symlink_to("/dev/zero"),
+        lambda file: file.write_bytes(b" " * 2**21),
+        Path.mkdir,
+    ):
+        (path / MANIFEST).unlink()
+        forge(path / MANIFEST)
+        with pytest.raises(InputError, match="00000001: manifest.json: ValueError"):
+            find_state(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["0000000", "-0000001", "0000001.", "\u0660" * 8, "9" * 200])
+def test_a_name_that_is_no_number_of_an_update_is_no_checkpoint(tmp_path, name):
+    (tmp_path / name).mkdir()
+    assert find_state(tmp_path) == (None, [])
+
+
+def test_an_optimiser_state_that_is_more_than_its_file_is_refused(tmp_path):
+    path = save_run(tmp_path, 1, *stepped())
+    with zipfile.ZipFile(path / OPTIMIZER) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path / OPTIMIZER, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content + bytes(10**6) * name.endswith("/data/0"))
+    reseal(path)
+    with pytest.raises(InputError, match="optimizer.pt: cannot be read safely.*it holds more than its size"):
+        load_state(find_state(tmp_path)[0])
+
+
+def test_what_is_no_checkpoint_among_them_is_neither_removed_nor_written_over(tmp_path):
+    run, others = stepped(), ["20240101/photo.png", "00000002/notes.txt", ".00000001.new/mine", ".1/x", "notes"]
+    for name in others:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "00000007").symlink_to("20240101")
+    for update in (2, 3, 4):
+        save_run(tmp_path, update, *run)
+    checkpoint.remove_all(tmp_path)
+    left = sorted(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+    assert left == sorted(others) and (tmp_path / "00000007").is_symlink()
+
+
+def test_checkpoints_of_a_run_that_has_ended_go_with_their_folder(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for update in (1, 2):
+        save_run(folder, update, *stepped())
+    (folder / ".00000003.new").mkdir()  # of a kill, in the middle of what safetensors writes
+    (folder / ".00000003.new/.tmpa1B2c3").touch()
+    checkpoint.remove_all(folder)
+    checkpoint.remove_all(folder)
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_is_gone_is_not_made_for_a_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        save_run(tmp_path / "gone/checkpoints", 1, *stepped())
+    assert names(tmp_path) == []
 
 
 def test_an_author_checkpoint_loads_with_its_namespace_and_every_key(tmp_path):

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import tomllib
 from pathlib import Path
@@ -240,7 +239,7 @@ def test_missing_runs_stop_with_checkpoints_go_on_and_leave_the_pipeline_nothing
 @pytest.fixture
 def gpus(monkeypatch, tmp_path):
     """Pretend that there are so many, of which none is taken; and take some for a run of so many processes."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # for their locks
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     def there_are(count, runs_per_gpu):

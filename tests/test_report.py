@@ -481,13 +481,15 @@ def trial(tmp_path):
 
 def test_a_record_is_written_beside_its_run(trial):
     config, folder = trial
-    evaluation = score(config, folder / "last.safetensors", load_splits(config))
-    assert write_record(folder, evaluation) == folder / "record.json"
+    splits = load_splits(config)
+    evaluation = score(config, folder / "last.safetensors", splits)
+    assert write_record(folder, evaluation, splits.fingerprint) == folder / "record.json"
 
 
 def test_a_trial_is_never_published_and_a_record_never_written_over(trial, tmp_path):
     config, folder = trial
-    write_record(folder, score(config, folder / "last.safetensors", load_splits(config)))
+    splits = load_splits(config)
+    write_record(folder, score(config, folder / "last.safetensors", splits), splits.fingerprint)
     with pytest.raises(InputError, match="other settings than digits"):
         publish(folder, tmp_path)
     _finished(folder, whole(load_experiment("digits").config("ff"), right=27))
@@ -549,12 +551,14 @@ def test_a_score_of_other_images_gets_no_record(trial):
     config, folder = trial
     fewer = load_splits(replace(config, max_eval_images=50))
     with pytest.raises(InputError, match="50 images scored, its test split has 360"):
-        write_record(folder, score(config, folder / "last.safetensors", fewer))
-    whole_test = score(config, folder / "last.safetensors", load_splits(config))
+        write_record(folder, score(config, folder / "last.safetensors", fewer), fewer.fingerprint)
+    splits = load_splits(config)
+    whole_test = score(config, folder / "last.safetensors", splits)
     with pytest.raises(InputError, match="its images are not those of .* .fingerprint changed, not "):
         write_record(folder, whole_test, "changed")
     with pytest.raises(InputError, match="the scores of .*: loss must be a finite number"):
-        write_record(folder, replace(whole_test, loss=float("nan")))
+        write_record(folder, replace(whole_test, loss=float("nan")), splits.fingerprint)
+    assert not (folder / "record.json").exists()
 
 
 @pytest.fixture(scope="module")

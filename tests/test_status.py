@@ -41,6 +41,7 @@ def write_record(folder, config, **settings):
 def begin_run(folder, config, epochs=0, **changes):
     """runs/<experiment>/<run id>/ with a checkpoint after so many epochs."""
     run = folder / "runs" / config.experiment / config.run_id
+    run.mkdir(parents=True, exist_ok=True)
     state = {"model": {"weight": torch.zeros(2)}}
     checkpoint.save_state(run / "checkpoints", 10 * epochs, state, {"state": {}}, {"history": [{}] * epochs})
     (run / "config.json").write_text(json.dumps(config.to_dict() | changes))

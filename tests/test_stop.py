@@ -1,6 +1,8 @@
 """A signal that asks a run to end comes in the middle of anything: it must not be taken for damaged input, nor get lost."""
 
 import contextlib
+import os
+import pty
 import signal
 import sys
 
@@ -12,6 +14,7 @@ from PIL import Image
 
 from ffvit.data.batches import TrainBatches, eval_loader
 from ffvit.data.splits import load_splits
+from ffvit.launching.children import Children
 from ffvit.settings.experiment import load_experiment
 from ffvit.system.errors import Stopped
 from ffvit.system.lifetime import Stop
@@ -107,6 +110,50 @@ def test_a_stop_anywhere_in_opening_a_dataset_is_no_damaged_dataset(folders, tmp
     asked = at_call(int(share * calls[0]), lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Stopped, match="SIGTERM"), Stop() as stop, stop.at_once(Stopped), asked:
         open_anew("stopped")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
+def test_what_asks_a_run_to_end_is_noted_and_kills_nothing(number):
+    before = signal.getsignal(number)
+    with Stop() as stop:
+        signal.raise_signal(number)
+        assert stop.asked == number
+        stop.acknowledge()
+    assert signal.getsignal(number) == before
+
+
+def test_nohup_keeps_a_run_from_ending_with_its_terminal(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop() as stop, Children().passing_signals():
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.asked and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+PRINTING = """
+import os, sys, time
+from ffvit.system.lifetime import Stop
+with Stop() as stop:
+    print("ready", flush=True)
+    while not stop.asked:
+        time.sleep(0.01)
+    stop.acknowledge()
+    print("to nowhere", flush=True)
+    print("nor here", file=sys.stderr, flush=True)
+    open(sys.argv[1], "w").write("saved")
+"""
+
+
+def test_a_terminal_that_closes_keeps_nothing_from_being_saved(tmp_path):
+    child, terminal = pty.fork()
+    if not child:
+        os.execv(sys.executable, [sys.executable, "-c", PRINTING, str(tmp_path / "file")])
+    assert b"ready" in os.read(terminal, 100)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert (tmp_path / "file").read_text() == "saved"
 
 
 def test_a_stop_that_a_library_swallows_comes_at_the_end():

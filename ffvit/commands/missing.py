@@ -3,7 +3,7 @@ some nights, or on one that has only what training needs, or that is lent for mi
 
 `ffvit missing cifar10 --jobs 4 --minutes 9` trains the runs that have no record, four side by side, and scores each when
 it is finished. Before it begins it says how long all will take, and then every half minute how far they are. When the
-time is up, or on Ctrl-C, SIGTERM or SIGUSR1, the runs write their checkpoints and stop, and the same command goes on.
+time is up, or on Ctrl-C or a signal, the runs write their checkpoints and stop, and the same command goes on.
 
 Exit codes: 0 all the runs chosen are recorded, 2 a run failed or an argument is wrong, 75 stopped with runs left.
 """

@@ -291,21 +291,21 @@ def is_of_older_code(record: dict) -> bool:
     return record.get("code") != code_of(record["config"]["model"])
 
 
-def write_record(run_dir: Path, evaluation: "Evaluation", fingerprint: str | None = None) -> Path:
+def write_record(run_dir: Path, evaluation: "Evaluation", fingerprint: str) -> Path:
     """Join what training left in the run's folder with its score on the test split, as record.json beside it.
 
     fingerprint: of the images scored, with those of the other splits. Raises InputError where they are not those the
     run was made for, and for scores that are none.
     """
     config, facts = open_run(run_dir)
-    if fingerprint and fingerprint != (began := facts["dataset"]["fingerprint"]):
-        raise InputError(
-            f"dataset '{config.dataset}': its images are not those of {run_dir} (fingerprint {fingerprint}, not {began}): "
-            "put those back to score it, or train on these in another folder"
-        )
     images = evaluation.images + len(evaluation.bad_images)
     if images != facts["dataset"]["images"]["test"]:
         raise InputError(f"{run_dir}: {images} images scored, its test split has {facts['dataset']['images']['test']}")
+    if fingerprint != (began := facts["dataset"]["fingerprint"]):
+        raise InputError(
+            f"dataset '{config.dataset}': its images are not those of {run_dir} (fingerprint {fingerprint}, not {began}): put "
+            "those back to score it, or train on these in another folder"
+        )
     results = {
         "images": evaluation.images,
         "loss": evaluation.loss,

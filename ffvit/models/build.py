@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import psutil
 import timm
 import torch
 from timm.optim import list_optimizers
@@ -23,7 +24,7 @@ def create(config: Config, num_classes: int) -> nn.Module:
         shape["drop_path_rate"] = config.drop_path_rate
     try:
         model = timm.create_model(config.model, num_classes=num_classes, **shape | config.model_args)
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, AssertionError, ArithmeticError, RuntimeError) as error:
         raise InputError(f"model '{config.model}' cannot have the shape that the settings give it: {error}") from None
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1,))[0]
     if config.img_size % patch:
@@ -38,7 +39,16 @@ def check(config: Config) -> None:
             f"optimizer '{config.optimizer}' is unknown to timm{suggest(config.optimizer, map(str, list_optimizers()))}"
         )
     with torch.device("meta"):
-        create(config, num_classes=2)
+        parameters = sum(p.numel() for p in create(config, num_classes=2).parameters())
+    needed, there = (
+        8 * parameters,
+        psutil.virtual_memory().total,
+    )  # bytes; the least: single weights and their gradients
+    if needed > there:
+        raise InputError(
+            f"model '{config.model}' has {parameters:,} parameters by img_size and model_args: they take {needed / 1e9:,.0f} GB "
+            f"and this machine has {there / 1e9:,.0f}; make them smaller"
+        )
 
 
 def use_plain_attention(model: nn.Module) -> None:

@@ -1,6 +1,7 @@
 """What can go wrong for a person, as errors whose messages name what, where, and the cure."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -11,6 +12,25 @@ class InputError(Exception):
 def suggest(wrong: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(wrong, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+# What to do where the system refuses a file or folder.
+_ROOM = "make room; df -h and df -i say where there is none"
+_RIGHTS = "choose a place that you may write to"
+CURES = {
+    **{errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM},
+    **{errno.EACCES: _RIGHTS, errno.EPERM: _RIGHTS, errno.EROFS: _RIGHTS},
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "choose a place without links",
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file is in a folder's place: move it away"),
+}
+
+
+def in_words(error: OSError) -> str:
+    """What the system refused, as "runs/a: No space left on device; make room"."""
+    where = f"{error.filename}: " if error.filename else ""
+    cure = CURES.get(error.errno or 0)
+    return f"{where}{error.strerror or error}{f'; {cure}' if cure else ''}"
 
 
 class TrainingError(RuntimeError):
