@@ -8,7 +8,6 @@ itself true, as the models below say, or an error that names the file, the key a
 import json
 import operator
 import re
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,7 +19,7 @@ from ffvit.settings.experiment import load_experiment
 from ffvit.settings.given import config_from_dict
 from ffvit.settings.same_run import code_of, images_of
 from ffvit.system.errors import InputError
-from ffvit.system.files import RESULTS, RUNS, write_atomically
+from ffvit.system.files import RESULTS, RUNS, read_json, write_atomically
 
 if TYPE_CHECKING:
     from ffvit.training.evaluate import Evaluation
@@ -225,17 +224,9 @@ def open_run(run_dir: Path) -> tuple[Config, dict]:
 def read_object(path: Path, cure: str = CURE) -> dict:
     """A JSON object from a file that may be anything. Raises InputError with the cure."""
     try:
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode):
-            raise ValueError("it is no regular file")
-        if about.st_size > MOST_BYTES:
-            raise ValueError(f"{about.st_size:,} bytes are more than the {MOST_BYTES:,} that are read")
-        content = json.loads(path.read_bytes())
-        if not isinstance(content, dict):
-            raise ValueError("it is no JSON object")
+        return read_json(path, MOST_BYTES)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: no valid JSON ({error}): {cure}") from None
-    return content
 
 
 def read_record(path: Path, experiment: str, run_id: str) -> dict:
