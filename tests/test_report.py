@@ -240,7 +240,7 @@ def test_a_record_that_was_edited_is_refused_by_file_key_and_cure(tmp_path, key,
     [
         (b"", "no valid JSON"),
         (b'{"run_id": "ff', "no valid JSON"),
-        (b"[]", "it is no JSON object"),
+        (b"[]", "no JSON object"),
         (b"\xff\xfe", "no valid JSON"),
         (b"[" * 10**6, "maximum recursion depth"),
         (b'{"a": ' * 10**6, "maximum recursion depth"),
@@ -258,13 +258,13 @@ def test_a_file_too_large_for_a_record_and_one_without_end_are_not_read(tmp_path
     file = tmp_path / "digits/ff-seed0.json"
     with open(file, "wb") as opened:
         opened.truncate(2**30)
-    refused(file, "1,073,741,824 bytes are more than the 33,554,432 that are read")
+    refused(file, "1,073,741,824 bytes are too many")
     file.unlink()
     file.symlink_to("/dev/zero")
-    refused(file, "it is no regular file")
+    refused(file, "no regular file")
     file.unlink()
     os.mkfifo(file)
-    refused(file, "it is no regular file")
+    refused(file, "no regular file")
 
 
 def test_a_record_under_another_name_is_refused(tmp_path):
