@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import random
+import re
 import resource
 import shutil
 import signal
@@ -16,6 +17,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
+from copy import copy as copy_of
 from functools import partial
 from pathlib import Path
 
@@ -201,6 +203,130 @@ def test_weights_of_another_model_are_refused_by_key_shape_and_type(tmp_path, ch
     with pytest.raises(InputError, match=trouble):
         load_weights(model, tmp_path / "w.safetensors")
     assert same_weights(model, small_model(0))
+
+
+SPOILT = {
+    "NaN": float("nan"),
+    "infinite": float("inf"),
+    "minus infinite": float("-inf"),
+    "too large for float32": 1e300,
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+@pytest.mark.parametrize("name", ["ff_tiny_patch16_224", "vit_tiny_patch16_224", "lit_ti"])
+def test_weights_that_are_not_finite_are_refused_by_key(tmp_path, name, suffix, kind):
+    shape = dict(img_size=32, num_classes=3, in_chans=1) if name == "lit_ti" else SHAPE
+    model = timm.create_model(name, **shape)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    spoilt = {key: value.double() if value.is_floating_point() else value for key, value in before.items()}
+    spoilt["head.bias"][1] = SPOILT[kind]
+    if suffix == "pth":
+        torch.save({"model": spoilt, "epoch": 3}, tmp_path / "w.pth")
+    else:
+        save_file(spoilt, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=f"w.{suffix}: NaN or infinite numbers in head.bias: .*take other weights"):
+        load_weights(model, tmp_path / f"w.{suffix}")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_of_many_weights_that_are_not_finite_three_are_named(tmp_path):
+    save_file(
+        {k: torch.full_like(v, torch.nan) for k, v in small_model().state_dict().items()}, tmp_path / "w.safetensors"
+    )
+    with pytest.raises(InputError, match=r"numbers in [\w.]+, [\w.]+, [\w.]+ and 30 more: "):
+        load_weights(small_model(), tmp_path / "w.safetensors")
+
+
+def deflated(path):
+    state = small_model().state_dict() | {"more": torch.zeros(2**25)}
+    torch.save(state, path.with_name("stored"))
+    with (
+        zipfile.ZipFile(path.with_name("stored")) as stored,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new,
+    ):
+        for entry in stored.infolist():
+            new.writestr(entry.filename, stored.read(entry))
+    path.with_name("stored").unlink()
+
+
+def many_times_one_part(path):
+    """A zip whose table of contents names the same bytes again and again."""
+    torch.save(small_model().state_dict(), path)
+    with zipfile.ZipFile(path, "a") as archive:
+        part = max(archive.infolist(), key=lambda entry: entry.file_size)
+        for number in range(70_000_000 // part.file_size):
+            copy = copy_of(part)
+            copy.filename = f"archive/data/{1000 + number}"
+            archive.filelist.append(copy)
+        archive._didModify = True
+
+
+def bytes_without_end(path, new=True):
+    class Long:
+        def __reduce__(self):
+            return bytearray, (10**10,)
+
+    torch.save({"model": {"norm.bias": Long()}}, path, _use_new_zipfile_serialization=new)
+
+
+def tensors_without_end(path):
+    torch.save(small_model().state_dict() | {f"{i}": torch.zeros(2**22) for i in range(6)}, path)
+
+
+def sparse(path):
+    path.touch()
+    os.truncate(path, 10**12)
+
+
+def long_header(path):
+    path.write_bytes(with_header({f"a{i}": tensor(0, 0, (0,)) for i in range(50_000)}))
+
+
+TOO_LARGE = {
+    "deflated.pth": (deflated, "its part .* is compressed"),
+    "overlapping.pth": (many_times_one_part, "it holds 7.* bytes, more than the"),
+    "bytes.pth": (bytes_without_end, "it holds a bytearray"),
+    "old_bytes.pth": (partial(bytes_without_end, new=False), "it holds a bytearray"),
+    "tensors.pth": (tensors_without_end, "it holds 100,.* bytes, more than the"),
+    "sparse.pth": (sparse, "it holds 1,000,000,000,000 bytes"),
+    "sparse.safetensors": (sparse, "it holds 1,000,000,000,000 bytes"),
+    "header.safetensors": (long_header, "its header has .* bytes, for a model of 33 tensors"),
+}
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_a_file_that_would_take_far_more_memory_than_the_model_is_refused_before_it_is_unpacked(tmp_path, name):
+    make, reason = TOO_LARGE[name]
+    make(tmp_path / name)
+    model, (reader, writer) = small_model(), os.pipe()
+
+    def load():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        try:
+            load_weights(model, tmp_path / name, sha256="0" * 64)
+        except InputError as error:
+            os.write(writer, f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before} {error}".encode())
+
+    os.waitpid(fork(load), 0)
+    os.close(writer)
+    with open(reader) as pipe:
+        grown_kb, _, message = pipe.read().partition(" ")
+    assert re.search(f"{name}: cannot be read safely as a checkpoint .*{reason}.*; delete it", message)
+    assert int(grown_kb) < 50_000
+
+
+def test_a_checkpoint_with_an_optimizer_and_averages_is_not_too_large(tmp_path, monkeypatch):
+    """What DeiT and others keep beside the weights: two moments, and averages."""
+    monkeypatch.setattr(weights, "MOST_BESIDE", 2**17)  # or all that is kept of this small model would pass
+    state = small_model().state_dict()
+    others = {str(number): {k: v.clone() for k, v in state.items()} for number in range(4)}
+    torch.save({"model": state, "others": others, "args": argparse.Namespace(x=1)}, tmp_path / "w.pth")
+    load_weights(small_model(), tmp_path / "w.pth")
+    torch.save({"model": state, "others": torch.zeros(2**16)}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match="more than the"):
+        load_weights(small_model(), tmp_path / "w.pth")
 
 
 def test_a_file_with_another_hash_is_refused(tmp_path):

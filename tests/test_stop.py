@@ -24,18 +24,19 @@ CLASSES = datasets.ClassLabel(names=["cat", "dog"])
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """The same images in every kind of folder."""
+    """The same images in every kind of folder, others in each split."""
     root = tmp_path_factory.mktemp("images")
-    rows = {"image": [Image.effect_noise((8, 8), 50) for _ in range(20)], "label": [0, 1] * 10}
-    images = datasets.Dataset.from_dict(rows, datasets.Features(image=datasets.Image(), label=CLASSES))
+    parts = {}
     for part in ("train", "test"):
+        rows = {"image": [Image.effect_noise((8, 8), 50) for _ in range(20)], "label": [0, 1] * 10}
+        parts[part] = datasets.Dataset.from_dict(rows, datasets.Features(image=datasets.Image(), label=CLASSES))
         for i, image in enumerate(rows["image"]):
             file = root / "folder" / part / CLASSES.names[i % 2] / f"{i}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             image.save(file)
         (root / "parquet").mkdir(exist_ok=True)
-        images.to_parquet(root / f"parquet/{part}.parquet")
-    datasets.DatasetDict(train=images, test=images).save_to_disk(root / "disk")
+        parts[part].to_parquet(root / f"parquet/{part}.parquet")
+    datasets.DatasetDict(parts).save_to_disk(root / "disk")
     return root
 
 
