@@ -906,8 +906,8 @@ def test_real_imagenet_files_are_the_same_images_from_a_folder_from_parquet_and_
     stream = load_splits(replace(stream, test_split="test", validation_split="test"))
     folder = replace(settings, dataset=str(tmp_path / "folder"), test_split="train", validation_split="train")
     found = [
-        sorted((splits.classes[label], image.tobytes()) for image, label in first_images(splits.train, settings, 150))
-        for splits in (plain, load_splits(folder), stream)
+        sorted((splits.classes[label], image.tobytes()) for image, label in first_images(splits.train, config, 150))
+        for splits, config in ((plain, settings), (load_splits(folder), folder), (stream, settings))
     ]
     assert len(stream.train) == len(found[0]) == 150
     assert found[0] == found[1] == found[2]
