@@ -46,6 +46,7 @@ import datasets
 import numpy as np
 import page
 import psutil
+import pyarrow.parquet
 import torch
 from PIL import Image
 from safetensors.torch import save, save_file
@@ -640,6 +641,90 @@ def malicious(count: int) -> Iterator[str]:
         yield f"{kind}: {problem}" if problem else ""
 
 
+def save_parquet(folder: Path, split: str, labels: list[int], names: list[str] | None = None, shift: int = 0) -> None:
+    """A split of small images, one a label. names: of the classes; None: bare numbers. shift: makes other images."""
+    kind = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
+    images = [Image.fromarray(np.roll(GREY, i + shift)) for i in range(len(labels))]
+    features = datasets.Features(image=datasets.Image(), label=kind)
+    split_of = datasets.Dataset.from_dict({"image": images, "label": labels}, features)
+    folder.mkdir(parents=True, exist_ok=True)
+    split_of.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+
+
+def save_linked_rows(folder: Path, path: str) -> None:
+    """Parquet rows that name a file in place of holding one."""
+    rows = {"image": [{"bytes": None, "path": path}] * 20, "label": [0, 1] * 10}
+    features = datasets.Features(image=datasets.Image(decode=False), label=datasets.ClassLabel(names=["a", "b"]))
+    table = datasets.Dataset.from_dict(rows, features).cast_column("image", datasets.Image(decode=False))
+    pyarrow.parquet.write_table(table.data.table, folder / "train-00000-of-00001.parquet")
+
+
+TEN = [str(digit) for digit in range(10)]
+LABELS = list(range(10)) * 4
+# From a folder whose train split is written: what is wrong with its test split, or its images.
+WRONG_IMAGES: dict[str, Callable[[Path], None]] = {
+    "classes in another order": lambda folder: save_parquet(folder, "test", LABELS, TEN[::-1], 7),
+    "a class of another case": lambda folder: save_parquet(folder, "test", LABELS, ["Zero", *TEN[1:]], 7),
+    "a class more": lambda folder: save_parquet(folder, "test", LABELS, [*TEN, "10"], 7),
+    "the same images again": lambda folder: save_parquet(folder, "test", LABELS, TEN),
+    "labels from 1 on": lambda folder: [save_parquet(folder, s, [n + 1 for n in LABELS], None, 7) for s in SPLITS],
+    "labels with gaps": lambda folder: [save_parquet(folder, s, [n * 10**6 for n in LABELS], None, 7) for s in SPLITS],
+    "rows that name a file elsewhere": lambda folder: save_linked_rows(folder, "/etc/passwd"),
+    "rows that name a device": lambda folder: save_linked_rows(folder, "/dev/zero"),
+    "a card that names files elsewhere": lambda folder: write_card(folder, "../elsewhere/*.parquet"),
+}
+SPLITS = ("train", "test")
+# Files that are no image of a known range or of a bearable size.
+WRONG_FILES = {
+    "float.tif": encode(PIXELS[..., 0].astype(np.float32) / 255, "TIFF"),
+    "32_bits.tif": encode(PIXELS[..., 0].astype(np.int32), "TIFF"),
+    "wide.png": encode(np.zeros((1, 65535), np.uint8), "PNG"),
+    "tall.jpg": encode(np.zeros((65500, 1), np.uint8), "JPEG"),
+}
+
+
+def write_card(folder: Path, files: str) -> None:
+    save_parquet(folder.parent / "elsewhere", "train", LABELS, TEN)
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: '{files}'\n---\n")
+
+
+def wrong_images(count: int) -> Iterator[str]:
+    for number, (kind, spoil) in enumerate(WRONG_IMAGES.items()):
+        folder = Path(f"folder{number}").resolve()
+        save_parquet(folder, "train", LABELS, TEN)
+        spoil(folder)
+        held_out = {} if list(folder.glob("test*")) else dict(test_split="", test_fraction=0.1)
+        try:
+            config = digits(dataset=str(folder), max_train_images=0, max_eval_images=0, validation_split="", **held_out)
+            first_images(load_splits(config).train, config, 1)
+            yield f"{kind}: no error"
+        except InputError as error:
+            yield "" if folder.name in str(error) else f"{kind}: {error}"
+    for name, content in WRONG_FILES.items():
+        config = with_file(Path(name), "train", name, content)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        try:
+            first_images(load_splits(config).train, config, 99)
+            yield f"{name}: no error"
+        except InputError as error:
+            taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+            yield "" if name in str(error) and taken < 300 else f"{name}: {taken:.0f} MB, {error}"
+
+
+def weights_no_numbers(count: int) -> Iterator[str]:
+    model = build.create(digits(), 10)
+    for kind, value in (("nan", math.nan), ("inf", math.inf)):
+        state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+        state["head.weight"][0, 0] = value
+        for path in (Path(f"{kind}.safetensors"), Path(f"{kind}.pth")):
+            save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+            try:
+                load_weights(model, path)
+                yield f"{path}: no error"
+            except InputError as error:
+                yield "" if path.name in str(error) and "head.weight" in str(error) else f"{path}: {error}"
+
+
 def in_results(record: dict, **changed) -> dict:
     return record | {"results": record["results"] | changed}
 
@@ -780,6 +865,10 @@ FAULTS = [
           "refused by name; or skipped, and listed by index and name", 4 * len(BAD), 4, bad_images),
     Fault("Malicious files", f"as checkpoint: {', '.join(CHECKPOINTS)}; as dataset: {', '.join(DATASETS)}",
           "nothing in them is executed, and the error names the file", 14, 14, malicious),
+    Fault("Wrong images", f"a dataset with {', '.join(WRONG_IMAGES)}; {', '.join(WRONG_FILES)}",
+          "refused by name, within 300 MB", len(WRONG_IMAGES) + len(WRONG_FILES), 0, wrong_images),
+    Fault("Weights that are no numbers", "nan, inf; as safetensors and as pth", "refused by file and key", 4, 4,
+          weights_no_numbers),
     Fault("Wrong records", f"a record of digits: {', '.join(RECORDS)}", "refused by the name of its file",
           len(RECORDS), len(RECORDS), wrong_records),
     Fault("Records of other runs", "digits' records in an experiment file of that name for ImageNet at another shape; "
