@@ -15,13 +15,14 @@ import PIL.ImageOps
 import torch
 from timm.data import create_transform
 
-from ffvit.data.folders import checked_path
+from ffvit.data.folders import open_inside
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError
 
 MOST_BAD_IN_A_ROW = 1000  # skipping ends here: such a dataset is not merely damaged
 MOST_PIXELS = 89_478_485  # of an image, as stored and as resized: where Pillow warns of a bomb; 0.4 GB in its memory
 MOST_BYTES = 8 * MOST_PIXELS  # of an image's file: 16 bits for each of four channels
+ANYWHERE = ("/",)
 # Numbers of TIFF's fields, and a value.
 TILE_WIDTH, TILE_LENGTH, BITS, PHOTOMETRIC, WHITE_IS_ZERO = 322, 323, 258, 262, 0
 
@@ -34,11 +35,11 @@ class BadImage(NamedTuple):
     reason: str
 
 
-def decode(encoded: dict | None, mode: str, allowed: tuple[str, ...] | None = None) -> PIL.Image.Image:
+def decode(encoded: dict | None, mode: str, allowed: tuple[str, ...] = ANYWHERE) -> PIL.Image.Image:
     """The upright image of a file's bytes, "RGB" or "L". Raises OSError with the reason where there is no whole image.
 
     encoded: {"bytes", "path"}, as Hugging Face's Image(decode=False) gives it; None is a row without an image.
-    allowed: where a path may lead, see `content`.
+    allowed: where a path may lead, see ffvit.data.folders.allowed_places.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # oddities that do no harm
@@ -73,8 +74,8 @@ def _check_header(image: Any) -> None:
         )
     if image.mode.startswith("F") or image.mode.startswith("I") and not of_16_bits:
         raise OSError(
-            f"which of its values are black and white is not known ({kind}, pixels of kind {image.mode}): save it with 8 "
-            "bits, or as PNG with 16"
+            f"which of its values are black and white is not known ({kind}, pixels of kind {image.mode}): save it with "
+            "8 bits, or as PNG with 16"
         )
 
 
@@ -111,17 +112,13 @@ def file_name(encoded: dict | None) -> str:
     return Path((encoded or {}).get("path") or "").name
 
 
-def content(encoded: dict | None, allowed: tuple[str, ...] | None) -> bytes:
-    """The bytes of an image's file. Raises OSError where there are none to be had.
-
-    allowed: the folders of ffvit.data.folders.allowed_places; None: the path is one that was read before.
-    """
+def content(encoded: dict | None, allowed: tuple[str, ...]) -> bytes:
+    """The bytes of an image's file. Raises OSError where there are none to be had."""
     if not encoded or encoded["bytes"] is None and not encoded["path"]:
         raise OSError("there is no file")
     content = encoded["bytes"]
     if content is None:
-        file = Path(encoded["path"]) if allowed is None else checked_path(encoded["path"], allowed)
-        with file.open("rb") as opened:
+        with open_inside(encoded["path"], allowed) as opened:
             length = os.fstat(opened.fileno()).st_size
             if length > MOST_BYTES:
                 raise OSError(f"the file has {length:,} bytes, more than an image has")

@@ -22,17 +22,19 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard
 
 from ffvit.data.folders import (
+    OUTSIDE,
     allowed_places,
-    checked_path,
     everything_below,
     find_folder,
     no_such_split,
     open_class_folders,
+    open_inside,
 )
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError
 from ffvit.system.files import sha256_of
 
+CARDS = ("README.md", ".huggingface.yaml")  # where datasets is told which files to read
 SPLIT_SEED = 0  # of held-out parts and subsets: the same images in every run, whatever its seed
 
 
@@ -97,13 +99,15 @@ def check_copies(files: Mapping[str, list[str]], dataset: str) -> None:
             for path in (Path(path) for path in paths if "://" not in path):
                 of_size[path.stat().st_size].append((split, path))
         for alike in of_size.values():
+            if len({split for split, _ in alike}) == 1:
+                continue
             firsts: dict[str, tuple[str, Path]] = {}
-            for split, path in alike if len({split for split, _ in alike}) > 1 else ():
+            for split, path in alike:
                 other, first = firsts.setdefault(sha256_of(path), (split, path))
                 if other != split:
                     raise InputError(
-                        f"dataset '{dataset}': {first.name} of split '{other}' and {path.name} of split '{split}' are the "
-                        "same file: take one away, or set allow_overlap=true where it is meant"
+                        f"dataset '{dataset}': {first.name} of split '{other}' and {path.name} of split '{split}' are "
+                        "the same file: take one away, or set allow_overlap=true where it is meant"
                     )
 
 
@@ -202,9 +206,10 @@ def _place(dataset: str) -> Path | str:
 def _inside(file: Path, dataset: str) -> Path:
     """A file that datasets is going to open by itself. Raises InputError where it may not."""
     try:
-        if "::" in str(file):  # for fsspec, a way from one file into another
-            raise OSError("'::' cannot be in its name")
-        return checked_path(str(file), allowed_places(dataset))
+        if "::" in str(file) or ".." in file.parts:  # the first is a way from one file into another, for fsspec
+            raise OSError(OUTSIDE)
+        with open_inside(str(file), allowed_places(dataset)):
+            return file
     except OSError as error:
         raise InputError(f"dataset '{dataset}': {file} is not read: {error.strerror or error}") from None
 
@@ -214,32 +219,31 @@ def _check_saved(folder: Path, dataset: str) -> None:
     names = ("state.json", "dataset_info.json")
     parts = [folder]
     if not all((folder / name).is_file() for name in names):
-        splits = json.loads(_inside(folder / "dataset_dict.json", dataset).read_text())["splits"]
+        splits = json.loads(_inside(folder / "dataset_dict.json", dataset).read_bytes())["splits"]
         parts = [folder / split for split in splits]
     for part in parts:
         state, _ = (_inside(part / name, dataset) for name in names)
-        for file in json.loads(state.read_text())["_data_files"]:
+        for file in json.loads(state.read_bytes())["_data_files"]:
             _inside(part / file["filename"], dataset)
 
 
 def _check_card(folder: Path, dataset: str) -> None:
     """Raises InputError where a dataset card leads out of its folder, before datasets looks for files there."""
-    for name in ("README.md", ".huggingface.yaml", "dataset_infos.json"):
-        if not (folder / name).exists():
+    there = [_inside(folder / name, dataset) for name in (*CARDS, "dataset_infos.json") if (folder / name).exists()]
+    for card in there:
+        text = card.read_text(encoding="utf-8")
+        if card.suffix == ".yaml":
+            text = f"---\n{text}\n---\n"
+        if card.name not in CARDS or not text.lstrip().startswith("---"):  # it names no files
             continue
-        text = _inside(folder / name, dataset).read_text()
-        if name.endswith(".json"):  # it names no files
-            continue
-        card = DatasetCard(text if name == "README.md" else f"---\n{text}\n---\n").data
-        for options in MetadataConfigs.from_dataset_card_data(card).values():
-            patterns = itertools.chain(
-                [options.get("data_dir") or ""], *sanitize_patterns(options.get("data_files") or []).values()
-            )
-            for pattern in patterns:
-                if pattern.startswith("/") or ".." in Path(pattern).parts or "://" in pattern or "::" in pattern:
+        for options in MetadataConfigs.from_dataset_card_data(DatasetCard(text).data).values():
+            patterns = sanitize_patterns(options.get("data_files") or []).values()
+            for pattern in (options.get("data_dir") or "", *itertools.chain(*patterns)):
+                elsewhere = pattern.startswith("/") and not pattern.startswith(f"{folder}/")
+                if elsewhere or ".." in Path(pattern).parts or "://" in pattern or "::" in pattern:
                     raise InputError(
-                        f"dataset '{dataset}': {name} names '{pattern}', outside the folder, and nothing is read there: "
-                        "move the files into it, or give the folder that they lie in"
+                        f"dataset '{dataset}': {card.name} names '{pattern}', outside the folder, and nothing is read "
+                        "there: move the files into it, or give the folder that they lie in"
                     )
 
 

@@ -176,8 +176,8 @@ def _check_same_images(parts: dict[str, Any], allowed: tuple[str, ...], config: 
         same = [len(a) if a == b else -1 for a, b in pairs]
         if min(same) >= 0 and max(same) > 0:  # where all are missing, none are the same
             raise InputError(
-                f"dataset '{config.dataset}': its {one} images and its {other} images are the same: mend the dataset, name "
-                f"another split as {other}_split, or set allow_overlap=true where it is meant"
+                f"dataset '{config.dataset}': its {one} images and its {other} images are the same: mend the dataset, "
+                f"name another split as {other}_split, or set allow_overlap=true where it is meant"
             )
 
 
@@ -191,7 +191,7 @@ def _sample(split: "datasets.Dataset | ParquetStream", first: bool, allowed: tup
     for row in chosen:
         try:
             yield content(row["image"], allowed)
-        except OSError:  # reported where its image is wanted
+        except (OSError, ValueError):  # reported where its image is wanted; the latter is of a path with a zero byte
             yield b""
 
 

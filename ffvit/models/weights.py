@@ -50,8 +50,8 @@ def load_weights(model: nn.Module, path: str | Path, sha256: str | None = None) 
     """Load a checkpoint, every key and shape of it, into a model of this library or of timm.
 
     path: our `.safetensors`, or an author's `.pth`. sha256: refuse a file with another hash.
-    Raises InputError for a file that is missing, damaged, not safe to read, much too large, or of another model, and for
-    weights that are not finite.
+    Raises InputError for a file that is missing, damaged, not safe to read, much too large, or of another model, and
+    for weights that are not finite.
     """
     path = Path(path)
     if not path.is_file():
@@ -148,8 +148,8 @@ def _refuse_not_finite(own: dict[str, Tensor], state: dict[str, Tensor], path: P
     if spoilt:
         shown = ", ".join(spoilt[:3]) + (f" and {len(spoilt) - 3} more" if len(spoilt) > 3 else "")
         raise InputError(
-            f"{path}: NaN or infinite numbers in {shown}: the training that wrote them went astray; take other weights, or "
-            "train again with a lower base_lr"
+            f"{path}: NaN or infinite numbers in {shown}: the training that wrote them went astray; take other "
+            "weights, or train again with a lower base_lr"
         )
 
 
