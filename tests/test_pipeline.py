@@ -354,6 +354,17 @@ def test_runs_share_the_gpus_of_this_machine_only(project):
         assert code == 2 and message in output
 
 
+def test_what_the_pipeline_cannot_begin_with_is_told_in_one_line(project):
+    smoke_experiment(project, "digits", ["ff"])
+    (project / "runs").touch()
+    for options, message in (
+        (["--jobs", "1000"], r"--jobs=1000 are too many processes .*: --jobs=\d+ fit"),
+        ([], "runs.*: .*a file is in a folder's place: move it away"),
+    ):
+        code, output = pipeline(project, "reproduce", *options)
+        assert code == 2 and re.match(f"error: {message}", output) and output.count("\n") == 1
+
+
 def test_a_wrong_experiment_is_told_in_one_line(project):
     known = ", ".join(sorted(file.stem for file in (project / "experiments").glob("*.toml")))
     (project / "experiments/smoke.toml").write_text("title = ")

@@ -473,13 +473,14 @@ def test_checkpoint_of_another_run_is_no_start_for_this_one(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "name, text", [("training.json", "[]"), ("training.json", "{"), ("config.json", '{"seed": 3}')]
+    "name, text",
+    [("training.json", "[]"), ("training.json", "{"), ("training.json", "{}"), ("config.json", '{"seed": 3}')],
 )
 def test_a_damaged_file_of_a_finished_run_is_named_with_the_cure(tmp_path, name, text):
     train(digits(epochs=1, max_train_images=64), tmp_path)
     (tmp_path / name).write_text(text)
     for way in (train, launch):
-        with pytest.raises(InputError, match=f"{name} does not hold .*delete this file"):
+        with pytest.raises(InputError, match=f"{name} does not hold .*(delete this file|put a good copy back)"):
             way(digits(epochs=1, max_train_images=64), tmp_path)
 
 
@@ -511,7 +512,7 @@ def test_a_disk_that_is_full_at_any_write_ends_the_run_by_name_and_it_goes_on_to
     with monkeypatch.context() as patch:
         calls = fail_at(patch, 0)
         train(config, tmp_path / "whole")
-    for number in range(4, calls[0] + 1):  # the first make the folder
+    for number in range(4, calls[0] + 1, 7):  # the first make the folder
         folder = tmp_path / str(number)
         with monkeypatch.context() as patch:
             fail_at(patch, number)
@@ -546,6 +547,13 @@ def test_settings_no_machine_can_hold_are_refused_before_anything_is_made(tmp_pa
             config = digits(**settings)
             (launch if "num" in message else train)(config, tmp_path)
         assert {path.name for path in tmp_path.iterdir()} <= {".lock", ".start.lock"}
+
+
+def test_a_machine_without_a_temporary_folder_is_told(monkeypatch):
+    nowhere = FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: (_ for _ in ()).throw(nowhere))
+    with pytest.raises(InputError, match="No usable temporary directory found: set TMPDIR to a folder with room"):
+        launch(digits(), dry_run=True)
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def main() -> int:
             require_room("--jobs", options.jobs, 1, TRAINING_MB)
             require_room("--runs-per-gpu", options.runs_per_gpu, 1, TRAINING_MB)
         for folder in ("runs", "figures"):
-            Path(folder).mkdir(exist_ok=True)
+            Path(folder, experiment.name).mkdir(parents=True, exist_ok=True)
     except (InputError, OSError) as error:
         print(f"error: {in_words(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         return 2

@@ -57,6 +57,10 @@ def estimate(
     children: Children, config: Config, environment: Mapping[str, str], on_line: Callable[[str], None]
 ) -> dict:
     """Make some updates of a run, and leave no trace: what its record would say at its start, and "epoch_s" (seconds)."""
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise InputError(f"{in_words(error)}: set TMPDIR to a folder with room") from None
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "estimate.json"
         train_run(children, config, Path(folder), environment, on_line, "--dry-run", "--estimate", str(file))

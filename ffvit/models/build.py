@@ -40,14 +40,12 @@ def check(config: Config) -> None:
         )
     with torch.device("meta"):
         parameters = sum(p.numel() for p in create(config, num_classes=2).parameters())
-    needed, there = (
-        8 * parameters,
-        psutil.virtual_memory().total,
-    )  # bytes; the least: single weights and their gradients
-    if needed > there:
+    needed_gb = 8 * parameters / 1e9  # the least there is: a weight and its gradient, in single precision
+    there_gb = psutil.virtual_memory().total / 1e9
+    if needed_gb > there_gb:
         raise InputError(
-            f"model '{config.model}' has {parameters:,} parameters by img_size and model_args: they take {needed / 1e9:,.0f} GB "
-            f"and this machine has {there / 1e9:,.0f}; make them smaller"
+            f"model '{config.model}' has {parameters:,} parameters by img_size and model_args: they take {needed_gb:,.0f} GB "
+            f"and this machine has {there_gb:,.0f}; make them smaller"
         )
 
 

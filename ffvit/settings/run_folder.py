@@ -41,7 +41,7 @@ def require_own(folder: Path) -> None:
         return
     for name in ("config.json", "request.json"):
         if os.path.lexists(folder / name):
-            read_settings(folder / name, f"{cure}; or, where it was a run's, delete this file")
+            read_settings(folder / name, f"{cure}; or, where it was a run's, put a good copy back")
     if (folder / "config.json").exists():
         return
     found = [path.name for path in folder.iterdir()]
@@ -60,9 +60,12 @@ def is_finished(config: Config, folder: Path) -> bool:
         if differ := differing(there, asked):
             shown = ", ".join(f"{k} is {there.get(k)!r}, asked {asked.get(k)!r}" for k in differ[:3])
             raise InputError(f"{folder} holds a run with other settings ({shown}): choose another folder, or delete it")
-    if finished.exists():
-        read_object(finished, "the end of a run", "delete this file to train the run anew")
-    return finished.exists()
+    if not finished.exists():
+        return False
+    cure = "delete this file to train the run anew"
+    if "history" not in read_object(finished, "the end of a run", cure):
+        raise InputError(f"{finished} does not hold the end of a run (no 'history'): {cure}")
+    return True
 
 
 @contextlib.contextmanager

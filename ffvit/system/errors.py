@@ -15,14 +15,12 @@ def suggest(wrong: str, known: Iterable[str]) -> str:
 
 
 # What to do where the system refuses a file or folder.
-_ROOM = "make room; df -h and df -i say where there is none"
-_RIGHTS = "choose a place that you may write to"
 CURES = {
-    **{errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM},
-    **{errno.EACCES: _RIGHTS, errno.EPERM: _RIGHTS, errno.EROFS: _RIGHTS},
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room; df -h and df -i say where there is none"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a place that you may write to"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file is in a folder's place: move it away"),
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ELOOP: "choose a place without links",
-    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file is in a folder's place: move it away"),
 }
 
 

@@ -14,8 +14,6 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 EXPERIMENTS, NOTEBOOKS, RUNS, RESULTS, FIGURES = (
     ROOT / name for name in ("experiments", "notebooks", "runs", "results", "figures")
 )
-
-
 MOST_JSON_BYTES = 2**30  # what a run writes of itself is far below
 
 
