@@ -77,24 +77,11 @@ def train_run(
 ) -> None:
     """Train a run to its end as one of these children. Raises what launch() raises."""
     run_dir = Path(os.path.relpath(run_dir))  # no home folder in outputs
-    with run_folder.started(run_dir, config):
-        _train_run(children, config, run_dir, environment, on_line, options)
-
-
-def _train_run(
-    children: Children,
-    config: Config,
-    run_dir: Path,
-    environment: Mapping[str, str],
-    on_line: Callable[[str], None],
-    options: Sequence[str],
-) -> None:
-    """The same, in a folder that is held."""
     request, log = run_dir / "request.json", run_dir / "log.txt"
     run = ["--config", str(request), "--run-dir", str(run_dir)]
     again = shlex.join([os.path.relpath(sys.executable), "-m", "ffvit", "train", *run])
     of_its_own = {**_environment(config), **environment, run_folder.BY_LAUNCHER: "1"}
-    with _own_gpus(config, of_its_own):
+    with run_folder.started(run_dir, config), _own_gpus(config, of_its_own):
         require_room("num_processes", config.num_processes, 1, TRAINING_MB)
         require_room("num_workers", config.num_workers, config.num_processes, LOADING_MB)
         with _requested(config, request), open(log, "a", encoding="utf-8", errors="surrogateescape") as file:
