@@ -47,7 +47,7 @@ class Search(NamedTuple):
 def search(experiment: Experiment, trials: list[dict]) -> Search:
     """Where the search stands by these trials, which are as records.load_trials gives them."""
     plan = {name: values for name, values in experiment.tuning.items() if name != "settings"}
-    models = [variant.name for variant in experiment.of(experiment.main)]
+    models = [variant.name for variant in experiment.main_variants]
     scores = {key(t["config"]): t["history"][-1]["validation_top1_percent"] for t in trials}
     made = set()
     # What is searched later stands at its first value until then.
