@@ -407,6 +407,17 @@ def test_forecast_needs_no_torch_and_is_empty_where_nothing_is_known(tmp_path, m
     assert told.startswith("12 runs to train take 2 h 01 min, until ")
 
 
+def test_forecast_names_what_was_never_measured_beside_what_was(monkeypatch, no_gpu):
+    digits = load_experiment("digits")
+    monkeypatch.setattr(
+        forecast, "paces_here", lambda experiment: [forecast.pace_of(facts(digits.config("ff"), 100.0))]
+    )
+    told = forecast.forecast(digits.model_copy(update={"name": "nowhere"}), side_by_side=3)
+    assert told.startswith("3 runs to train take 30 min") and told.endswith(
+        "9 more, of which nothing was measured, come on top"
+    )
+
+
 def test_line_of_the_whole_is_plain_in_a_log_and_rewritten_in_a_terminal():
     call = "from ffvit.launching.jobs import say; say('a'); say('b', to_be_rewritten=True); say('c')"
     plain = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True).stdout
