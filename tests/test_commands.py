@@ -105,6 +105,8 @@ def test_numbers_that_this_machine_cannot_hold_or_nobody_means_are_refused(capsy
         (["tune", "digits", "--jobs", "1000"], r"--jobs=\d+ fit"),
         (["missing", "digits", "--minutes", "nan"], "--minutes must be a number from 0 on, got nan"),
         (["missing", "digits", "--minutes=-1"], "--minutes must be a number from 0 on, got -1.0"),
+        (["missing", "digits", "--jobs", "2", "epochs=3"], "'epochs' decides a result"),  # in any order
+        (["tune", "digits", "--jobs", "2", "epochs=3"], "'epochs' decides a result"),
         (["train", "--experiment", "digits", "--model", "ff", "seed=" + "9" * 5000], "give --seed"),
         (["train", "--experiment", "digits", "--model", "ff", "epochs=" + "9" * 5000], "epochs must be a valid integer"),
         (["train", "--experiment", "digits", "--model", "ff", "model_args=" + "[" * 5000], "model_args must be a table"),

@@ -125,12 +125,13 @@ def test_failed_trial_is_told_and_ends_the_search_once_the_others_of_its_round_a
     run, made = command
 
     def nan(job, children):
-        if job.name == "ff-base_lr0.004-weight_decay0.05":
+        if job.name == "ff-base_lr0.004-weight_decay0.05-crop_scale0.5-1":
             raise TrainingError("training ended with exit code 2:\nerror: training loss of process 0 is nan")
 
     assert run(nan) == 2
     assert (
-        "error: ff-base_lr0.004-weight_decay0.05: error: training loss of process 0 is nan" in capsys.readouterr().err
+        "error: ff-base_lr0.004-weight_decay0.05-crop_scale0.5-1: error: training loss of process 0 is nan"
+        in capsys.readouterr().err
     )
     assert len(made) == 7 and {t["config"]["base_lr"] for t in made} == {4e-3, 8e-3}  # no further round
 

@@ -100,7 +100,7 @@ def _beyond(values: list[float], best: list[float]) -> list[float]:
 def main(arguments: list[str]) -> int:
     parser = Parser("ffvit tune", __doc__)
     add_shared(parser)
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     deadline = time.monotonic() + 60 * options.minutes
     experiment, settings = read_shared(options)
     if not experiment.tuning:
