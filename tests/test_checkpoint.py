@@ -369,6 +369,13 @@ def test_the_state_of_every_optimiser_comes_back_as_it_was(tmp_path, name):
     create_optimizer_v2(small_model(1), opt=name, lr=0.02, momentum=0.9).load_state_dict(loaded)
 
 
+def test_an_optimiser_whose_file_would_take_all_memory_is_refused(tmp_path):
+    path = save_state(tmp_path, 1, {}, {"state": {}, "param_groups": []}, {})
+    bytes_without_end(path / OPTIMIZER)
+    with pytest.raises(InputError, match="optimizer.pt: .* it holds a bytearray"):
+        load_state(path)
+
+
 def test_a_learning_rate_that_is_a_tensor_and_shared_by_groups_comes_back(tmp_path):
     model, rate = small_model(), torch.tensor(0.1)
     groups = [{"params": [parameter], "lr": rate} for parameter in model.parameters()]

@@ -14,8 +14,10 @@ import mistune
 import numpy as np
 import pytest
 import timm
+import torch
 from matplotlib.text import Text
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from whole import RECORDED, of_images, put, put_own, whole
 
 from ffvit.commands import score as score_command
@@ -545,6 +547,23 @@ def test_a_run_of_several_processes_is_scored_on_all_images(trial):
     config, folder = trial
     several = replace(config, num_processes=2)
     assert score(several, folder / "last.safetensors", load_splits(config)).images == 360
+
+
+def test_finite_weights_that_compute_no_number_get_no_score(trial):
+    config, folder = trial
+    weights = load_file(folder / "last.safetensors")
+    save_file({name: weight * 1e30 for name, weight in weights.items()}, folder / "huge.safetensors")
+    with pytest.raises(
+        InputError, match="huge.safetensors: the loss over the test images is (nan|inf): .* lower base_lr"
+    ):
+        score(config, folder / "huge.safetensors", load_splits(config))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_scoring_on_a_gpu_that_is_not_there_is_refused(trial):
+    config, folder = trial
+    with pytest.raises(InputError, match="device='cuda', but PyTorch finds no CUDA GPU"):
+        score(config, folder / "last.safetensors", load_splits(config), device="cuda")
 
 
 def test_a_score_of_other_images_gets_no_record(trial):

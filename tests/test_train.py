@@ -534,9 +534,12 @@ def test_what_a_kill_left_half_written_is_removed_when_the_run_goes_on(tmp_path)
 
 def test_settings_no_machine_can_hold_are_refused_before_anything_is_made(tmp_path):
     for settings, message in (
-        ({"model_args": {"depth": 10**9}}, "model_args.depth must be at most 1,000, got 1000000000"),
-        ({"model_args": {"depths": [1, 10**9]}}, "model_args.depths.1 must be at most 1,000"),
-        ({"model_args": {"embed_dim": 10**9}}, "model_args.embed_dim must be at most 1,000,000"),
+        ({"model_args": {"depth": 10**9}}, "model_args.depth must be from 0 to 300, got 1000000000"),
+        ({"model_args": {"depths": [1, 10**9]}}, "model_args.depths.1 must be from 0 to 300"),
+        ({"model_args": {"embed_dim": 10**9}}, "model_args.embed_dim must be from 0 to 1,000,000"),
+        ({"model_args": {"embed_dim": -4}}, "model_args.embed_dim must be from 0 to 1,000,000, got -4"),
+        ({"model_args": {"embed_dim": 0}}, "has nothing in .*: make the widths in model_args larger than 0"),
+        ({"model_args": {"mlp_ratio": 0}}, "model_args.mlp_ratio must be larger than 0, got 0"),
         ({"model_args": {"mlp_ratio": float("inf")}}, "model_args.mlp_ratio must be a finite number"),
         ({"model_args": {"drop": object()}}, "model_args.drop must be a number, text or truth value"),
         ({"img_size": 10**6}, "img_size must be less than or equal to 10000"),

@@ -1,5 +1,6 @@
 """Score weights on a test split, every image once."""
 
+import math
 import os
 from pathlib import Path
 
@@ -33,8 +34,16 @@ def score(config: Config, weights: str | Path, splits: Splits, device: str = "au
     """Evaluate a checkpoint (a file, ours or the author's) on the test split of a run's settings."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device='{device}', but PyTorch finds no CUDA GPU: set device='auto' or 'cpu'")
     model = load_weights(from_config.create(config, len(splits.classes)), weights, _sha256_of(weights))
-    return evaluate(model.to(device), eval_loader(splits.test, alone(config)), len(splits.classes), device)
+    found = evaluate(model.to(device), eval_loader(splits.test, alone(config)), len(splits.classes), device)
+    if not math.isfinite(found.loss):
+        raise InputError(
+            f"{weights}: the loss over the test images is {found.loss}: the weights are finite, and what they compute "
+            "is not; take other weights, or train again with a lower base_lr"
+        )
+    return found
 
 
 def _sha256_of(weights: str | Path) -> str | None:

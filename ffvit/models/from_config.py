@@ -29,6 +29,10 @@ def create(config: Config, num_classes: int) -> nn.Module:
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1,))[0]
     if config.img_size % patch:
         raise InputError(f"img_size {config.img_size} is not divisible by the patch size {patch} of {config.model}")
+    if empty := [name for name, weight in model.named_parameters() if not weight.numel()]:
+        raise InputError(
+            f"model '{config.model}' has nothing in {empty[0]}: make the widths in model_args larger than 0"
+        )
     return model
 
 

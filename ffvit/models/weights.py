@@ -175,9 +175,14 @@ def _refuse_bomb(path: Path, model: nn.Module) -> None:
             if header > 2**20 + 1000 * len(own):
                 raise ValueError(f"its header has {header:,} bytes, for a model of {len(own)} tensors")
         else:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                if content.find(b"bytearray") >= 0:  # torch makes one of any length that a pickle says
-                    raise ValueError("it holds a bytearray, which no checkpoint needs")
+            refuse_bytearray(path)
+
+
+def refuse_bytearray(path: Path) -> None:
+    """Raise ValueError for a pickle that holds one: torch makes it of any length that the pickle says."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(b"bytearray") >= 0:
+            raise ValueError("it holds a bytearray, which no checkpoint needs")
 
 
 @contextlib.contextmanager

@@ -188,7 +188,7 @@ def short(value: object) -> str:
 
 
 # Arguments of models that say how many layers are made one by one: what has more takes minutes before it can be refused.
-OF_DEPTH, DEEPEST = re.compile("depth|layer|block|stage"), 1000
+OF_DEPTH, DEEPEST = re.compile("depth|layer|block|stage"), 300
 
 
 def _check_model_args(name: str, value: Any) -> None:
@@ -198,13 +198,15 @@ def _check_model_args(name: str, value: Any) -> None:
             _check_model_args(f"{name}.{key}", part)
     elif value is not None and not isinstance(value, bool | int | float | str):
         raise InputError(f"{name} must be a number, text or truth value, got {value!r}")
+    elif "ratio" in name and isinstance(value, int | float) and value <= 0:  # timm's Mlp takes 0 for 1
+        raise InputError(f"{name} must be larger than 0, got {value}")
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise InputError(f"{name} must be a finite number, got {value}")
     elif isinstance(value, int):
         most = DEEPEST if OF_DEPTH.search(name) else 10**6
-        if abs(value) > most:
-            raise InputError(f"{name} must be at most {most:,}, got {value!r:.40}")
+        if not 0 <= value <= most:
+            raise InputError(f"{name} must be from 0 to {most:,}, got {value!r:.40}")
 
 
 def _check(c: Config) -> None:

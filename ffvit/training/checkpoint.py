@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ffvit.models.weights import reading, write_tensors
+from ffvit.models.weights import reading, refuse_bytearray, write_tensors
 from ffvit.system.files import read_json, seal, sync
 from ffvit.training.manifest import MANIFEST, checkpoints
 
@@ -91,6 +91,7 @@ def load_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict, dict]:
         with zipfile.ZipFile(file) as parts:  # torch's are as long as what they hold, others can be a thousand times it
             if sum(part.file_size for part in parts.infolist()) > file.stat().st_size:
                 raise ValueError("it holds more than its size")
+        refuse_bytearray(file)
         optimizer = torch.load(file, map_location="cpu", weights_only=True)
         if not isinstance(optimizer, dict) or not {"state", "param_groups"} <= optimizer.keys():
             raise ValueError("no state of an optimizer")
