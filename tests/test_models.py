@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from timm.layers import Attention
+from timm.layers import Attention, resample_abs_pos_embed
 from timm.optim import create_optimizer_v2
 from torch.nn import functional as F
 
@@ -498,3 +498,70 @@ def test_an_option_that_does_not_exist_is_refused_with_those_that_do(name):
 def test_a_width_over_patches_is_refused_where_no_layer_has_it():
     with pytest.raises(InputError, match="patch_hidden_dim=8 is a width of the feed-forward layer over patches"):
         variant(patches="attention", patch_hidden_dim=8)
+
+
+RESAMPLED = [
+    dict(),
+    dict(patch_norm="channels", global_pool="avg"),
+    dict(patches="attention"),
+    dict(stem="conv", pos_embed="none"),
+    dict(patches="attention", features="attention_unprojected"),
+    dict(position_grid=3),
+]
+
+
+@pytest.mark.parametrize("option", RESAMPLED, ids=str)
+def test_a_model_resampled_to_its_own_size_is_the_same(option):
+    model, x = variant(**option).eval(), torch.randn(2, 1, 16, 16)
+    before = model(x)
+    model.set_input_size(16)
+    assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("size", [(24, 24), (8, 16), (32, 20)])
+@pytest.mark.parametrize("option", RESAMPLED, ids=str)
+def test_a_resampled_model_takes_images_of_the_new_size_and_learns(option, size):
+    model = variant(**option)
+    model.set_input_size(size)
+    model(torch.randn(2, 1, *size)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    with pytest.raises(InputError, match="fixed length"):
+        model(torch.zeros(1, 1, 16, 16))
+
+
+def test_what_is_the_same_everywhere_in_an_image_stays_so_at_another_size():
+    """Of weights that are maps without structure, an image of one colour has the same logits at any size."""
+    model = variant(pos_embed="none", global_pool="avg").eval()
+    with torch.no_grad():
+        for block in model.blocks:
+            mlp = block.mix_patches.mix
+            mlp.fc1.weight.copy_(mlp.fc1.weight.mean(dim=1, keepdim=True))
+            mlp.fc2.weight.copy_(mlp.fc2.weight.mean(dim=0, keepdim=True))
+    before = model(torch.ones(1, 1, 16, 16))
+    model.set_input_size((24, 40))
+    torch.testing.assert_close(model(torch.ones(1, 1, 24, 40)), before)
+
+
+def test_positions_are_resampled_as_timm_does_it():
+    ours = variant(patches="attention")
+    stored = ours.pos_encoding.pos_embed.detach().flatten(2).transpose(1, 2)
+    expected = resample_abs_pos_embed(stored, [6, 5], [4, 4], num_prefix_tokens=0)
+    ours.set_input_size((24, 20))
+    torch.testing.assert_close(ours.pos_encoding.pos_embed.flatten(2).transpose(1, 2), expected)
+
+
+@pytest.mark.parametrize(
+    "option, size, told",
+    [
+        (dict(), dict(img_size=18), "img_size 18x18 is not divisible by patch_size 4"),
+        (dict(), dict(patch_size=8), "patch_size 8: weights of patches of 4 px"),
+        (dict(features="attention"), dict(img_size=32), "train it at this size"),
+    ],
+)
+def test_a_size_that_a_model_cannot_have_is_refused_and_leaves_it_as_it_is(option, size, told):
+    model = variant(**option).eval()
+    x = torch.randn(1, 1, 16, 16)
+    before = model(x)
+    with pytest.raises(InputError, match=told):
+        model.set_input_size(**size)
+    assert torch.equal(model(x), before)

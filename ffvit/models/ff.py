@@ -20,6 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ffvit.models.resample import Grid, over_grid, resample_mlp, resample_norm
 from ffvit.models.weights import create_by_timm
 from ffvit.system.errors import InputError
 
@@ -77,6 +78,13 @@ class Branch(nn.Module):
         x = self.mix(x)
         return x.transpose(1, 2) if self.transposed else x
 
+    def resample(self, old: Grid, new: Grid, num_prefix_tokens: int) -> None:
+        """Work on another grid of patches: what runs along them is resampled."""
+        if self.norm_transposed and isinstance(self.norm, nn.LayerNorm):
+            resample_norm(self.norm, old, new, num_prefix_tokens)
+        if self.transposed and isinstance(self.mix, Mlp):
+            resample_mlp(self.mix, old, new, num_prefix_tokens)
+
 
 class Block(nn.Module):
     """Mix the features within every patch and the patches within every feature (Figure 2). (B, N, D) -> (B, N, D)."""
@@ -112,13 +120,16 @@ class ConvStem(nn.Module):
         if 2**halvings != patch_size or patch_size < 2:
             raise InputError(f"stem='conv' halves the image again and again: patch_size {patch_size} is no power of 2")
         self.patch_size = (patch_size, patch_size)
-        self.grid_size = (img_size[0] // patch_size, img_size[1] // patch_size)
-        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.set_input_size(img_size)
         widths = [in_chans, *(max(1, embed_dim >> left) for left in range(halvings - 1, -1, -1))]
         layers: list[nn.Module] = []
         for width, wider in zip(widths, widths[1:]):
             layers += [nn.Conv2d(width, wider, 3, 2, 1, bias=False), nn.GroupNorm(1, wider), nn.GELU()]
         self.proj = nn.Sequential(*layers, nn.Conv2d(embed_dim, embed_dim, 1))
+
+    def set_input_size(self, img_size: tuple[int, int]) -> None:
+        self.grid_size = (img_size[0] // self.patch_size[0], img_size[1] // self.patch_size[1])
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) images -> (B, num_patches, D)"""
@@ -246,7 +257,8 @@ class PatchFeatureMixer(nn.Module):
             raise InputError(
                 f"this model has a fixed length: expected {self.num_tokens} tokens (image {_by(self.img_size)}, patch "
                 f"{patch}), got {x.shape[2] // patch * (x.shape[3] // patch) + (self.cls_token is not None)} (image {_by(x.shape[2:])}). "
-                f"Resize the images, or create the model with img_size={tuple(x.shape[2:])}"
+                f"Resize the images, create the model with img_size={tuple(x.shape[2:])}, or resample this one with "
+                f"model.set_input_size({tuple(x.shape[2:])})"
             )
         cls_token = None if self.cls_token is None else self.cls_token.expand(len(x), -1, -1)
         x = self.patch_embed(x)
@@ -271,6 +283,39 @@ class PatchFeatureMixer(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     # timm's interface
+    @torch.no_grad()
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
+    ) -> None:
+        """Work on images of another size, in place: positions and weights along the patches are resampled to its grid.
+
+        The hidden units over patches stay those they were, so that they are no longer mlp_ratio times the tokens. To
+        train on, make an optimiser after this: parameters are new ones. Raises InputError for a size that cannot be cut
+        into patches, another patch_size, and attention with projections along the tokens, whose width is their number.
+        """
+        new_size, patch = to_2tuple(img_size or self.img_size), self.patch_embed.patch_size
+        if patch_size is not None and to_2tuple(patch_size) != tuple(patch):
+            raise InputError(f"patch_size {patch_size}: weights of patches of {patch[0]} px cannot take others")
+        if any(side % patch[0] for side in new_size):
+            raise InputError(f"img_size {_by(new_size)} is not divisible by patch_size {patch[0]}")
+        if self.features == "attention":
+            raise InputError(
+                "attention over features has a width of as many tokens as there are: train it at this size"
+            )
+        old: Grid = self.grid_size
+        new: Grid = (new_size[0] // patch[0], new_size[1] // patch[0])
+        prefix = self.num_tokens - old[0] * old[1]
+        for branch in self.modules():
+            if isinstance(branch, Branch):
+                branch.resample(old, new, prefix)
+        if (
+            self.pos_encoding and tuple(self.pos_encoding.pos_embed.shape[2:]) == old
+        ):  # one of another size is drawn at any
+            drawn = over_grid(self.pos_encoding.pos_embed.flatten(2), old, new, 0)
+            self.pos_encoding.pos_embed = nn.Parameter(drawn.unflatten(2, new))
+        self.patch_embed.set_input_size(new_size)
+        self.img_size, self.grid_size, self.num_tokens = new_size, new, prefix + new[0] * new[1]
+
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         # The author's file also names "pos_embed", which misses "pos_encoding.pos_embed": positions were decayed.
