@@ -6,9 +6,12 @@ JOBS ?= 0
 RUNS_PER_GPU ?= 1
 PROFILE ?=
 SYSTEM_PYTHON ?= python3
-# Recipes take these from their environment: in the text of a command, a value could be a command.
-export EXPERIMENT DATASET JOBS RUNS_PER_GPU PROFILE
 EXPERIMENTS := $(sort $(basename $(notdir $(wildcard experiments/*.toml))))
+# Recipes take these from their environment, as they were given: in the text of a command a value could be a command of the
+# shell, and wherever make expands it, one of make's.
+VALUES := EXPERIMENT DATASET JOBS RUNS_PER_GPU PROFILE
+$(foreach name,$(VALUES),$(eval override $(name) := $$(value $(name))))
+export $(VALUES) EXPERIMENTS
 
 # An active conda environment made from environment.yml is used as it is; otherwise .venv is made.
 ifeq ($(CONDA_DEFAULT_ENV),ffvit)
@@ -26,7 +29,7 @@ help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo "  With these, where they apply:"
 	@echo "       EXPERIMENT=<name>   one of experiments/:"
-	@echo $(EXPERIMENTS) | fold -s -w 60 | sed 's/^/                           /'
+	@echo "$$EXPERIMENTS" | fold -s -w 60 | sed 's/^/                           /'
 	@echo "       DATASET=<folder>    a local copy of its images"
 	@echo "       JOBS=<n>            runs side by side"
 	@echo "       RUNS_PER_GPU=<n>    small runs that share a GPU"

@@ -46,6 +46,7 @@ import datasets
 import numpy as np
 import page
 import psutil
+import pyarrow.parquet
 import torch
 from PIL import Image
 from safetensors.torch import save, save_file
@@ -53,6 +54,8 @@ from safetensors.torch import save, save_file
 from ffvit.__main__ import main as ffvit
 from ffvit.data.batches import eval_loader
 from ffvit.data.splits import first_images, load_splits
+from ffvit.evidence.belonging import belonging
+from ffvit.evidence.records import load_records
 from ffvit.launching import launch as launcher
 from ffvit.models import build
 from ffvit.models.weights import load_weights
@@ -522,7 +525,8 @@ def with_file(folder: Path, split: str, name: str, content: bytes, **settings) -
     for where, label, number in itertools.product(("train", "validation", "test"), "01", range(8)):
         file = folder / where / label / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(encode(np.roll(PIXELS, number + 8 * int(label)), "PNG"))
+        shift = number + 8 * int(label) + 16 * ("train", "validation", "test").index(where)  # no two splits alike
+        file.write_bytes(encode(np.roll(PIXELS, shift), "PNG"))
     (folder / split / "1" / name).write_bytes(content)
     colour = dict(in_chans=3, mean=(0.5,) * 3, std=(0.5,) * 3, in_memory=False, validation_split="validation")
     small = dict(epochs=1, batch_size=8, max_train_images=0, max_eval_images=0)
@@ -638,6 +642,143 @@ def malicious(count: int) -> Iterator[str]:
         yield f"{kind}: {problem}" if problem else ""
 
 
+def save_parquet(folder: Path, split: str, labels: list[int], names: list[str] | None = None, shift: int = 0) -> None:
+    """A split of small images, one a label. names: of the classes; None: bare numbers. shift: makes other images."""
+    kind = datasets.ClassLabel(names=names) if names else datasets.Value("int64")
+    images = [Image.fromarray(np.roll(GREY, i + shift)) for i in range(len(labels))]
+    features = datasets.Features(image=datasets.Image(), label=kind)
+    split_of = datasets.Dataset.from_dict({"image": images, "label": labels}, features)
+    folder.mkdir(parents=True, exist_ok=True)
+    split_of.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+
+
+def save_linked_rows(folder: Path, path: str) -> None:
+    """Parquet rows that name a file in place of holding one."""
+    rows = {"image": [{"bytes": None, "path": path}] * 20, "label": [0, 1] * 10}
+    features = datasets.Features(image=datasets.Image(decode=False), label=datasets.ClassLabel(names=["a", "b"]))
+    table = datasets.Dataset.from_dict(rows, features).cast_column("image", datasets.Image(decode=False))
+    pyarrow.parquet.write_table(table.data.table, folder / "train-00000-of-00001.parquet")
+
+
+TEN = [str(digit) for digit in range(10)]
+LABELS = list(range(10)) * 4
+# From a folder whose train split is written: what is wrong with its test split, or its images.
+WRONG_IMAGES: dict[str, Callable[[Path], None]] = {
+    "classes in another order": lambda folder: save_parquet(folder, "test", LABELS, TEN[::-1], 7),
+    "a class of another case": lambda folder: save_parquet(folder, "test", LABELS, ["Zero", *TEN[1:]], 7),
+    "a class more": lambda folder: save_parquet(folder, "test", LABELS, [*TEN, "10"], 7),
+    "the same images again": lambda folder: save_parquet(folder, "test", LABELS, TEN),
+    "labels from 1 on": lambda folder: [save_parquet(folder, s, [n + 1 for n in LABELS], None, 7) for s in SPLITS],
+    "labels with gaps": lambda folder: [save_parquet(folder, s, [n * 10**6 for n in LABELS], None, 7) for s in SPLITS],
+    "rows that name a file elsewhere": lambda folder: save_linked_rows(folder, "/etc/passwd"),
+    "rows that name a device": lambda folder: save_linked_rows(folder, "/dev/zero"),
+    "a card that names files elsewhere": lambda folder: write_card(folder, "../elsewhere/*.parquet"),
+}
+SPLITS = ("train", "test")
+# Files that are no image of a known range or of a bearable size.
+WRONG_FILES = {
+    "float.tif": encode(PIXELS[..., 0].astype(np.float32) / 255, "TIFF"),
+    "32_bits.tif": encode(PIXELS[..., 0].astype(np.int32), "TIFF"),
+    "wide.png": encode(np.zeros((1, 65535), np.uint8), "PNG"),
+    "tall.jpg": encode(np.zeros((65500, 1), np.uint8), "JPEG"),
+}
+
+
+def write_card(folder: Path, files: str) -> None:
+    save_parquet(folder.parent / "elsewhere", "train", LABELS, TEN)
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: '{files}'\n---\n")
+
+
+def wrong_images(count: int) -> Iterator[str]:
+    for number, (kind, spoil) in enumerate(WRONG_IMAGES.items()):
+        folder = Path(f"folder{number}").resolve()
+        save_parquet(folder, "train", LABELS, TEN)
+        spoil(folder)
+        held_out = {} if list(folder.glob("test*")) else dict(test_split="", test_fraction=0.1)
+        try:
+            config = digits(dataset=str(folder), max_train_images=0, max_eval_images=0, validation_split="", **held_out)
+            first_images(load_splits(config).train, config, 1)
+            yield f"{kind}: no error"
+        except InputError as error:
+            yield "" if folder.name in str(error) else f"{kind}: {error}"
+    for name, content in WRONG_FILES.items():
+        config = with_file(Path(name), "train", name, content, img_size=224)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        try:
+            first_images(load_splits(config).train, config, 99)
+            yield f"{name}: no error"
+        except InputError as error:
+            taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+            yield "" if name in str(error) and taken < 300 else f"{name}: {taken:.0f} MB, {error}"
+
+
+def weights_no_numbers(count: int) -> Iterator[str]:
+    model = build.create(digits(), 10)
+    for kind, value in (("nan", math.nan), ("inf", math.inf)):
+        state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+        state["head.weight"][0, 0] = value
+        for path in (Path(f"{kind}.safetensors"), Path(f"{kind}.pth")):
+            save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+            try:
+                load_weights(model, path)
+                yield f"{path}: no error"
+            except InputError as error:
+                yield "" if path.name in str(error) and "head.weight" in str(error) else f"{path}: {error}"
+
+
+def in_results(record: dict, **changed) -> dict:
+    return record | {"results": record["results"] | changed}
+
+
+# From a true record of FF only, seed 0: what is written, and the file that takes it.
+RECORDS: dict[str, tuple[Callable[[dict], dict], str]] = {
+    "a copy under another name": (lambda r: r, "ff-seed7.json"),
+    "seed 0 as seed 7": (lambda r: r | {"run_id": "ff-seed7", "config": r["config"] | {"seed": 7}}, "ff-seed7.json"),
+    "another model's": (
+        lambda r: r | {"run_id": "vit-seed0", "config": r["config"] | {"name": "vit"}},
+        "vit-seed0.json",
+    ),
+    "another experiment's": (lambda r: r | {"config": r["config"] | {"experiment": "imagenet"}}, "ff-seed0.json"),
+    "top-1 of 150": (lambda r: in_results(r, top1_percent=150.0), "ff-seed0.json"),
+    "top-1 of -5": (lambda r: in_results(r, top1_percent=-5.0), "ff-seed0.json"),
+    "top-1 that is true": (lambda r: in_results(r, top1_percent=True), "ff-seed0.json"),
+    "top-1 unlike its confusion matrix": (lambda r: in_results(r, top1_percent=50.0), "ff-seed0.json"),
+    "a mistake left out": (
+        lambda r: in_results(r, mistakes=r["results"]["mistakes"].partition(" ")[2]),
+        "ff-seed0.json",
+    ),
+    "more images than there are": (lambda r: in_results(r, images=361), "ff-seed0.json"),
+    "an epoch left out": (lambda r: r | {"history": r["history"][:-1]}, "ff-seed0.json"),
+    "no settings": (lambda r: r | {"config": []}, "ff-seed0.json"),
+}
+
+
+def wrong_records(count: int) -> Iterator[str]:
+    for number, (kind, (edited, name)) in enumerate(RECORDS.items()):
+        results = Path(f"results{number}")
+        shutil.copytree(ROOT / "results/digits", results / "digits", ignore=shutil.ignore_patterns("trials"))
+        record = json.loads((results / "digits/ff-seed0.json").read_text())
+        (results / "digits" / name).write_text(json.dumps(edited(record)))
+        try:
+            load_records("digits", results)
+            yield f"{kind}: no error"
+        except InputError as error:
+            yield "" if name in str(error) else f"{kind}: {error}"
+
+
+def other_runs(count: int) -> Iterator[str]:
+    """True records that are not of the experiment they are put into."""
+    digits_toml = (ROOT / "experiments/digits.toml").read_text()
+    recorded = load_records("digits")
+    theirs = digits_toml.replace('scope = "digits"', 'scope = "ImageNet"').replace("embed_dim = 64", "embed_dim = 32")
+    Path("digits.toml").write_text(theirs)
+    found = belonging(load_experiment("digits.toml"), recorded)
+    yield f"{len(found)} of another shape are shown as ImageNet's" if found else ""
+    own = [r | {"trained_here": True, "dataset": r["dataset"] | {"fingerprint": "other"}} for r in recorded[:3]]
+    found = belonging(load_experiment("digits"), [*recorded, *own])
+    yield "" if found == recorded else f"{len(found) - len(recorded)} of a reader's own images are among the records"
+
+
 SIZES, RANKS, BATCHES = (1, 7, 97, 997), (1, 2, 3), (1, 5, 64)
 
 
@@ -725,6 +866,14 @@ FAULTS = [
           "refused by name; or skipped, and listed by index and name", 4 * len(BAD), 4, bad_images),
     Fault("Malicious files", f"as checkpoint: {', '.join(CHECKPOINTS)}; as dataset: {', '.join(DATASETS)}",
           "nothing in them is executed, and the error names the file", 14, 14, malicious),
+    Fault("Wrong images", f"a dataset with {', '.join(WRONG_IMAGES)}; {', '.join(WRONG_FILES)}",
+          "refused by name, within 300 MB", len(WRONG_IMAGES) + len(WRONG_FILES), 0, wrong_images),
+    Fault("Weights that are no numbers", "nan, inf; as safetensors and as pth", "refused by file and key", 4, 4,
+          weights_no_numbers),
+    Fault("Wrong records", f"a record of digits: {', '.join(RECORDS)}", "refused by the name of its file",
+          len(RECORDS), len(RECORDS), wrong_records),
+    Fault("Records of other runs", "digits' records in an experiment file of that name for ImageNet at another shape; "
+          "runs of a reader's own images among them", "neither is in a table", 2, 2, other_runs),
     Fault("Evaluation in parts", f"{SIZES} images, by {RANKS} ranks, in batches of {BATCHES}",
           "every image counts once; accuracy, confusion and loss are those of one rank", 36, 36, evaluation),
 ]

@@ -12,7 +12,8 @@ import io
 import pandas as pd
 import torch
 
-from ffvit.evidence import counted
+from ffvit.evidence import counted, escape
+from ffvit.evidence.belonging import belonging
 from ffvit.evidence.measured import measured
 from ffvit.evidence.notebook_metadata import load_notebooks
 from ffvit.evidence.records import load_records
@@ -99,8 +100,9 @@ def of_benchmark(name: str) -> str:
 
 def findings(table: pd.DataFrame) -> str:
     """The grid of the study, its differences, and the score of its ledger."""
-    experiment, records = load_experiment(STUDY), load_records(STUDY)
-    name = f"[{experiment.title}](experiments/{STUDY}.toml)"
+    experiment = load_experiment(STUDY)
+    records = belonging(experiment, load_records(STUDY))
+    name = f"[{escape.markdown(experiment.title)}](experiments/{STUDY}.toml)"
     itself = table["Scale"] == MODEL
     judged = (
         f"Of the report's numbers and claims, [the ledger](docs/claims.md) has {score(table[itself])}\n"
@@ -125,10 +127,10 @@ def findings(table: pd.DataFrame) -> str:
     points = f"{experiment.scope} top-1 (points)"
     differences = [
         {
-            "difference in top-1": row["Difference"],
+            "difference in top-1": escape.markdown(row["Difference"]),
             "points": row[points],
             "95 % interval": row["95 % interval"],
-            "what the seeds show": row["What the seeds show"],
+            "what the seeds show": escape.markdown(row["What the seeds show"]),
             "kind": row["Kind"],
         }
         for row in study_tables.pairs(experiment, records).to_dict("records")
@@ -174,7 +176,7 @@ def stages_text() -> str:
             "attention in": place,
             **{
                 f"{merging} merging: {what}": wide.loc[place, (column, merging)]
-                for merging in ("deformable", "plain")
+                for merging in dict.fromkeys(table["Merging"])
                 for what, column in (("multiply-adds", "Multiply-adds"), ("top-1 (%)", "Top-1 (%)"))
             },
         }
@@ -191,7 +193,7 @@ def stages_text() -> str:
 def study_text() -> str:
     experiment = load_experiment(STUDY)
     what = f"The study shown in the README is [{STUDY}](../experiments/{STUDY}.toml)"
-    if not load_records(STUDY):
+    if not belonging(experiment, load_records(STUDY)):
         return f"{what}. It is not recorded yet.\n"
     folder = f"../figures/{STUDY}"
     return (

@@ -100,9 +100,8 @@ def compare(config: Config) -> dict[str, str]:
 def main() -> None:
     experiment = load_experiment("cifar10")
     grid = [variant.name for variant in experiment.of()]
-    resident.AT_ONCE = MACHINE.get(
-        "batch_size", resident.AT_ONCE
-    )  # so that few updates pay for no more images than they use
+    # So that few updates pay for no more images than they use.
+    resident.AT_ONCE = MACHINE.get("batch_size", resident.AT_ONCE)
     with tempfile.TemporaryDirectory() as folder:
         noise(Path(folder))
         rows = [compare(experiment.config(model, dataset=folder, **MACHINE)) for model in grid]

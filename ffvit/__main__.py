@@ -1,11 +1,13 @@
 """`ffvit COMMAND`, or `python -m ffvit COMMAND`."""
 
 import importlib
+import io
 import os
+import signal
 import sys
 import traceback
 
-from ffvit.system.errors import InputError, Stopped, TrainingError, suggest
+from ffvit.system.errors import CURES, InputError, Stopped, TrainingError, in_words, suggest
 from ffvit.system.lifetime import STOPPED
 
 COMMANDS = {
@@ -23,6 +25,9 @@ HELP = "\n".join(
 
 
 def main(arguments: list[str] | None = None) -> int:
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):  # and not a notebook's own
+            output.reconfigure(errors="backslashreplace")  # where a locale has no letter for what a label or path has
     given = sys.argv[1:] if arguments is None else arguments
     if not given or given[0] in ("-h", "--help"):
         print(HELP)
@@ -50,7 +55,16 @@ def _run(name: str, *arguments: str) -> int:
         return STOPPED
     except (InputError, TrainingError) as error:
         print(f"error{who}: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # whoever read has enough, as in: ffvit status digits | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in CURES:
+            print(f"error{who}: {in_words(error)}", file=sys.stderr)
+            return 2
         traceback.print_exc()
         print(f"error{who}: {type(error).__name__}: {error}", file=sys.stderr)
     return 2

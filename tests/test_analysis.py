@@ -266,7 +266,7 @@ def test_a_cell_looks_the_same_in_every_part_and_whatever_is_missing():
     assert drawing.style_of(STUDY, "vit_matched") == drawing.style_of(STUDY, "vit_10") == drawing.style_of(STUDY, "vit")
     assert len({drawing.style_of(STUDY, n)[0] for n in ("ff", "vit", "attention_only", "ff_attention")}) == 4
     records = [made("vit"), made("vit_long")]
-    alone = report_results.training_curves(STUDY, records, measured(STUDY, records)).axes[0].lines[0]
+    alone = report_results.training_curves(STUDY, measured(STUDY, records)).axes[0].lines[0]
     thick, thin = study_plots.accuracy_by_cost(STUDY, records).axes[0].lines
     assert alone.get_color() == thick.get_color() == thin.get_color() == drawing.style_of(STUDY, "vit")[0]
     assert thick.get_linewidth() > thin.get_linewidth()

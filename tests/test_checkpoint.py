@@ -8,13 +8,16 @@ import json
 import os
 import pickle
 import random
+import re
 import resource
 import shutil
 import signal
 import struct
 import tarfile
+import tempfile
 import time
 import zipfile
+from copy import copy as copy_of
 from functools import partial
 from pathlib import Path
 
@@ -118,6 +121,29 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_pa
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_kill_between_any_two_steps_of_a_write_leaves_the_old_file_or_the_new_one(tmp_path):
+    path, seen = tmp_path / "record.json", []
+
+    def write_and_die_after(steps):
+        left = itertools.count(steps, -1)
+
+        def or_die(step):
+            return lambda *a, **k: step(*a, **k) if next(left) > 0 else os.kill(os.getpid(), signal.SIGKILL)
+
+        tempfile.mkstemp, os.fsync = or_die(tempfile.mkstemp), or_die(os.fsync)
+        Path.write_bytes, Path.chmod, Path.replace = map(or_die, (Path.write_bytes, Path.chmod, Path.replace))
+        write_atomically(path, "new")
+        os._exit(0)
+
+    for steps in itertools.count():
+        write_atomically(path, "old")
+        status = os.waitpid(fork(partial(write_and_die_after, steps)), 0)[1]
+        seen.append(path.read_text())
+        if status != signal.SIGKILL:
+            break
+    assert status == 0 and seen == ["old"] * 5 + ["new"]
+
+
 def test_a_write_makes_its_folder_and_replaces_the_old_file(tmp_path):
     path = tmp_path / "a" / "b" / "record.json"
     write_atomically(path, "old")
@@ -177,6 +203,130 @@ def test_weights_of_another_model_are_refused_by_key_shape_and_type(tmp_path, ch
     with pytest.raises(InputError, match=trouble):
         load_weights(model, tmp_path / "w.safetensors")
     assert same_weights(model, small_model(0))
+
+
+SPOILT = {
+    "NaN": float("nan"),
+    "infinite": float("inf"),
+    "minus infinite": float("-inf"),
+    "too large for float32": 1e300,
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+@pytest.mark.parametrize("name", ["ff_tiny_patch16_224", "vit_tiny_patch16_224", "lit_ti"])
+def test_weights_that_are_not_finite_are_refused_by_key(tmp_path, name, suffix, kind):
+    shape = dict(img_size=32, num_classes=3, in_chans=1) if name == "lit_ti" else SHAPE
+    model = timm.create_model(name, **shape)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    spoilt = {key: value.double() if value.is_floating_point() else value for key, value in before.items()}
+    spoilt["head.bias"][1] = SPOILT[kind]
+    if suffix == "pth":
+        torch.save({"model": spoilt, "epoch": 3}, tmp_path / "w.pth")
+    else:
+        save_file(spoilt, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=f"w.{suffix}: NaN or infinite numbers in head.bias: .*take other weights"):
+        load_weights(model, tmp_path / f"w.{suffix}")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_of_many_weights_that_are_not_finite_three_are_named(tmp_path):
+    save_file(
+        {k: torch.full_like(v, torch.nan) for k, v in small_model().state_dict().items()}, tmp_path / "w.safetensors"
+    )
+    with pytest.raises(InputError, match=r"numbers in [\w.]+, [\w.]+, [\w.]+ and 30 more: "):
+        load_weights(small_model(), tmp_path / "w.safetensors")
+
+
+def deflated(path):
+    state = small_model().state_dict() | {"more": torch.zeros(2**25)}
+    torch.save(state, path.with_name("stored"))
+    with (
+        zipfile.ZipFile(path.with_name("stored")) as stored,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new,
+    ):
+        for entry in stored.infolist():
+            new.writestr(entry.filename, stored.read(entry))
+    path.with_name("stored").unlink()
+
+
+def many_times_one_part(path):
+    """A zip whose table of contents names the same bytes again and again."""
+    torch.save(small_model().state_dict(), path)
+    with zipfile.ZipFile(path, "a") as archive:
+        part = max(archive.infolist(), key=lambda entry: entry.file_size)
+        for number in range(70_000_000 // part.file_size):
+            copy = copy_of(part)
+            copy.filename = f"archive/data/{1000 + number}"
+            archive.filelist.append(copy)
+        archive._didModify = True
+
+
+def bytes_without_end(path, new=True):
+    class Long:
+        def __reduce__(self):
+            return bytearray, (10**10,)
+
+    torch.save({"model": {"norm.bias": Long()}}, path, _use_new_zipfile_serialization=new)
+
+
+def tensors_without_end(path):
+    torch.save(small_model().state_dict() | {f"{i}": torch.zeros(2**22) for i in range(6)}, path)
+
+
+def sparse(path):
+    path.touch()
+    os.truncate(path, 10**12)
+
+
+def long_header(path):
+    path.write_bytes(with_header({f"a{i}": tensor(0, 0, (0,)) for i in range(50_000)}))
+
+
+TOO_LARGE = {
+    "deflated.pth": (deflated, "its part .* is compressed"),
+    "overlapping.pth": (many_times_one_part, "it holds 7.* bytes, more than the"),
+    "bytes.pth": (bytes_without_end, "it holds a bytearray"),
+    "old_bytes.pth": (partial(bytes_without_end, new=False), "it holds a bytearray"),
+    "tensors.pth": (tensors_without_end, "it holds 100,.* bytes, more than the"),
+    "sparse.pth": (sparse, "it holds 1,000,000,000,000 bytes"),
+    "sparse.safetensors": (sparse, "it holds 1,000,000,000,000 bytes"),
+    "header.safetensors": (long_header, "its header has .* bytes, for a model of 33 tensors"),
+}
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_a_file_that_would_take_far_more_memory_than_the_model_is_refused_before_it_is_unpacked(tmp_path, name):
+    make, reason = TOO_LARGE[name]
+    make(tmp_path / name)
+    model, (reader, writer) = small_model(), os.pipe()
+
+    def load():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        try:
+            load_weights(model, tmp_path / name, sha256="0" * 64)
+        except InputError as error:
+            os.write(writer, f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before} {error}".encode())
+
+    os.waitpid(fork(load), 0)
+    os.close(writer)
+    with open(reader) as pipe:
+        grown_kb, _, message = pipe.read().partition(" ")
+    assert re.search(f"{name}: cannot be read safely as a checkpoint .*{reason}.*; delete it", message)
+    assert int(grown_kb) < 50_000
+
+
+def test_a_checkpoint_with_an_optimizer_and_averages_is_not_too_large(tmp_path, monkeypatch):
+    """What DeiT and others keep beside the weights: two moments, and averages."""
+    monkeypatch.setattr(weights, "MOST_BESIDE", 2**17)  # or all that is kept of this small model would pass
+    state = small_model().state_dict()
+    others = {str(number): {k: v.clone() for k, v in state.items()} for number in range(4)}
+    torch.save({"model": state, "others": others, "args": argparse.Namespace(x=1)}, tmp_path / "w.pth")
+    load_weights(small_model(), tmp_path / "w.pth")
+    torch.save({"model": state, "others": torch.zeros(2**16)}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match="more than the"):
+        load_weights(small_model(), tmp_path / "w.pth")
 
 
 def test_a_file_with_another_hash_is_refused(tmp_path):
@@ -247,7 +397,6 @@ def test_saving_over_a_damaged_checkpoint_replaces_it(tmp_path):
     run = stepped()
     path = save_run(tmp_path, 1, *run)
     (path / "model.safetensors").write_bytes(b"")
-    (path / "foreign").touch()
     save_run(tmp_path, 1, *run)
     assert find_state(tmp_path) == (path, []) and names(tmp_path) == ["00000001"]
 
@@ -600,6 +749,69 @@ def test_a_manifest_leads_to_no_file_outside_its_folder(tmp_path):
     (path / "progress.json").symlink_to(outside)
     with pytest.raises(InputError, match="progress.json: not a regular file"):
         find_state(tmp_path / "checkpoints")
+
+
+def test_a_manifest_that_would_never_end_is_damage(tmp_path):
+    path = save_run(tmp_path, 1, *stepped())
+    for forge in (
+        os.mkfifo,
+        lambda file: file.symlink_to("/dev/zero"),
+        lambda file: file.write_bytes(b" " * 2**21),
+        Path.mkdir,
+    ):
+        (path / MANIFEST).unlink()
+        forge(path / MANIFEST)
+        with pytest.raises(InputError, match="00000001: manifest.json: ValueError"):
+            find_state(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["0000000", "-0000001", "0000001.", "\u0660" * 8, "9" * 200])
+def test_a_name_that_is_no_number_of_an_update_is_no_checkpoint(tmp_path, name):
+    (tmp_path / name).mkdir()
+    assert find_state(tmp_path) == (None, [])
+
+
+def test_an_optimiser_state_that_is_more_than_its_file_is_refused(tmp_path):
+    path = save_run(tmp_path, 1, *stepped())
+    with zipfile.ZipFile(path / OPTIMIZER) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path / OPTIMIZER, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content + bytes(10**6) * name.endswith("/data/0"))
+    reseal(path)
+    with pytest.raises(InputError, match="optimizer.pt: cannot be read safely.*it holds more than its size"):
+        load_state(find_state(tmp_path)[0])
+
+
+def test_what_is_no_checkpoint_among_them_is_neither_removed_nor_written_over(tmp_path):
+    run, others = stepped(), ["20240101/photo.png", "00000002/notes.txt", ".00000001.new/mine", ".1/x", "notes"]
+    for name in others:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "00000007").symlink_to("20240101")
+    for update in (2, 3, 4):
+        save_run(tmp_path, update, *run)
+    checkpoint.remove_all(tmp_path)
+    left = sorted(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+    assert left == sorted(others) and (tmp_path / "00000007").is_symlink()
+
+
+def test_checkpoints_of_a_run_that_has_ended_go_with_their_folder(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for update in (1, 2):
+        save_run(folder, update, *stepped())
+    (folder / ".00000003.new").mkdir()  # of a kill, in the middle of what safetensors writes
+    (folder / ".00000003.new/.tmpa1B2c3").touch()
+    checkpoint.remove_all(folder)
+    checkpoint.remove_all(folder)
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_is_gone_is_not_made_for_a_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        save_run(tmp_path / "gone/checkpoints", 1, *stepped())
+    assert names(tmp_path) == []
 
 
 def test_an_author_checkpoint_loads_with_its_namespace_and_every_key(tmp_path):

@@ -1,5 +1,6 @@
 """The commands: quick to answer, helpful when wrong; runs side by side are told of, stop in order and leave nothing behind."""
 
+import errno
 import json
 import math
 import os
@@ -19,7 +20,6 @@ import pytest
 from ffvit.__main__ import COMMANDS
 from ffvit.__main__ import main as ffvit
 from ffvit.commands import train
-from ffvit.evidence import records
 from ffvit.launching import forecast, jobs
 from ffvit.launching import launch as launching
 from ffvit.launching.children import Children, watched
@@ -28,6 +28,7 @@ from ffvit.launching.launch import launch
 from ffvit.settings.experiment import load_experiment
 from ffvit.system.errors import InputError, Stopped, TrainingError
 from ffvit.system.files import ROOT
+from ffvit.training import progress
 
 WITHOUT_TORCH = (
     "import sys; sys.modules.update(dict.fromkeys(['torch', 'timm', 'numpy'])); from ffvit.__main__ import main; "
@@ -76,6 +77,81 @@ def test_every_command_tells_what_ended_it_the_same_way(monkeypatch, capsys):
     monkeypatch.setattr(os, "environ", os.environ | {"RANK": "1", "WORLD_SIZE": "2"})
     assert ending(OSError("odd")) == (2, "", ["error in process 1 of 2: OSError: odd"])
     assert ending(Stopped("stopped by SIGTERM")) == (75, "", [])  # the first process says so
+
+
+def test_ctrl_c_and_what_the_system_refuses_are_told_in_one_line(monkeypatch, capsys):
+    def ending(error):
+        def main(arguments):
+            raise error
+
+        monkeypatch.setattr(train, "main", main)
+        return ffvit(["train"]), capsys.readouterr().err
+
+    assert ending(KeyboardInterrupt()) == (130, "stopped by Ctrl-C\n")
+    for number, words in (
+        (errno.ENOSPC, "No space left on device; make room"),
+        (errno.EROFS, "Read-only file system; choose a place that you may write to"),
+        (errno.EACCES, "Permission denied; choose a place that you may write to"),
+        (errno.ENAMETOOLONG, "File name too long; choose a shorter name"),
+        (errno.ENOTDIR, "Not a directory; a file is in a folder's place"),
+    ):
+        code, told = ending(OSError(number, os.strerror(number), "runs/a"))
+        assert (code, told.count("\n")) == (2, 1) and told.startswith(f"error: runs/a: {words}")
+
+
+def test_numbers_that_this_machine_cannot_hold_or_nobody_means_are_refused(capsys):
+    for arguments, message in (
+        (["missing", "digits", "--jobs", "1000"], r"--jobs=1000 are too many processes for \d+ cores and \d+ GB .*: --jobs=\d+ fit"),
+        (["tune", "digits", "--jobs", "1000"], r"--jobs=\d+ fit"),
+        (["missing", "digits", "--minutes", "nan"], "--minutes must be a number from 0 on, got nan"),
+        (["missing", "digits", "--minutes=-1"], "--minutes must be a number from 0 on, got -1.0"),
+        (["train", "--experiment", "digits", "--model", "ff", "seed=" + "9" * 5000], "give --seed"),
+        (["train", "--experiment", "digits", "--model", "ff", "epochs=" + "9" * 5000], "epochs must be a valid integer"),
+        (["train", "--experiment", "digits", "--model", "ff", "model_args=" + "[" * 5000], "model_args must be a table"),
+        (["train", "--experiment", "digits", "--model", "ff", "device=nope"], "device must be 'auto', 'cuda', 'cpu' or 'mps'"),
+    ):  # fmt: skip
+        assert ffvit(arguments) == 2
+        assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[1]", "3", "null", '{"model_type": "vit"}', "[" * 100_000, "\xff", None, '{"experiment": "digits"}',
+     '{"experiment": "a/b", "name": "x", "label": "x", "model": "x", "dataset": "x"}',
+     '{"experiment": "a", "name": "x", "label": "x", "model": "x", "dataset": "x", "model_args": [1]}'],
+)  # fmt: skip
+def test_a_config_that_is_none_is_refused_by_name_in_one_line(tmp_path, capsys, text):
+    file = tmp_path / "config.json"
+    if text is not None:
+        file.write_bytes(text.encode("latin-1"))
+    assert ffvit(["train", "--config", str(file)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and told.count("\n") == 1
+    assert str(file) in told or "experiment must name a folder, got 'a/b'" in told
+
+
+def test_who_reads_may_have_enough(capfd):
+    command = f"{sys.executable} -m ffvit status digits | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr == "" and done.stdout.startswith("Handwritten digits")
+
+
+IN_ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_a_locale_of_ascii_reads_and_prints_what_is_not(tmp_path):
+    text = (ROOT / "experiments/digits.toml").read_text(encoding="utf-8").replace('"FF only"', '"f\u00fcr sich"')
+    (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "ffvit", "status", str(tmp_path / "mine.toml")],
+        env=os.environ | IN_ASCII, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and r"f\xfcr sich" in done.stdout, done.stderr
+    said = r"import sys; sys.stdout.buffer.write('f\xfcr sich'.encode())"
+    log = tmp_path / "log.txt"
+    call = f"from ffvit.launching.children import Children; import os; Children().run(['-c', {said!r}], os.environ, {str(log)!r})"
+    subprocess.run([sys.executable, "-c", call], env=os.environ | IN_ASCII, check=True)
+    assert log.read_text(encoding="utf-8") == "f\u00fcr sich"
 
 
 # Runs side by side
@@ -224,7 +300,7 @@ def test_killed_driver_that_has_only_what_training_needs_leaves_nothing_behind(j
 def facts(config, epoch_s, macs=100, train=1000, validation=300, epochs=2, **hardware):
     """What a record says of a run on this machine that took so long."""
     here = {"device": "cpu", "gpu": None, "processes": config.num_processes, **forecast.provenance.processor()}
-    return {name: kind() for name, kind in records.FIELDS.items()} | {
+    return {
         "config": config.to_dict(),
         "model": {"macs": macs},
         "dataset": {"images": {"train": train, "validation": validation, "test": 1}, "classes": 10},
@@ -283,7 +359,7 @@ def test_time_left_is_by_what_epochs_took_so_far(job, tmp_path):
     known = [forecast.pace_of(facts(digits.config("ff"), 10.0))]
     look = Outlook(made, 1, known)
     assert look.left_s() == 2 * (50 + forecast.BESIDES_S)
-    made[0].began = time.time()
+    made[0].began = time.monotonic()
     assert str(look).startswith("0 of 2 recorded; a epoch 1/5; left: 2 min, until ")
     (made[0].folder / "history.json").write_text(json.dumps([{"seconds": 20.0}] * 2))  # twice as long as thought
     assert look.left_s() == pytest.approx(3 * 20 + 5 * 20 + 2 * forecast.BESIDES_S, abs=2)
@@ -291,6 +367,35 @@ def test_time_left_is_by_what_epochs_took_so_far(job, tmp_path):
     (made[0].folder / "history.json").write_text(json.dumps([{"seconds": 20.0}] * 5))
     assert look.left_s() == 5 * 20 + 10
     assert str(Outlook(made, 1, [])).endswith("left: not known yet")
+
+
+def test_a_clock_that_is_set_leaves_durations_as_they_are(job, monkeypatch):
+    made, now = job("a", "good"), time.time()
+    made.began = time.monotonic() - 100
+    (made.folder / "history.json").write_text("[]")
+    for hours in (-24, 0, 24):
+        monkeypatch.setattr(jobs.time, "time", lambda hours=hours, now=now: now + 3600 * hours)
+        assert 0 <= made.idle_s <= 101
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '[{"seconds": "x"}]', "[" * 100_000, '[{"seconds": null}]', "3"])
+def test_a_history_that_is_none_is_no_epoch_made(job, text):
+    made = job("a", "good")
+    (made.folder / "history.json").write_text(text)
+    assert made.epochs == [] and made.where == f"a epoch 1/{made.config.total_epochs}"
+
+
+@pytest.mark.parametrize("epoch_s", [-1.0, 0.0, math.nan, math.inf, 1e300, "1", None, [1]])
+def test_an_epoch_of_no_length_is_not_forecast_from(tmp_path, no_gpu, epoch_s):
+    digits = load_experiment("digits")
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits/a.json").write_text(json.dumps(facts(digits.config("ff"), epoch_s)))
+    assert forecast.paces_here(digits, tmp_path, tmp_path) == []
+
+
+def test_an_end_beyond_all_dates_is_told(job):
+    assert re.fullmatch(r"[\d-]+ \d\d:\d\d", forecast.clock(1e300))
+    assert progress.duration(1e300).startswith("115740740 days")
 
 
 def test_forecast_needs_no_torch_and_is_empty_where_nothing_is_known(tmp_path, monkeypatch, no_gpu):
@@ -323,7 +428,8 @@ def test_durations_are_told_as_one_says_them(seconds, told):
 def test_variables_of_make_are_values_and_never_commands(target, tmp_path):
     touched = tmp_path / "touched"
     names = ("EXPERIMENT", "DATASET", "PROFILE", "JOBS", "RUNS_PER_GPU")
-    values = [f'{name}=x"; touch {touched}; "' for name in names]
+    hostile = f'x"; touch {touched}; "$(shell touch {touched})`touch {touched}`$$(touch {touched})'
+    values = [f"{name}={hostile}" for name in names]
     bin_here = {"CONDA_DEFAULT_ENV": "ffvit", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(
         ["make", target, *values], cwd=ROOT, env=os.environ | bin_here, capture_output=True, text=True

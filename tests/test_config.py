@@ -45,7 +45,8 @@ def test_models_of_a_stage_experiment_differ_in_attention_and_merging_alone_and_
     experiment = load_experiment(name)
     alike = []
     for settings in (experiment.config(name).to_dict() for name in experiment.variants):
-        shape = {k: v for k, v in settings["model_args"].items() if k not in ("attention_stages", "deformable")}
+        varied = ("attention_stages", "deformable", "learn_offsets")
+        shape = {k: v for k, v in settings["model_args"].items() if k not in varied}
         alike.append({k: v for k, v in settings.items() if k not in ("name", "label")} | {"model_args": shape})
     assert all(settings == alike[0] for settings in alike) and len(experiment.seeds) >= 3
 
@@ -119,6 +120,19 @@ std = [0.4]
         ("scope =", "scop =", "'scop' is no part of an experiment; did you mean 'scope'"),
         ("scope =", "scop =", "needs 'scope'"),
         ('scope = "digits"', 'scope = ""', "scope must"),
+        ('scope = "digits"', 'scope = "a\\nb"', "scope must be in one line, without control characters, got 'a.nb'"),
+        ('title = "Mine"', 'title = "a\\u001b[2J"', "title must be in one line, without control characters"),
+        (
+            'label = "FF only"',
+            'label = "a\\u2028b"',
+            "models.ff: label must be in one line, without control characters",
+        ),
+        (
+            "[settings]",
+            "[compare.x]\ntitle = 't'\nvary.s = [{ name = '', label = \"a\\rb\", set = {} }]\n[settings]",
+            "vary.s: label must be in one line",
+        ),
+        ("[settings]", '[compare.x]\ntitle = "a\\tb"\nvary.epochs = [8]\n[settings]', "compare.x.title must be in one"),
         ('title = "Mine"', "title = 3", "title must be a valid string, got 3"),
         ("model_args = { depth = 4 }", "model_args = 4", "model_args must be a table"),
         ("model_args = { depth = 4 }", "depth = 4", "'depth' is an argument of the model: write model_args = { depth"),
@@ -162,6 +176,33 @@ def test_a_mistake_in_an_experiment_file_is_reported_when_it_is_read(tmp_path, o
     path.write_text(MINE.replace(old, new))
     with pytest.raises(InputError, match=trouble):
         load_experiment(path)
+
+
+@pytest.mark.parametrize("name", ["{seed}", "x: y", "a b", "-x", ".x", "a\nb", "$(touch f)", "x" * 101])
+def test_an_experiment_file_of_a_name_that_no_folder_should_have_is_refused_by_name(tmp_path, name):
+    (tmp_path / f"{name}.toml").write_text(MINE)
+    with pytest.raises(InputError, match="name it by letters, digits, '_', '-' and '.'") as refused:
+        load_experiment(tmp_path / f"{name}.toml")
+    assert repr(f"{name}.toml")[1:-1] in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["mine", "007", "a.b-c_d", "größe"])
+def test_an_experiment_file_may_be_called(tmp_path, name):
+    (tmp_path / f"{name}.toml").write_text(MINE)
+    assert load_experiment(tmp_path / f"{name}.toml").name == name
+
+
+@pytest.mark.parametrize("content", ["a = " + "[" * 10**5, "#" * (2**20 + 1)])
+def test_an_experiment_file_too_deep_or_too_long_is_refused_in_one_line(tmp_path, content):
+    (tmp_path / "mine.toml").write_text(content)
+    with pytest.raises(InputError, match="mine.toml: not valid TOML: .*(recursion|are more than)") as refused:
+        load_experiment(tmp_path / "mine.toml")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_name_that_no_file_can_have_is_an_unknown_experiment():
+    with pytest.raises(InputError, match="is unknown"):
+        load_experiment("x" * 5000)
 
 
 def test_an_experiment_of_ones_own_is_named_after_its_file(tmp_path):

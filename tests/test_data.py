@@ -1,7 +1,11 @@
+import gc
 import io
 import itertools
+import multiprocessing
+import os
 import random
 import re
+import resource
 import struct
 import zlib
 from collections import Counter
@@ -10,6 +14,7 @@ from dataclasses import replace
 import datasets
 import fsspec
 import numpy as np
+import PIL.ImageFile
 import pyarrow.parquet
 import pytest
 import torch
@@ -17,7 +22,7 @@ from PIL import Image
 
 from ffvit.data import resident
 from ffvit.data.batches import TrainBatches, eval_loader
-from ffvit.data.images import decode, train_transform
+from ffvit.data.images import decode, read, train_transform
 from ffvit.data.loader import AugmentedImages, EpochOrder
 from ffvit.data.splits import first_images, load_splits
 from ffvit.data.stream import ParquetStream, StreamedImages
@@ -53,7 +58,9 @@ def split(count, labels=None, kind=CLASSES, image="image", label="label"):
 
 
 def save(folder, train, test=None):
-    datasets.DatasetDict(train=train, test=train if test is None else test).save_to_disk(folder)
+    """Without test images of their own, the training images twice: as many would be refused as the same."""
+    test = datasets.concatenate_datasets([train, train]) if test is None else test
+    datasets.DatasetDict(train=train, test=test).save_to_disk(folder)
     return folder
 
 
@@ -79,23 +86,28 @@ def test_the_split_does_not_depend_on_the_seed():
 
 def test_the_fingerprint_changes_with_one_label_and_with_one_image(tmp_path):
     labels = [0, 1] * 10
-    same, again = (load_splits(colour(save(tmp_path / n, split(20, labels)))).fingerprint for n in "ab")
-    other_label = load_splits(colour(save(tmp_path / "c", split(20, labels), split(20, [1, *labels[1:]])))).fingerprint
     images = split(20, labels).to_dict()
     images["image"][3] = split(30)[29]["image"]
     changed = datasets.Dataset.from_dict(images, split(2).features)
-    other_image = load_splits(colour(save(tmp_path / "d", split(20, labels), changed))).fingerprint
+    tests = [split(20, labels), split(20, labels), split(20, [1, *labels[1:]]), changed]
+    found = [load_splits(colour(save(tmp_path / str(i), split(30), test))).fingerprint for i, test in enumerate(tests)]
+    same, again, other_label, other_image = found
     assert same == again
     assert len({same, other_label, other_image}) == 3
 
 
+def test_the_fingerprint_of_the_digits_is_that_of_the_records():
+    """What every record in results/ says of them: a change here would make all of them those of other images."""
+    assert load_splits(load_experiment("digits").config("ff")).fingerprint == "6bf8f15ad56789e3"
+
+
 def test_grey_palette_cmyk_and_rgb_files_become_rgb_tensors(tmp_path):
-    for part in ("train", "test"):
+    for first, part in enumerate(("train", "test")):
         for label in ("cat", "dog"):
             folder = tmp_path / part / label
             folder.mkdir(parents=True)
             for i, (mode, suffix) in enumerate([("L", "png"), ("P", "png"), ("CMYK", "jpg"), ("RGB", "jpg")]):
-                picture(i, mode).save(folder / f"{i}.{suffix}")
+                picture(4 * first + i, mode).save(folder / f"{i}.{suffix}")
     settings = colour(tmp_path, batch_size=2, validation_fraction=0.25)
     splits = load_splits(settings)
     assert {image.mode for image in splits.test["image"]} == {"L", "P", "CMYK", "RGB"}
@@ -445,10 +457,29 @@ def palette(**options):
     return encode(image, "PNG", **options)
 
 
+def tiff(pixels, data=None, fields=()):
+    """An uncompressed grey TIFF of these values; of other bytes or other fields where they are given."""
+    (height, width), kind = pixels.shape, {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
+    data = pixels.tobytes() if data is None else data
+    all_fields = {256: width, 257: height, 258: 8 * pixels.itemsize, 259: 1, 262: 1, 273: None, 277: 1, 278: height}
+    all_fields = sorted((all_fields | {279: len(data), 339: kind} | dict(fields)).items())
+    begin = 8 + 2 + 12 * len(all_fields) + 4  # of the data
+    listed = [struct.pack("<HHII", key, 4, 1, begin if value is None else value) for key, value in all_fields]
+    return struct.pack("<2sHIH", b"II", 42, 8, len(listed)) + b"".join(listed) + bytes(4) + data
+
+
+def tiled(side, data):
+    """A TIFF of 8 x 6 pixels that are the corner of a tile of side x side."""
+    return tiff(GREY, data, {259: 8, 322: side, 323: side, 324: None, 325: len(data)})
+
+
 PALETTE = np.stack([GREY // 16, 2 * (GREY // 16), 255 - GREY // 16], axis=-1)
 ODD = {
     "16-bit grey PNG": (encode(Image.fromarray(DEEP), "PNG"), DEEP // 256),
     "16-bit grey TIFF": (encode(Image.fromarray(DEEP), "TIFF"), DEEP // 256),
+    "16-bit grey TIFF of another writer": (tiff(DEEP), DEEP // 256),
+    "16-bit grey JPEG 2000": (encode(Image.fromarray(DEEP), "JPEG2000"), DEEP // 256),
+    "12-bit grey PGM": (b"P5 8 6 4095 " + (DEEP // 16).astype(">u2").tobytes(), DEEP // 256),
     "16-bit grey PGM": (b"P5 8 6 65535 " + DEEP.astype(">u2").tobytes(), DEEP // 256),
     "grey": (encode(Image.fromarray(GREY), "PNG"), GREY),
     "grey with transparency": (encode(Image.fromarray(np.stack([GREY, 255 - GREY], -1), "LA"), "PNG"), GREY),
@@ -481,16 +512,17 @@ def test_odd_files_decode_to_the_right_pixels(kind, mode):
     assert (np.asarray(found) == np.asarray(Image.fromarray(expected).convert(mode))).all()
 
 
-def png_of(width, height):
-    """The head of a picture that would take width x height bytes."""
+def png_of(width, height, pixels=b""):
+    """The head of a picture that would take width x height bytes, and the pixels that there are."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
 
 
+UNKNOWN = "which of its values are black and white is not known .* save it with 8 bits"
 BAD = {
     "truncated": (encode(Image.fromarray(RGB), "JPEG")[:-60], "[Tt]runcated"),
     "only a head": (encode(Image.fromarray(RGB), "PNG")[:40], ""),
@@ -498,7 +530,16 @@ BAD = {
     "text": (b"<html>404: not found</html>", "no image of a known format"),
     "a bomb": (png_of(30000, 30000), "exceeds limit"),
     "perhaps a bomb": (png_of(10000, 10000), "exceeds limit"),
-    "missing": (None, "No such file"),
+    "elsewhere": (None, "lies outside the dataset's folder"),
+    "whole numbers of 32 bits": (tiff(DEEP.astype(np.int32)), UNKNOWN),
+    "whole numbers of 32 bits without sign": (tiff(DEEP.astype(np.uint32)), UNKNOWN),
+    "16 bits with sign": (tiff(DEEP.astype(np.int16)), UNKNOWN),
+    "broken numbers": (tiff((DEEP / 65535).astype(np.float32)), UNKNOWN),
+    "broken numbers in a PFM": (b"Pf\n8 6\n-1.0\n" + (DEEP / 65535).astype(np.float32).tobytes(), UNKNOWN),
+    "12 bits, which Pillow does not scale": (tiff(DEEP, bytes(72), {258: 12}), UNKNOWN),
+    "16 bits with white as 0": (tiff(DEEP, fields={262: 0}), UNKNOWN),
+    "a program": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n", "it is a program"),
+    "a huge tile": (tiled(2**15, b""), "its tiles have more than 89,478,485 pixels"),
 }
 
 
@@ -535,6 +576,87 @@ def test_a_bad_file_is_skipped_and_listed(kind):
     [bad] = [bad for batch in found for bad in batch.bad]
     assert bad[:2] == (2, "2.png")
     assert re.search(reason, bad.reason)
+
+
+def peak_mb(action):
+    """By how much an action raises the memory of a process, in a child that ends without an answer, and its result."""
+    reader, writer = os.pipe()
+    if not (child := os.fork()):
+        before, result = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, ""
+        try:
+            result = str(action())
+        except Exception as error:
+            result = f"{type(error).__name__}: {error}"
+        finally:
+            after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            os.write(writer, f"{(after - before) // 1024} {result}".encode())
+            os._exit(0)
+    os.close(writer)
+    with open(reader) as pipe:
+        grown, _, result = pipe.read().partition(" ")
+    os.waitpid(child, 0)
+    return int(grown), result
+
+
+WIDE, HIGH = png_of(65535, 1, bytes(65536)), encode(Image.new("L", (1, 65500)), "JPEG")
+LONG = "resized to a short side of 256, it would have 4,29.*cut it into pieces"
+HUGE = {
+    "271 bytes, very wide": (WIDE, LONG),
+    "very high": (HIGH, LONG),
+    "a tile": (tiled(2**15, zlib.compress(bytes(2**24))), "its tiles"),
+    "900 million pixels": (png_of(30000, 30000, bytes(2**24)), "exceeds limit"),
+}
+
+
+@pytest.mark.parametrize("kind", HUGE)
+def test_an_image_that_would_take_gigabytes_takes_a_few_megabytes_and_is_bad(kind):
+    file, reason = HUGE[kind]
+    settings = colour("unused", img_size=224, crop_pct=0.875, bad_images="skip")
+    grown, result = peak_mb(lambda: list(eval_loader(with_files(1, {0: file}), settings))[0].bad[0].reason)
+    assert re.search(reason, result)
+    assert grown < 100
+
+
+def test_a_long_image_is_good_where_it_is_not_resized_to_many_pixels():
+    square, panorama = png_of(9, 9, bytes(90)), encode(Image.new("L", (2000, 200)), "PNG")
+    for file, settings in [(WIDE, {"img_size": 8}), (panorama, {"img_size": 224}), (square, {"img_size": 10_000})]:
+        assert isinstance(read({"bytes": file, "path": ""}, 0, "", colour("unused", **settings), ()), Image.Image)
+
+
+def test_a_file_longer_than_any_image_is_not_read(tmp_path):
+    for name, size in {"a.png": 10**11, "b.png": 0}.items():
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, size)
+    grown, result = peak_mb(lambda: decode({"bytes": None, "path": str(tmp_path / "a.png")}, "RGB"))
+    assert "OSError: the file has 100,000,000,000 bytes" in result and grown < 100
+    with pytest.raises(OSError, match="the file is empty"):
+        decode({"bytes": None, "path": str(tmp_path / "b.png")}, "RGB")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_decoder_that_ends_the_process_or_prints_is_one_that_fails(monkeypatch, workers):
+    def leave(image):
+        print("leaving")
+        raise SystemExit("leaving")
+
+    monkeypatch.setattr(PIL.ImageFile.ImageFile, "load", leave)
+    [batch] = eval_loader(with_files(2, {}), skipping(batch_size=2, num_workers=workers))
+    assert [bad.reason for bad in batch.bad] == ["leaving", "leaving"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_no_worker_outlives_the_error_that_it_met(tmp_path, streaming):
+    """They ignore the signal by which Python ends its children when it exits, and it would wait for them for ever."""
+    folder = shards(tmp_path / "data", with_files(20, dict.fromkeys(range(20), b"x")), [20])
+    settings = replace(streamed(folder, num_workers=1), streaming=streaming)
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(InputError, match="no image of a known format"):
+            list(TrainBatches(load_splits(settings), settings).epoch(0))
+        assert not multiprocessing.active_children()
+    finally:
+        gc.enable()
 
 
 def test_a_row_without_any_file_is_a_bad_image():
@@ -784,8 +906,8 @@ def test_real_imagenet_files_are_the_same_images_from_a_folder_from_parquet_and_
     stream = load_splits(replace(stream, test_split="test", validation_split="test"))
     folder = replace(settings, dataset=str(tmp_path / "folder"), test_split="train", validation_split="train")
     found = [
-        sorted((splits.classes[label], image.tobytes()) for image, label in first_images(splits.train, settings, 150))
-        for splits in (plain, load_splits(folder), stream)
+        sorted((splits.classes[label], image.tobytes()) for image, label in first_images(splits.train, config, 150))
+        for splits, config in ((plain, settings), (load_splits(folder), folder), (stream, settings))
     ]
     assert len(stream.train) == len(found[0]) == 150
     assert found[0] == found[1] == found[2]

@@ -39,6 +39,7 @@ WIDTHS["lit_s"] = WIDTHS["lit_m"] = [96, 192, 384, 768]
 DEPTHS = {"lit_ti": [3, 4, 6, 3], "lit_s": [2, 2, 6, 2], "lit_m": [2, 2, 18, 2], "lit_b": [2, 2, 18, 2]}
 HEADS = {"lit_ti": [5, 8], "lit_s": [12, 24], "lit_m": [12, 24], "lit_b": [16, 32]}  # of stages 3 and 4
 LINEAGES = ["lit_ti", "lit_s"]
+MERGINGS = [{"deformable": True}, {"learn_offsets": False}, {"deformable": False}]
 SMALL = dict(
     img_size=32,
     patch_size=2,
@@ -296,6 +297,51 @@ def test_offsets_are_zero_at_first_and_learn_from_the_first_step(name):
     assert all(p.grad.any() for p in offsets.values())
 
 
+@pytest.mark.parametrize("name", LINEAGES)
+def test_offsets_held_at_zero_change_no_other_weight_at_the_start(name):
+    states = []
+    for learn_offsets in (True, False):
+        torch.manual_seed(0)
+        states.append(small(name, learn_offsets=learn_offsets).state_dict())
+    learned, held = states
+    assert {key for key in learned if key not in held} == {key for key in learned if "conv_offset" in key}
+    assert all(torch.equal(value, learned[key]) for key, value in held.items())
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_held_at_zero_and_not_yet_moved_offsets_give_the_same_output_and_gradients(autocast):
+    torch.manual_seed(1)
+    x, found = torch.randn(5, 7, 9, 6), []  # odd: a last row and column are left out
+    for learn_offsets in (True, False):
+        torch.manual_seed(0)
+        merging, given = DeformableMerging(6, 10, learn_offsets), x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = merging(given)
+        assert y.dtype == torch.float32
+        (y.sin() / y.numel()).sum().backward()
+        found.append([y, given.grad, merging.dconv.weight.grad, *merging.norm_layer.buffers()])
+    for learned, held in zip(*found):
+        torch.testing.assert_close(held, learned, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", LINEAGES)
+def test_offsets_held_at_zero_stay_there_whatever_is_learned(name):
+    torch.manual_seed(0)
+    model, x = small(name, learn_offsets=False), torch.randn(4, 1, 32, 32)
+    optimizer = optim.create_optimizer(load_experiment("imagenet-lit").config(name, base_lr=1.5e-3), model)
+    assert [group["lr"] for group in optimizer.param_groups] == [3e-3, 3e-3]  # no third: there are no offset weights
+    before = [merging.dconv.weight.clone() for merging in model.mergings]
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+    for merging, start in zip(model.mergings, before):
+        conv, tokens = merging.dconv, torch.randn(2, merging.dconv.in_channels, 6, 6)
+        assert not torch.equal(conv.weight, start)
+        assert torch.equal(conv(tokens), F.conv2d(tokens, conv.weight, conv.bias, stride=2))
+    assert not any("offset" in key for key in model.state_dict())
+
+
 def test_deformable_convolution_is_in_fp32_under_autocast(monkeypatch):
     torch.manual_seed(0)
     seen = []
@@ -315,10 +361,11 @@ def test_deformable_convolution_is_in_fp32_under_autocast(monkeypatch):
     assert conv.bfloat16()(x.bfloat16()).dtype == torch.bfloat16  # a model that is all bf16 stays so
 
 
+@pytest.mark.parametrize("merging", MERGINGS)
 @pytest.mark.parametrize("name", LINEAGES)
-def test_training_runs_under_autocast(name):
+def test_training_runs_under_autocast(name, merging):
     torch.manual_seed(0)
-    model = small(name)
+    model = small(name, **merging)
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(torch.randn(4, 1, 32, 32)).square().sum()
     loss.backward()
@@ -495,12 +542,12 @@ def test_weights_start_as_in_the_official_code(name):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("deformable", [False, True])
+@pytest.mark.parametrize("merging", MERGINGS)
 @pytest.mark.parametrize("stages", [(), (4,), (1, 2, 3, 4)])
 @pytest.mark.parametrize("name", LINEAGES)
-def test_gradients_reach_every_parameter_of_lit(name, stages, deformable, checkpointing):
+def test_gradients_reach_every_parameter_of_lit(name, stages, merging, checkpointing):
     torch.manual_seed(0)
-    model = randomised(small(name, attention_stages=stages, deformable=deformable)).train()
+    model = randomised(small(name, attention_stages=stages, **merging)).train()
     model.set_grad_checkpointing(checkpointing)
     model(torch.randn(4, 1, 32, 48)).square().sum().backward()
     silent = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()}
@@ -615,6 +662,7 @@ def test_reset_classifier_changes_the_number_of_lits_classes(name, pooling):
         (dict(depths=(1, 2, 3, 0)), r"depths=\(1, 2, 3, 0\): one for each of the four stages, none of them 0 or less"),
         (dict(attention_stages=(0, 4)), r"attention_stages=\(0, 4\): the stages are 1, 2, 3 and 4"),
         (dict(num_heads=(1, 2, 5, 4)), "stage 3: 5 heads do not divide 12"),
+        (dict(deformable=False, learn_offsets=False), "learn_offsets=False: plain merging has no offsets"),
         (dict(img_size=(16, 14)), "16x14 pixels is too small: 8x8 patches of 2x2"),
     ],
 )
@@ -686,6 +734,7 @@ def test_a_checkpoint_tells_which_variant_it_is_of(name, shape):
         (dict(img_size=64), "(pos_embed1|relative_position_bias_table) is "),
         (dict(attention_stages=(4,)), "0.norm1.weight is missing"),
         (dict(deformable=False), "dconv.weight is missing"),
+        (dict(learn_offsets=False), "dconv.conv_offset.weight is missing"),
         (dict(num_classes=7), r"head.weight is \(7, 16\), the model's \(5, 16\)"),
         (dict(depths=(1, 1, 1, 1)), "1.norm1.weight is missing"),
     ],

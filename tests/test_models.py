@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import urllib.error
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -352,9 +353,12 @@ def test_weights_that_are_missing_or_too_many_are_named(hub, depth):
 def test_a_damaged_or_unsafe_download_is_refused_by_name(hub):
     path = hub / "linear-tiny-checkpoint.pth"
     author_file(timm.create_model("ff_tiny_patch16_224"), path)
-    whole = path.read_bytes()
+    whole, compressed = path.read_bytes(), io.BytesIO()
+    with zipfile.ZipFile(compressed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(10**6))
     for content in (
         whole[: len(whole) // 2],
+        compressed.getvalue(),
         b"",
         b"<html>404 Not Found</html>",
         pickle.dumps({"model": print}, protocol=2),

@@ -259,5 +259,17 @@ def test_parameter_of_another_type_is_an_error(values, message):
         check([DECLARED], VALUES | values)
 
 
+def test_an_empty_list_and_a_choice_that_is_none_are_errors():
+    declared, values = (
+        'seeds: list = [0]\nmodels: list = []\ndevice: str = "auto"',
+        {"seeds": [0], "models": [], "device": ""},
+    )
+    check([declared], values)
+    with pytest.raises(InputError, match=r"parameter 'seeds' is empty: give at least one, or leave it out for \[0\]"):
+        check([declared], values | {"seeds": []})
+    with pytest.raises(InputError, match="parameter 'device' must be one of 'auto', 'cuda', 'cpu', 'mps', got 'nope'"):
+        check([declared], values | {"device": "nope"})
+
+
 def test_names_defined_in_later_cells_are_no_parameters():
     check([DECLARED, "config = 1", "%matplotlib inline\nx = 2", DECLARED], VALUES | {"config": 1, "x": 2})

@@ -5,15 +5,16 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import tomllib
 from pathlib import Path
 
+import hostile
 import psutil
 import pytest
 import torch
@@ -238,7 +239,7 @@ def test_missing_runs_stop_with_checkpoints_go_on_and_leave_the_pipeline_nothing
 @pytest.fixture
 def gpus(monkeypatch, tmp_path):
     """Pretend that there are so many, of which none is taken; and take some for a run of so many processes."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # for their locks
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     def there_are(count, runs_per_gpu):
@@ -328,6 +329,21 @@ def test_every_model_has_its_own_seeds_and_places(project, monkeypatch):
     assert output.count("-y 'seeds: ") == 4 and output.count("-p seed") == 8
 
 
+@pytest.mark.parametrize("task, file", [("reproduce", "my {x}: d/mine.toml"), ("figures", "007")])
+def test_texts_and_paths_with_a_meaning_to_snakemake_are_taken_as_they_are(project, task, file):
+    path = project / file if "/" in file else project / f"experiments/{file}.toml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(hostile.TEXT)
+    records = project / "results" / path.stem
+    (records / "trials").mkdir(parents=True)
+    for folder in (records, records / "trials"):
+        (folder / "{seed}.json").touch()
+    code, output = pipeline(project, task, "--", "--dry-run", "--printshellcmds", experiment=file)
+    assert code == 0, output
+    assert f"-r experiment {shlex.quote(file)}" in output
+    assert ("train ff, seed 1" in output) == (task == "reproduce")
+
+
 def test_runs_share_the_gpus_of_this_machine_only(project):
     smoke_experiment(project, "digits", ["ff"])
     for options, message in (
@@ -336,6 +352,17 @@ def test_runs_share_the_gpus_of_this_machine_only(project):
     ):
         code, output = pipeline(project, "reproduce", *options)
         assert code == 2 and message in output
+
+
+def test_what_the_pipeline_cannot_begin_with_is_told_in_one_line(project):
+    smoke_experiment(project, "digits", ["ff"])
+    (project / "runs").touch()
+    for options, message in (
+        (["--jobs", "1000"], r"--jobs=1000 are too many processes .*: --jobs=\d+ fit"),
+        ([], "runs.*: .*a file is in a folder's place: move it away"),
+    ):
+        code, output = pipeline(project, "reproduce", *options)
+        assert code == 2 and re.match(f"error: {message}", output) and output.count("\n") == 1
 
 
 def test_a_wrong_experiment_is_told_in_one_line(project):

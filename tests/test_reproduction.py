@@ -47,6 +47,7 @@ ALIKE = [r for r in RECORDED if r["config"]["name"] == FIRST["config"]["name"]]
         (here(FIRST, top1=99.99), ALIKE[:1], NO_SPREAD),
         (here(FIRST, fingerprint="other"), RECORDED, OTHER_IMAGES),
         (here(FIRST, run_id="ff-seed99"), RECORDED, NOT_RECORDED),
+        (here(FIRST, run_id="ff-seed99", fingerprint="other"), RECORDED, OTHER_IMAGES),
     ],
 )
 def test_a_run_is_told_how_it_compares(own, recorded, verdict):
@@ -60,6 +61,13 @@ def test_the_spread_is_where_one_more_run_is_expected():
     recorded = [here(r, top1=value) for r, value in zip(ALIKE, (90.0, 91.0, 92.0))]
     assert reproduction.verdict(here(FIRST, top1=95.9, weights="a"), recorded[0], recorded) == WITHIN
     assert reproduction.verdict(here(FIRST, top1=96.0, weights="a"), recorded[0], recorded) == OUTSIDE
+
+
+def test_runs_of_other_settings_are_not_compared_and_those_of_other_images_with_nothing():
+    other = here(FIRST, config=FIRST["config"] | {"epochs": 3})
+    assert reproduction.table(DIGITS, RECORDED, [other])["Model"].tolist() == ["not run"]
+    mixed = [here(FIRST, fingerprint="mine"), here(ALIKE[1], fingerprint="other")]
+    assert reproduction.table(DIGITS, [], mixed)["Here it is"].tolist() == [NOT_RECORDED, OTHER_IMAGES]
 
 
 def test_both_machines_stand_in_the_row():

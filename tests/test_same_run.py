@@ -21,7 +21,7 @@ def step(x: int, rate: float = 0.1) -> float:
         raise ValueError(f"{x} is negative")
     count: int = 2
     print(f"step {x}")
-    return math.sqrt(x) * rate * count  # why
+    return math.sqrt(x) * rate * count * table[f"x{x}"]  # why
 '''
 
 
@@ -47,7 +47,17 @@ def test_what_only_people_read_trains_nothing_again(old, new):
     assert old in STEP and bare(STEP.replace(old, new)) == bare(STEP)
 
 
-@pytest.mark.parametrize("old, new", [("= 0.1", "= 0.2"), ("* count", "+ count"), ("x < 0", "x <= 0"), ("sqrt", "exp")])
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("= 0.1", "= 0.2"),
+        ("* count", "+ count"),
+        ("x < 0", "x <= 0"),
+        ("sqrt", "exp"),
+        ("x{x}", "x{x + 1}"),
+        ("x{x}", "y{x}"),
+    ],
+)
 def test_what_computes_trains_again(old, new):
     assert old in STEP and bare(STEP.replace(old, new)) != bare(STEP)
 
@@ -78,6 +88,6 @@ def test_settings_of_the_machine_make_no_other_run():
 
 
 def test_lits_batch_norms_see_the_parts_of_a_batch():
-    for name, decides in (("stages34", True), ("stages34_plain", False)):
-        config = load_experiment("digits-lit").config(name).to_dict()
+    for name, decides in (("stages34", True), ("stages34_zero", True), ("stages34_plain", False)):
+        config = load_experiment("cifar10-lit").config(name).to_dict()
         assert (deciding(config) != deciding(config | {"accumulation_steps": 2})) == decides

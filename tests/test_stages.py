@@ -21,10 +21,14 @@ PLACES = {"none": [], "stage4": [4], "own": None, "stages234": [2, 3, 4], "all":
 
 
 def experiment(scope="CIFAR-10", models=None):
-    """Every place of attention with either merging; or models of their own arguments."""
+    """Every place of attention with every merging; or models of their own arguments."""
     axes = {
         "attention": [_value(name, f"the {name}", attention_stages=stages) for name, stages in PLACES.items()],
-        "merging": [_value("", ""), _value("plain", "plain merging", deformable=False)],
+        "merging": [
+            _value("", ""),
+            _value("zero", "zero-offset merging", learn_offsets=False),
+            _value("plain", "plain merging", deformable=False),
+        ],
     }
     stages = {"title": "x", "vary": axes, "against": {"attention": "own", "merging": "plain"}}
     entries = {n: {"label": f"the {n}", "model_args": _given(**args)} for n, args in (models or {}).items()}
@@ -79,25 +83,31 @@ def figures_are_closed():
 
 
 @pytest.mark.parametrize(
-    "attention, deformable, parameters, macs",
+    "attention, merging, parameters, macs",
     [
-        ((), True, 14_262_208, "2.820"),
-        ((4,), True, 17_417_152, "2.985"),
-        ((3, 4), True, 19_886_272, "3.614"),
-        ((2, 3, 4), True, 20_151_488, "4.449"),
-        ((1, 2, 3, 4), True, 20_201_792, "8.379"),
-        ((3, 4), False, 19_869_864, "3.611"),
-        ((1, 2, 3, 4), False, 20_185_384, "8.376"),
+        ((), "deformable", 14_262_208, "2.820"),
+        ((4,), "deformable", 17_417_152, "2.985"),
+        ((3, 4), "deformable", 19_886_272, "3.614"),
+        ((2, 3, 4), "deformable", 20_151_488, "4.449"),
+        ((1, 2, 3, 4), "deformable", 20_201_792, "8.379"),
+        ((3, 4), "plain", 19_869_864, "3.611"),
+        ((1, 2, 3, 4), "plain", 20_185_384, "8.376"),
     ],
 )
-def test_a_layout_costs_what_was_counted_on_the_official_one(attention, deformable, parameters, macs):
-    costs = lit_stages.costs(lit_stages.Layout("lit_ti", attention, deformable))
+def test_a_layout_costs_what_was_counted_on_the_official_one(attention, merging, parameters, macs):
+    costs = lit_stages.costs(lit_stages.Layout("lit_ti", attention, merging))
     assert (costs.parameters, f"{costs.macs / 1e9:.3f}") == (parameters, macs)
+
+
+@pytest.mark.parametrize("attention", lit_stages.PLACES)
+def test_with_its_offsets_at_zero_deformable_merging_costs_what_the_plain_one_does(attention):
+    zero, plain = (lit_stages.costs(lit_stages.Layout("lit_ti", attention, m)) for m in ("zero-offset", "plain"))
+    assert zero == plain
 
 
 def test_costs_table_has_every_layout_and_both_published_numbers():
     table = lit_stages.costs_table()
-    assert len(table) == 10
+    assert len(table) == 15
     ours = row(table, **{"Attention in": "stages 3 and 4", "Merging": "deformable"})
     assert (ours["Params"], ours["Multiply-adds"]) == ("19,886,272", "3,613,743,104")
     assert (ours["Multiply-adds, LIT-Ti = 1"], ours["Multiply-adds reported"]) == ("1.00", "3.6G")
@@ -116,7 +126,7 @@ def test_costs_table_has_every_layout_and_both_published_numbers():
         ("all stages", 3 * (4 * 3136 * 64**2 + 2 * 3136**2 * 64)),
     ],
 )
-@pytest.mark.parametrize("merging", ["deformable", "plain"])
+@pytest.mark.parametrize("merging", lit_stages.MERGINGS)
 def test_attention_of_a_stage_costs_what_the_formula_says(attention, macs, merging):
     found = row(lit_stages.costs_table(), **{"Attention in": attention, "Merging": merging})
     assert found["Of these, attention in the earliest stage"] == f"{macs:,}"
@@ -124,7 +134,7 @@ def test_attention_of_a_stage_costs_what_the_formula_says(attention, macs, mergi
 
 def test_attention_in_stage_1_costs_more_than_all_of_lit_ti():
     everywhere, later, own = (
-        lit_stages.costs(lit_stages.Layout("lit_ti", places, True)).macs
+        lit_stages.costs(lit_stages.Layout("lit_ti", places, "deformable")).macs
         for places in ((1, 2, 3, 4), (2, 3, 4), lit_stages.OWN)
     )
     assert everywhere - later > own and everywhere > 2 * own
@@ -134,8 +144,9 @@ def test_attention_in_stage_1_costs_more_than_all_of_lit_ti():
 
 
 def test_lits_own_stages_are_the_models_default():
-    default = inspect.signature(lit.LIT).parameters["attention_stages"].default
-    assert default == lit_stages.OWN and inspect.signature(lit.LIT).parameters["deformable"].default is True
+    default = {name: p.default for name, p in inspect.signature(lit.LIT).parameters.items()}
+    assert default["attention_stages"] == lit_stages.OWN
+    assert default["deformable"] is True and default["learn_offsets"] is True
 
 
 def test_only_leaving_out_the_classifier_and_cutting_off_gives_lits_parameters():
@@ -188,6 +199,13 @@ def test_a_run_of_another_shape_is_not_the_published_model():
     assert set(table["ImageNet top-1 measured (%)"]) == {"not run"}
 
 
+def test_zero_offset_merging_is_not_the_published_plain_one_though_it_has_as_many_parameters():
+    large = experiment("ImageNet", {"zero": {"attention_stages": [1, 2, 3, 4], "learn_offsets": False}})
+    records = made("zero", 80.5, experiment=large, parameters=20_185_384)
+    table = lit_stages.imagenet_table(large, measured(large, records))
+    assert set(table["ImageNet top-1 measured (%)"]) == {"not run"}
+
+
 def test_small_images_never_stand_in_an_imagenet_column():
     table = lit_stages.imagenet_table(SMALL, measured(SMALL, made("own", 71.23, parameters=19_886_272)))
     holds = {column for column in table if table[column].astype(str).str.contains("71.23").any()}
@@ -218,8 +236,14 @@ def test_settings_that_are_not_given_are_lits_own():
     found = lit_stages.layouts(
         experiment(models={"own": {}, "turned": {"attention_stages": [4, 3]}, "none": {"attention_stages": []}})
     )
-    assert found["own"] == found["turned"] == lit_stages.Layout("lit_ti", (3, 4), True)
+    assert found["own"] == found["turned"] == lit_stages.Layout("lit_ti", (3, 4), "deformable")
     assert found["none"].stages == ()
+
+
+@pytest.mark.parametrize("merging, model_args", lit_stages.MERGINGS.items())
+def test_a_merging_is_known_by_the_arguments_that_make_it(merging, model_args):
+    found = lit_stages.layouts(experiment(models={"it": model_args}))
+    assert found["it"].merging == merging and found["it"].model_args == {"attention_stages": [3, 4]} | model_args
 
 
 def test_stages_have_words():
@@ -232,22 +256,24 @@ def test_stages_have_words():
 
 def test_measured_table_has_a_row_for_every_layout():
     table = lit_stages.measured_table(SMALL, made("stage4_plain", 80, 82, parameters=1234))
-    assert len(table) == 10 and (table["CIFAR-10 top-1 (%)"] == "not run").sum() == 9
+    assert len(table) == 15 and (table["CIFAR-10 top-1 (%)"] == "not run").sum() == 14
     found = row(table, **{"Attention in": "stage 4", "Merging": "plain"})
     assert (found["CIFAR-10 top-1 (%)"], found["Params"]) == ("81.00 ± 1.41 (n=2)", "1,234")
     half = 12.706  # t of 1 degree of freedom x 1.414 / sqrt(2)
     assert found["95 % interval"] == f"{81 - half:.2f} to {81 + half:.2f}"
 
 
-def test_attention_is_compared_with_lits_own_and_deformable_merging_with_plain():
+def test_attention_is_compared_with_lits_own_and_the_other_mergings_with_plain():
     table = lit_stages.pairs_table(SMALL, [])
     elsewhere = ["the none", "the stage4", "the stages234", "the all"]
     assert table["Difference"].tolist() == [
         *(f"{place} − the own" for place in elsewhere),
+        *(f"{place}, zero-offset merging − the own, zero-offset merging" for place in elsewhere),
         *(f"{place}, plain merging − the own, plain merging" for place in elsewhere),
         *(f"the {place} − the {place}, plain merging" for place in PLACES),
+        *(f"the {place}, zero-offset merging − the {place}, plain merging" for place in PLACES),
     ]
-    assert table["What differs"].tolist() == ["attention"] * 8 + ["merging"] * 5
+    assert table["What differs"].tolist() == ["attention"] * 12 + ["merging"] * 10
     assert set(table["What the seeds show"]) == {"not run"}
 
 
@@ -276,12 +302,25 @@ def test_runs_on_different_images_are_no_pair():
 
 
 def test_figure_has_a_point_for_every_layout_and_a_line_for_every_merging():
-    records = made("none", 70, macs=1_000_000) + made("stage4", 75, macs=2_000_000) + made("own_plain", 74)
+    records = made("none", 70, macs=1_000_000) + made("stage4", 75, macs=2_000_000)
+    records += made("own_zero", 73) + made("own_plain", 74)
     accuracy = lit_stages.accuracy_by_macs(SMALL, records).axes[0]
-    joined = [line for line in accuracy.lines if line.get_linestyle() in "--"]
-    assert [line.get_xydata().tolist() for line in joined] == [[[1, 70], [2, 75]], [[5, 74]]]
-    faces = [line.get_markerfacecolor() for line in accuracy.lines if line.get_marker() in drawing.MARKERS]
-    assert len(faces) == 3 and faces.count("white") == 1  # plain merging is hollow
+    joined = {line.get_linestyle(): line.get_xydata().tolist() for line in accuracy.lines}
+    joined.pop("None")  # marks
+    assert joined == {"-": [[1, 70], [2, 75]], "-.": [[5, 73]], "--": [[5, 74]]}
+    marks = [line for line in accuracy.lines if line.get_marker() in drawing.MARKERS]
+    assert [mark.get_fillstyle() for mark in marks] == ["full", "full", "bottom", "full"]  # half-filled at zero offsets
+    hollow = [mark.get_markerfacecolor() == "white" for mark in marks]
+    assert hollow == [False, False, False, True]  # with plain merging
+
+
+def test_figure_says_how_each_merging_of_the_experiment_is_drawn_and_no_other():
+    def named(given):
+        (legend,) = lit_stages.accuracy_by_macs(given, []).legends
+        return [text.get_text() for text in legend.get_texts() if "merging" in text.get_text()]
+
+    assert named(SMALL) == ["deformable merging", "zero-offset merging", "plain merging"]
+    assert named(load_experiment("digits-lit")) == ["deformable merging", "plain merging"]
 
 
 def test_figure_shows_what_each_stage_adds_and_costs():
@@ -300,7 +339,7 @@ def test_a_place_of_attention_looks_the_same_whatever_is_missing():
     assert colour(made("all", 70)) == colour(made("none", 60) + made("all", 70))[1:]
 
 
-@pytest.mark.parametrize("name", ["digits", "digits-lit", "cifar10-lit", "imagenet-lit"])
+@pytest.mark.parametrize("name", ["digits", "digits-lit", "cifar10-lit", "cifar10-small-lit", "imagenet-lit"])
 def test_nothing_run_makes_tables_and_a_figure_that_say_so(name):
     given = load_experiment(name)
     for make in (lit_stages.measured_table, lit_stages.pairs_table):
@@ -309,14 +348,18 @@ def test_nothing_run_makes_tables_and_a_figure_that_say_so(name):
     assert texts(lit_stages.accuracy_by_macs(given, [])) == ["not run", "not run"]
 
 
-@pytest.mark.parametrize("name", ["digits-lit", "cifar10-lit-cpu", "cifar10-lit"])
-def test_the_stage_experiments_ask_for_every_place_with_either_merging(name):
+@pytest.mark.parametrize(
+    "name, mergings",
+    [
+        *[(name, ["deformable", "plain"]) for name in ("digits-lit", "cifar10-lit-cpu")],
+        *[(name, list(lit_stages.MERGINGS)) for name in ("cifar10-lit", "cifar10-small-lit")],
+    ],
+)
+def test_the_stage_experiments_ask_for_every_place_with_each_of_their_mergings(name, mergings):
     found = lit_stages.layouts(load_experiment(name))
-    wanted = {
-        lit_stages.Layout("lit_ti", place, deformable) for place in lit_stages.PLACES for deformable in (True, False)
-    }
+    wanted = {lit_stages.Layout("lit_ti", place, merging) for place in lit_stages.PLACES for merging in mergings}
     assert len(found) == len(wanted) and set(found.values()) == wanted
-    assert len(lit_stages.pairs_table(load_experiment(name), [])) == 2 * 4 + 5
+    assert len(lit_stages.pairs_table(load_experiment(name), [])) == 4 * len(mergings) + 5 * (len(mergings) - 1)
 
 
 def test_imagenets_experiment_has_the_published_layouts():

@@ -4,15 +4,16 @@ import json
 
 import pytest
 import torch
+from whole import of_images, put, put_own, whole
 
 from ffvit.__main__ import main as ffvit
 from ffvit.commands import missing, status
-from ffvit.commands.status import BEGUN, MISSING, OTHER, RECORDED, TRAINED, UNSCORED
+from ffvit.commands.status import BEGUN, IMAGES, MISSING, OTHER, RECORDED, TRAINED, UNSCORED
 from ffvit.evidence import records
 from ffvit.settings.experiment import Experiment, load_experiment
 from ffvit.settings.same_run import code_of
 from ffvit.system.errors import InputError
-from ffvit.system.files import RESULTS, write_atomically
+from ffvit.system.files import EXPERIMENTS, RESULTS
 from ffvit.training import checkpoint
 
 
@@ -32,18 +33,15 @@ def look(experiment, tmp_path):
     return lambda: {s.config.run_id: s for s in status.standings(experiment, tmp_path / "results", tmp_path / "runs")}
 
 
-def write_record(folder, config, **changes):
+def write_record(folder, config, **settings):
     """results/<experiment>/<run id>.json, as it was written for these settings."""
-    settings = {name: value for name, value in (config.to_dict() | changes).items() if value != "absent"}
-    facts = {name: kind() for name, kind in records.FIELDS.items()} | {"run_id": config.run_id, "config": settings}
-    file = folder / "results" / config.experiment / f"{config.run_id}.json"
-    write_atomically(file, json.dumps(facts))
-    return file
+    return put(folder, whole(config, **settings))
 
 
 def begin_run(folder, config, epochs=0, **changes):
     """runs/<experiment>/<run id>/ with a checkpoint after so many epochs."""
     run = folder / "runs" / config.experiment / config.run_id
+    run.mkdir(parents=True, exist_ok=True)
     state = {"model": {"weight": torch.zeros(2)}}
     checkpoint.save_state(run / "checkpoints", 10 * epochs, state, {"state": {}}, {"history": [{}] * epochs})
     (run / "config.json").write_text(json.dumps(config.to_dict() | changes))
@@ -94,7 +92,7 @@ def test_damaged_record_is_named_with_the_cure_and_the_listing_goes_on(experimen
     write_record(tmp_path, experiment.config("ff", 1))
     assert states(look) == {"ff-seed0": MISSING, "ff-seed1": RECORDED, "ff_10-seed0": MISSING}
     [problem] = look()["ff-seed0"].problems
-    assert "results/digits/ff-seed0.json is damaged" in problem and problem.endswith(": delete it")
+    assert "results/digits/ff-seed0.json: " in problem and problem.endswith(records.CURE)
     assert "ff-seed0.json" in status.report(experiment, list(look().values()), "x")
 
 
@@ -130,7 +128,8 @@ def test_finished_run_without_a_record_is_not_scored(experiment, look, tmp_path)
 def test_run_trained_and_scored_here_is_no_longer_missing_and_told_from_a_record_of_the_project(
     experiment, look, tmp_path
 ):
-    (finish_run(tmp_path, experiment.config("ff")) / "record.json").write_text("{}")
+    finish_run(tmp_path, experiment.config("ff"))
+    put_own(tmp_path, whole(experiment.config("ff")))
     write_record(tmp_path, experiment.config("ff", 1))
     found = look()
     assert (found["ff-seed0"].state, found["ff-seed1"].state) == (TRAINED, RECORDED)
@@ -159,8 +158,92 @@ def test_folder_of_a_run_with_other_settings_is_in_the_way(experiment, look, tmp
 def test_damaged_folder_of_a_run_is_named_with_the_cure(experiment, look, tmp_path, name):
     (finish_run(tmp_path, experiment.config("ff")) / name).write_bytes(b"\xff")
     found = look()["ff-seed0"]
-    assert found.state == MISSING and "runs/digits/ff-seed0 is damaged" in found.problems[0]
-    assert found.problems[0].endswith("delete the folder to start the run again")
+    assert found.state == MISSING and f"runs/digits/ff-seed0/{name}: no valid JSON" in found.problems[0]
+    assert found.problems[0].endswith("to start the run again")
+
+
+def test_damaged_record_of_a_run_here_is_named_and_to_be_scored_again(experiment, look, tmp_path):
+    (finish_run(tmp_path, experiment.config("ff")) / "record.json").write_text("{}")
+    found = look()["ff-seed0"]
+    assert found.state == UNSCORED and "runs/digits/ff-seed0/record.json: needs 'run_id'" in found.problems[0]
+
+
+def test_run_here_of_other_images_than_the_records_is_named_with_the_cure_and_not_counted(experiment, look, tmp_path):
+    for seed in (0, 1):
+        finish_run(tmp_path, experiment.config("ff", seed))
+        put_own(tmp_path, of_images(whole(experiment.config("ff", seed)), "mine"))
+    assert states(look) == {"ff-seed0": TRAINED, "ff-seed1": TRAINED, "ff_10-seed0": MISSING}  # nothing else to go by
+    write_record(tmp_path, experiment.config("ff"))
+    found = look()
+    assert [found[f"ff-seed{seed}"].state for seed in (0, 1)] == [RECORDED, IMAGES]
+    for seed in (0, 1):
+        [problem] = found[f"ff-seed{seed}"].problems
+        assert (
+            f"runs/digits/ff-seed{seed} is in no table: its images are not those of results/digits/ff-seed0.json"
+            in problem
+        )
+        assert (
+            "fingerprints mine and 6bf8f15ad56789e3" in problem
+            and "delete the folder to train on the others" in problem
+        )
+    told = status.report(experiment, list(found.values()), "x")
+    assert "recorded 0\n" in told and "other images 1\n" in told and "1 of 3 runs recorded; the rest:" in told
+
+
+def test_run_of_other_images_is_told_before_it_is_scored_and_while_it_trains(experiment, look, tmp_path):
+    mine = of_images(whole(experiment.config("ff")), "mine")
+    write_record(tmp_path, experiment.config("ff", 1))
+    (finish_run(tmp_path, experiment.config("ff")) / "training.json").write_text(json.dumps(mine))
+    assert look()["ff-seed0"].state == IMAGES
+    run = begin_run(tmp_path, experiment.config("ff"), 1)
+    (run / "training.json").unlink()
+    state = {"model": {"weight": torch.zeros(2)}}
+    checkpoint.save_state(run / "checkpoints", 99, state, {"state": {}}, {"history": [{}], "facts": mine})
+    assert look()["ff-seed0"].state == IMAGES
+
+
+def test_runs_here_of_different_images_are_named_where_nothing_is_recorded(experiment, look, tmp_path):
+    for seed, images in ((0, "mine"), (1, "other")):
+        finish_run(tmp_path, experiment.config("ff", seed))
+        put_own(tmp_path, of_images(whole(experiment.config("ff", seed)), images))
+    assert states(look) == {"ff-seed0": TRAINED, "ff-seed1": IMAGES, "ff_10-seed0": MISSING}
+
+
+def test_missing_trains_nothing_beside_a_run_of_other_images_and_says_why(experiment, tmp_path, monkeypatch):
+    digits = load_experiment("digits")
+    found = [status.Standing(c, IMAGES if c.run_id == "vit-seed1" else MISSING, "", ["why"]) for c in digits.configs()]
+    monkeypatch.setattr(missing, "standings", lambda *_: found)
+    with pytest.raises(InputError, match="^why$"):
+        missing.main(["digits"])
+
+
+def test_copy_under_another_seed_and_files_of_no_run_are_named(experiment, look, tmp_path):
+    first = whole(experiment.config("ff"))
+    put(tmp_path, first)
+    copied = first | {"run_id": "ff-seed1", "config": first["config"] | {"seed": 1}}
+    put(tmp_path, copied)
+    put(tmp_path, whole(experiment.config("ff", 7)))
+    (tmp_path / "results/digits/notes.json").write_text("{}")
+    found = look()
+    assert found["ff-seed1"].state == MISSING
+    assert "ff-seed1.json is a copy of " in found["ff-seed1"].problems[0]
+    others = status.others(experiment, tmp_path / "results", tmp_path / "runs")
+    assert ["notes.json: needs 'run_id'" in others[0], "ff-seed7.json is of a further seed" in others[1]] == [
+        True,
+        True,
+    ]
+    assert "ff-seed7.json" in status.report(experiment, list(found.values()), "x", others)
+
+
+def test_an_experiment_of_the_same_name_and_other_shapes_has_no_record(tmp_path):
+    text = (EXPERIMENTS / "digits.toml").read_text()
+    (tmp_path / "digits.toml").write_text(
+        text.replace('scope = "digits"', 'scope = "ImageNet"').replace("depth = 3", "depth = 2")
+    )
+    other = load_experiment(tmp_path / "digits.toml")
+    found = status.standings(other, runs_dir=tmp_path)
+    assert other.scope == "ImageNet" and {s.state for s in found} == {OTHER}
+    assert "0 of 12 runs recorded" in status.report(other, found, "x")
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar10-cpu", "digits", "imagenet"])

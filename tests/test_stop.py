@@ -1,6 +1,8 @@
 """A signal that asks a run to end comes in the middle of anything: it must not be taken for damaged input, nor get lost."""
 
 import contextlib
+import os
+import pty
 import signal
 import sys
 
@@ -12,6 +14,7 @@ from PIL import Image
 
 from ffvit.data.batches import TrainBatches, eval_loader
 from ffvit.data.splits import load_splits
+from ffvit.launching.children import Children
 from ffvit.settings.experiment import load_experiment
 from ffvit.system.errors import Stopped
 from ffvit.system.lifetime import Stop
@@ -21,18 +24,19 @@ CLASSES = datasets.ClassLabel(names=["cat", "dog"])
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """The same images in every kind of folder."""
+    """The same images in every kind of folder, others in each split."""
     root = tmp_path_factory.mktemp("images")
-    rows = {"image": [Image.effect_noise((8, 8), 50) for _ in range(20)], "label": [0, 1] * 10}
-    images = datasets.Dataset.from_dict(rows, datasets.Features(image=datasets.Image(), label=CLASSES))
+    parts = {}
     for part in ("train", "test"):
+        rows = {"image": [Image.effect_noise((8, 8), 50) for _ in range(20)], "label": [0, 1] * 10}
+        parts[part] = datasets.Dataset.from_dict(rows, datasets.Features(image=datasets.Image(), label=CLASSES))
         for i, image in enumerate(rows["image"]):
             file = root / "folder" / part / CLASSES.names[i % 2] / f"{i}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             image.save(file)
         (root / "parquet").mkdir(exist_ok=True)
-        images.to_parquet(root / f"parquet/{part}.parquet")
-    datasets.DatasetDict(train=images, test=images).save_to_disk(root / "disk")
+        parts[part].to_parquet(root / f"parquet/{part}.parquet")
+    datasets.DatasetDict(parts).save_to_disk(root / "disk")
     return root
 
 
@@ -107,6 +111,50 @@ def test_a_stop_anywhere_in_opening_a_dataset_is_no_damaged_dataset(folders, tmp
     asked = at_call(int(share * calls[0]), lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Stopped, match="SIGTERM"), Stop() as stop, stop.at_once(Stopped), asked:
         open_anew("stopped")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
+def test_what_asks_a_run_to_end_is_noted_and_kills_nothing(number):
+    before = signal.getsignal(number)
+    with Stop() as stop:
+        signal.raise_signal(number)
+        assert stop.asked == number
+        stop.acknowledge()
+    assert signal.getsignal(number) == before
+
+
+def test_nohup_keeps_a_run_from_ending_with_its_terminal(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop() as stop, Children().passing_signals():
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.asked and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+PRINTING = """
+import os, sys, time
+from ffvit.system.lifetime import Stop
+with Stop() as stop:
+    print("ready", flush=True)
+    while not stop.asked:
+        time.sleep(0.01)
+    stop.acknowledge()
+    print("to nowhere", flush=True)
+    print("nor here", file=sys.stderr, flush=True)
+    open(sys.argv[1], "w").write("saved")
+"""
+
+
+def test_a_terminal_that_closes_keeps_nothing_from_being_saved(tmp_path):
+    child, terminal = pty.fork()
+    if not child:
+        os.execv(sys.executable, [sys.executable, "-c", PRINTING, str(tmp_path / "file")])
+    assert b"ready" in os.read(terminal, 100)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert (tmp_path / "file").read_text() == "saved"
 
 
 def test_a_stop_that_a_library_swallows_comes_at_the_end():

@@ -1,14 +1,19 @@
 """Training: it learns, stops and goes on exactly, and bad input costs nothing."""
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,16 +23,21 @@ from safetensors.torch import load_file
 from ffvit.commands.arguments import read_run
 from ffvit.data.batches import eval_loader
 from ffvit.data.splits import load_splits
+from ffvit.launching import launch as launching
 from ffvit.launching.launch import _own_gpus, launch
 from ffvit.models import build, weights
+from ffvit.settings import run_folder
 from ffvit.settings.experiment import load_experiment
 from ffvit.system import lifetime
 from ffvit.system.errors import InputError, Stopped, TrainingError
+from ffvit.system.files import ROOT, RUNS
 from ffvit.system.lifetime import STOPPED
 from ffvit.training import checkpoint, memory, run, start
 from ffvit.training.evaluate import evaluate
 from ffvit.training.manifest import find_state
 from ffvit.training.optim import peak_lr
+from ffvit.training.processes import create_accelerator
+from ffvit.training.resume import go_on_from_checkpoint
 from ffvit.training.run import train
 
 
@@ -227,7 +237,361 @@ def test_run_in_progress_is_not_trained_by_a_second_process(tmp_path):
         train(digits(), tmp_path)
 
 
-def test_runs_started_side_by_side_take_different_gpus(monkeypatch):
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+HUGGING_FACE = {
+    "config.json": '{"model_type": "vit"}',
+    "training.json": "{}",
+    "checkpoints/00000001/model.safetensors": "",
+}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        HUGGING_FACE,
+        {"history.json": "[]"},
+        {"checkpoints/20240101/photo.png": ""},
+        {"request.json": '{"url": ""}'},
+        {"config.json": "[1]"},
+        {"config.json": '{"exper'},
+        {"notes.txt": "of years"},
+    ],
+    ids=lambda files: next(iter(files)),
+)
+@pytest.mark.parametrize("way", [train, launch])
+def test_folder_that_holds_something_else_is_refused_and_left_as_it_is(tmp_path, files, way):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="give the run a new or empty folder"):
+        way(digits(), tmp_path)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("place", ["/", ROOT, RUNS, ROOT.parent, "a file", "a link to nothing"])
+def test_place_that_is_no_folder_for_a_run_is_refused(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    Path("a file").touch()
+    Path("a link to nothing").symlink_to("nothing")
+    with pytest.raises(InputError, match="is no folder"):
+        launch(digits(), Path(place))
+
+
+@pytest.mark.parametrize("option", ["--run-dir", "--config"])
+def test_an_empty_path_is_refused_and_not_taken_for_the_current_folder(option):
+    with pytest.raises(InputError, match=f"argument {option}: the path is empty"):
+        read_run(["--experiment", "digits", "--model", "ff", option, ""], "ffvit train", "")
+
+
+def test_finished_run_removes_its_own_checkpoints_and_nothing_else(tmp_path, monkeypatch):
+    config, make_update = digits(max_train_images=128), run.make_update
+    others = {"notes.txt": "of years", "20240101/photo.png": "png", "00000009/mine.txt": "text", ".2024/x": ""}
+
+    def put_something_there(run, *rest):
+        make_update(run, *rest)
+        for name, text in others.items() if run.update == 3 else ():
+            (tmp_path / "checkpoints" / name).parent.mkdir(exist_ok=True)
+            (tmp_path / "checkpoints" / name).write_text(text)
+
+    monkeypatch.setattr(run, "make_update", put_something_there)
+    train(config, tmp_path)
+    left = {name: text for name, text in contents(tmp_path / "checkpoints").items() if text is not None}
+    assert left == {name: text.encode() for name, text in others.items()}
+    assert json.loads((tmp_path / "training.json").read_text())["history"]
+
+
+def move(folder):
+    folder.rename(folder.with_name("elsewhere"))
+
+
+def replace(folder):
+    move(folder)
+    folder.mkdir()
+    (folder / ".lock").touch()
+
+
+def empty(folder):
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.name.startswith(".") or path.unlink()
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["at the next checkpoint", "at the end"])
+@pytest.mark.parametrize("change", [shutil.rmtree, move, replace, empty])
+def test_folder_that_goes_while_a_run_is_trained_ends_it_and_is_not_made_anew(tmp_path, monkeypatch, change, last):
+    def changing(step, when):
+        def changed(run, *rest):
+            if when(run):
+                change(tmp_path / "run")
+                monkeypatch.undo()
+            return step(run, *rest)
+
+        return changed
+
+    if last:
+        monkeypatch.setattr(run, "finish", changing(run.finish, lambda run: True))
+    else:
+        monkeypatch.setattr(run, "make_update", changing(run.make_update, lambda run: run.update == 2))
+    with pytest.raises(TrainingError, match="run has been deleted, moved or replaced while .* up to update"):
+        train(digits(max_train_images=128), tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").glob("*")} <= {".lock", ".start.lock"}
+
+
+@pytest.mark.parametrize("lock", [".lock", ".start.lock"])
+def test_a_run_that_is_refused_because_another_is_under_way_changes_nothing(tmp_path, monkeypatch, lock):
+    (tmp_path / "log.txt").write_text("of the first\n")
+    (tmp_path / "request.json").write_text(json.dumps(digits().to_dict()))
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".start.lock").touch()
+    monkeypatch.setattr(run_folder, "ORPHAN_S", 0.1)
+    before = contents(tmp_path)
+    with FileLock(tmp_path / lock):
+        for way in (launch, train):
+            with pytest.raises(InputError, match="being trained by another process"):
+                way(digits(seed=1), tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_what_a_launcher_has_started_trains_under_its_lock(tmp_path, monkeypatch):
+    monkeypatch.setenv(run_folder.BY_LAUNCHER, "1")
+    with FileLock(tmp_path / ".start.lock"):
+        train(digits(epochs=1, max_train_images=64), tmp_path)
+
+
+@pytest.mark.machine
+def test_of_two_runs_started_into_one_folder_one_is_trained_and_the_other_told(tmp_path):
+    command = [sys.executable, "-m", "ffvit", "train", "--experiment", "digits", "--model", "ff", "--run-dir", tmp_path]
+    small = ["epochs=2", "warmup_epochs=0", "max_train_images=64", "device=cpu"]
+    runs = []
+    for seed in "01":
+        runs.append(subprocess.Popen([*command, "--seed", seed, *small], stderr=subprocess.PIPE, text=True))
+        time.sleep(0.5)
+    told = [run.communicate()[1] for run in runs]
+    won, lost = sorted((0, 1), key=lambda seed: runs[seed].returncode)
+    assert [runs[won].returncode, runs[lost].returncode] == [0, 2]
+    assert told[lost].startswith("error:") and "being trained by another process" in told[lost]
+    for name in ("config.json", "request.json"):
+        assert json.loads((tmp_path / name).read_text())["seed"] == won
+    assert (tmp_path / "log.txt").read_text().count("to go on with this run") == 1
+
+
+def test_a_refused_start_leaves_what_the_log_names_to_go_on_with(tmp_path, monkeypatch):
+    train(digits(epochs=1, max_train_images=64), tmp_path)
+    request = json.dumps(digits(epochs=1, max_train_images=64).to_dict(), indent=1)
+    (tmp_path / "request.json").write_text(request)
+    with pytest.raises(InputError, match="seed is 0, asked 1"):
+        launch(digits(epochs=1, max_train_images=64, seed=1), tmp_path)
+    monkeypatch.setattr(launching, "_launcher", lambda config: ["-c", "raise SystemExit('error: refused')"])
+    with pytest.raises(TrainingError, match="refused"):
+        launch(digits(epochs=1, max_train_images=64, dataset="elsewhere"), tmp_path, on_line=quiet)
+    assert (tmp_path / "request.json").read_text() == request
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A function that writes a folder of images, some of the digits', turned so often."""
+    splits = load_splits(digits(max_train_images=200, max_eval_images=50))
+
+    def write(turned=0):
+        for part in ("train", "test"):
+            rows = getattr(splits, part)
+            if turned:
+                rows = rows.map(lambda row: {"image": row["image"].rotate(90 * turned)}, features=rows.features)
+            rows.to_parquet(tmp_path / f"images/{part}.parquet")
+        return str(tmp_path / "images")
+
+    (tmp_path / "images").mkdir()
+    return write
+
+
+def test_images_changed_after_training_began_are_refused_and_put_back_the_run_goes_on(tmp_path, monkeypatch, images):
+    config = digits(dataset=images(), max_train_images=0, batch_size=32)
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "score_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "pieces")
+    images(turned=1)
+    before = contents(tmp_path / "pieces")
+    with pytest.raises(InputError, match="its images are not those that .*pieces began with .*: put those back"):
+        train(config, tmp_path / "pieces")
+    assert contents(tmp_path / "pieces") == before
+    images()
+    train(config, tmp_path / "pieces")
+    whole, pieces = (tmp_path / name / "last.safetensors" for name in ("whole", "pieces"))
+    assert whole.read_bytes() == pieces.read_bytes()
+
+
+FORGED = {
+    "history": ["x", [{"epoch": "x"}], [{"epoch": 1, "seconds": float("nan")}], [{"epoch": 10**400}], [{"epoch": 7}], {}],
+    "done": [-1, 10**30, 1.5, True, None, 0],
+    "seconds": [-1.0, float("inf"), "1"],
+    "cpu_seconds": [None],
+    "loss_sums": [[], [float("nan")], ["1"], 3],
+    "bad_images": [None, {"train": [1]}, {"elsewhere": []}],
+    "weights_sha256": [{"last.safetensors": 1}],
+    "facts": [None, {}, {"config": 1}, {"config": {}, "dataset": []}, {"config": {"name": 1}, "dataset": {"fingerprint": ""}}],
+    "scaler": [1],
+}  # fmt: skip
+
+
+def test_progress_that_no_run_writes_is_refused_by_name_and_kept(tmp_path, monkeypatch):
+    config = digits(max_train_images=128)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "score_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path)
+    path, _ = find_state(tmp_path / "checkpoints")
+    states, optimizer, saved = checkpoint.load_state(path)
+    begun = start.set_up(config, tmp_path, create_accelerator(config, tmp_path))
+    for name, values in FORGED.items():
+        for value in values:
+            monkeypatch.setattr(
+                checkpoint, "load_state", lambda path, k=name, v=value: (states, optimizer, saved | {k: v})
+            )
+            with pytest.raises(InputError, match=r"progress.json: .*; delete .*00000002 to go on from an older"):
+                go_on_from_checkpoint(begun)
+    for parts in (({}, optimizer), (states, {"state": {}, "param_groups": []})):
+        monkeypatch.setattr(checkpoint, "load_state", lambda path, parts=parts: (*parts, saved))
+        with pytest.raises(InputError, match="00000002"):
+            go_on_from_checkpoint(begun)
+    assert find_state(tmp_path / "checkpoints")[0] == path
+
+
+def test_checkpoint_of_another_run_is_no_start_for_this_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "score_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    for seed in (0, 1):
+        with pytest.raises(KeyboardInterrupt):
+            train(digits(max_train_images=64, seed=seed), tmp_path / str(seed))
+    shutil.rmtree(tmp_path / "0/checkpoints/00000001")
+    (tmp_path / "1/checkpoints/00000001").rename(tmp_path / "0/checkpoints/00000001")
+    with pytest.raises(InputError, match="progress.json: of a run with another seed"):
+        train(digits(max_train_images=64), tmp_path / "0")
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [("training.json", "[]"), ("training.json", "{"), ("training.json", "{}"), ("config.json", '{"seed": 3}')],
+)
+def test_a_damaged_file_of_a_finished_run_is_named_with_the_cure(tmp_path, name, text):
+    train(digits(epochs=1, max_train_images=64), tmp_path)
+    (tmp_path / name).write_text(text)
+    for way in (train, launch):
+        with pytest.raises(InputError, match=f"{name} does not hold .*(delete this file|put a good copy back)"):
+            way(digits(epochs=1, max_train_images=64), tmp_path)
+
+
+def fail_at(monkeypatch, number):
+    """Let the disk be full when something is written for the number-th time. Returns how often that was tried."""
+    calls = [0]
+
+    def or_full(step):
+        def call(*arguments, **options):
+            calls[0] += 1
+            if calls[0] == number:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return step(*arguments, **options)
+
+        return call
+
+    steps = [(tempfile, "mkstemp"), (weights, "save_file"), (torch, "save"), (os, "fsync"), (shutil, "rmtree")]
+    steps += [(Path, name) for name in ("mkdir", "write_text", "write_bytes", "rename", "replace", "chmod")]
+    for where, name in steps:
+        monkeypatch.setattr(where, name, or_full(getattr(where, name)))
+    return calls
+
+
+@pytest.mark.machine
+def test_a_disk_that_is_full_at_any_write_ends_the_run_by_name_and_it_goes_on_to_the_same_weights(
+    tmp_path, monkeypatch
+):
+    config = digits(max_train_images=64, ema_decay=0.9)
+    with monkeypatch.context() as patch:
+        calls = fail_at(patch, 0)
+        train(config, tmp_path / "whole")
+    for number in range(4, calls[0] + 1, 7):  # the first make the folder
+        folder = tmp_path / str(number)
+        with monkeypatch.context() as patch:
+            fail_at(patch, number)
+            with contextlib.suppress(TrainingError):
+                train(config, folder)
+                assert number > calls[0] - 10 and (folder / "training.json").exists()  # while checkpoints were removed
+        train(config, folder)
+        for name in ("last.safetensors", "ema.safetensors"):
+            assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_what_a_kill_left_half_written_is_removed_when_the_run_goes_on(tmp_path):
+    for name in (".last.safetensors.a1b2c3_4", ".config.json.a1b2c3_4"):
+        (tmp_path / name).touch()
+    train(digits(epochs=1, max_train_images=64), tmp_path)
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith("a1b2c3_4")]
+
+
+def test_settings_no_machine_can_hold_are_refused_before_anything_is_made(tmp_path):
+    for settings, message in (
+        ({"model_args": {"depth": 10**9}}, "model_args.depth must be at most 1,000, got 1000000000"),
+        ({"model_args": {"depths": [1, 10**9]}}, "model_args.depths.1 must be at most 1,000"),
+        ({"model_args": {"embed_dim": 10**9}}, "model_args.embed_dim must be at most 1,000,000"),
+        ({"model_args": {"mlp_ratio": float("inf")}}, "model_args.mlp_ratio must be a finite number"),
+        ({"model_args": {"drop": object()}}, "model_args.drop must be a number, text or truth value"),
+        ({"img_size": 10**6}, "img_size must be less than or equal to 10000"),
+        ({"img_size": 10**4}, r"has [\d,]+ parameters by img_size and model_args: they take [\d,]+ GB"),
+        ({"num_workers": 1000}, r"num_workers=1000 are too many processes .*: num_workers=\d+ fit"),
+        ({"num_processes": 1000, "batch_size": 1000}, r"num_processes=1000 are too many .*: num_processes=\d+ fit"),
+    ):
+        with pytest.raises(InputError, match=message):
+            config = digits(**settings)
+            (launch if "num" in message else train)(config, tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} <= {".lock", ".start.lock"}
+
+
+def test_a_machine_without_a_temporary_folder_is_told(monkeypatch):
+    nowhere = FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: (_ for _ in ()).throw(nowhere))
+    with pytest.raises(InputError, match="No usable temporary directory found: set TMPDIR to a folder with room"):
+        launch(digits(), dry_run=True)
+
+
+@pytest.fixture
+def locks(tmp_path, monkeypatch):
+    """Where the locks of GPUs are."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return tmp_path / "ffvit"
+
+
+def test_locks_of_gpus_are_in_a_folder_of_the_users_own(locks, tmp_path, monkeypatch):
+    with _own_gpus(digits(device="auto"), {}):
+        assert stat.S_IMODE(locks.stat().st_mode) == 0o700 and len(list(locks.iterdir())) == 1
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "nowhere"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with _own_gpus(digits(device="auto"), {}):
+        assert len(list((tmp_path / "home/.cache/ffvit").iterdir())) == 1
+
+
+def test_folder_of_locks_that_others_have_a_hand_in_is_refused(locks, tmp_path, monkeypatch):
+    def refused(match):
+        with pytest.raises(InputError, match=match), _own_gpus(digits(device="auto"), {}):
+            pass
+
+    locks.symlink_to(tmp_path)
+    refused("ffvit, for the locks of GPUs, is a link or somebody else's folder: remove it")
+    locks.unlink()
+    locks.mkdir()
+    monkeypatch.setattr(launching.os, "getuid", lambda: 12345)
+    refused("is a link or somebody else's folder")
+    locks.rmdir()
+    locks.touch()
+    refused("no folder for the locks of GPUs: .*; set XDG_RUNTIME_DIR to a folder of your own")
+
+
+def test_runs_started_side_by_side_take_different_gpus(monkeypatch, locks):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     first, second, third = {}, {}, {}
@@ -238,14 +602,14 @@ def test_runs_started_side_by_side_take_different_gpus(monkeypatch):
         assert third == {}  # none is left: it shares, as accelerate would choose
 
 
-def test_runs_keep_to_the_gpus_a_scheduler_gave(monkeypatch):
+def test_runs_keep_to_the_gpus_a_scheduler_gave(monkeypatch, locks):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     first, second = {"CUDA_VISIBLE_DEVICES": "5,7"}, {"CUDA_VISIBLE_DEVICES": "5,7"}
     with _own_gpus(digits(device="auto"), first), _own_gpus(digits(device="auto"), second):
         assert [first["CUDA_VISIBLE_DEVICES"], second["CUDA_VISIBLE_DEVICES"]] == ["5", "7"]
 
 
-def test_more_processes_than_gpus_are_refused_with_what_fits(monkeypatch):
+def test_more_processes_than_gpus_are_refused_with_what_fits(monkeypatch, locks):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -100,7 +100,10 @@ def test_looking_leaves_no_hooks_mode_or_statistics_behind(training):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("model", [lambda: small(deformable=False), lambda: timm.create_model("test_vit")])
+@pytest.mark.parametrize(
+    "model",
+    [lambda: small(deformable=False), lambda: small(learn_offsets=False), lambda: timm.create_model("test_vit")],
+)
 def test_a_model_without_offsets_is_refused(model):
     with pytest.raises(InputError, match="mergings have no offsets: choose a LIT with deformable=true"):
         lit_offsets.offsets(model(), torch.zeros(1, 3, 32, 32))
@@ -416,7 +419,12 @@ def test_the_notebook_makes_its_pictures_and_its_table_of_official_files_and_any
 
 
 @pytest.mark.parametrize(
-    "name, subjects", [("digits-lit", ("stages34", "all_plain")), ("imagenet-lit", ("lit_ti", "pvt_msa"))]
+    "name, subjects",
+    [
+        ("digits-lit", ("stages34", "all_plain")),
+        ("cifar10-small-lit", ("stages34", "all_plain")),
+        ("imagenet-lit", ("lit_ti", "pvt_msa")),
+    ],
 )
 def test_unless_told_otherwise_the_papers_models_are_looked_at(name, subjects):
     assert lit_views.subjects(load_experiment(name)) == subjects
@@ -424,7 +432,7 @@ def test_unless_told_otherwise_the_papers_models_are_looked_at(name, subjects):
 
 def test_what_comes_closest_is_looked_at_where_the_papers_models_are_not():
     def with_only(attention, merging):
-        whole = load_experiment("digits-lit").model_dump()
+        whole = load_experiment("cifar10-lit").model_dump()
         axes = whole["compare"]["stages"]["vary"]
         for axis, names in {"attention": attention, "merging": merging}.items():
             axes[axis] = [value for value in axes[axis] if value["name"] in names]
@@ -432,5 +440,6 @@ def test_what_comes_closest_is_looked_at_where_the_papers_models_are_not():
         return Experiment(**whole)
 
     assert lit_views.subjects(with_only(["none", "stages234"], ["", "plain"])) == ("none", "stages234_plain")
-    with pytest.raises(InputError, match="digits-lit has no LIT with deformable merging"):
-        lit_views.subjects(with_only(["none", "stage4"], ["plain"]))
+    assert lit_views.subjects(with_only(["none", "all"], ["zero", "", "plain"])) == ("none", "all_plain")
+    with pytest.raises(InputError, match="cifar10-lit has no LIT with deformable merging whose offsets learn"):
+        lit_views.subjects(with_only(["none", "stage4"], ["zero", "plain"]))

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,8 @@ sys.path.insert(0, str(ROOT))  # the library beside this file, also in a copy of
 
 from ffvit.launching.forecast import forecast  # noqa: E402
 from ffvit.settings.experiment import load_experiment  # noqa: E402
-from ffvit.system.errors import InputError  # noqa: E402
+from ffvit.system.errors import InputError, in_words  # noqa: E402
+from ffvit.system.machine import TRAINING_MB, require_room  # noqa: E402
 
 
 def gpu_count() -> int:
@@ -76,10 +78,17 @@ def main() -> int:
     options = parser.parse_intermixed_args()
 
     os.chdir(ROOT)
+    for output in (sys.stdout, sys.stderr):
+        output.reconfigure(errors="backslashreplace")  # where a locale has no letter for what a name has
     try:
         experiment = load_experiment(options.experiment)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if not options.profile:  # a cluster has what a job asks for
+            require_room("--jobs", options.jobs, 1, TRAINING_MB)
+            require_room("--runs-per-gpu", options.runs_per_gpu, 1, TRAINING_MB)
+        for folder in ("runs", "figures"):
+            Path(folder, experiment.name).mkdir(parents=True, exist_ok=True)
+    except (InputError, OSError) as error:
+        print(f"error: {in_words(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         return 2
     profiles = ROOT / "workflow/profiles"
     profile = next(
@@ -94,10 +103,11 @@ def main() -> int:
         print(f"error: --runs-per-gpu {options.runs_per_gpu}: {why}", file=sys.stderr)
         return 2
 
-    Path("runs").mkdir(exist_ok=True)
     os.environ["FFVIT_DATASET"] = options.dataset
+    os.environ["PYTHONUTF8"] = "1"  # of notebooks, whatever the locale
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    settings = {"experiment": options.experiment, "train": "yes" if options.task == "reproduce" else "no"}
+    # As a list: Snakemake would take a bare name for a number or YAML.
+    settings = {"experiment": json.dumps([options.experiment]), "train": "yes" if options.task == "reproduce" else "no"}
     arguments = ["--nolock", "--directory", str(ROOT)]
     if profile:
         # A scheduler gives a job what it asks for, and keeps it when this process is gone.
@@ -123,7 +133,7 @@ def main() -> int:
         )
         compared = ROOT / "figures" / experiment.name / "reproduction.md"
         if options.task == "reproduce" and compared.exists():
-            print(compared.read_text().splitlines()[0].strip("*"))
+            print(compared.read_text(encoding="utf-8").splitlines()[0].strip("*"))
     return code
 
 

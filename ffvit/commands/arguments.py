@@ -1,7 +1,6 @@
 """Command lines: read as argparse does, with errors that name what is nearest."""
 
 import argparse
-import json
 import math
 import os
 import re
@@ -10,8 +9,9 @@ from typing import Any, NoReturn
 
 from ffvit.settings.config import MACHINE, Config
 from ffvit.settings.experiment import Experiment, load_experiment
-from ffvit.settings.given import config_from_dict, merge, parse_setting, with_defaults
+from ffvit.settings.given import config_from_dict, merge, parse_setting, read_settings, with_defaults
 from ffvit.system.errors import InputError, suggest
+from ffvit.system.machine import TRAINING_MB, require_room
 
 MAY_BE_SET = MACHINE | {"dataset"}  # the machine's, and where the images lie: they decide no result
 
@@ -30,17 +30,24 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; {self.prog} --help says more")
 
 
+def path(text: str) -> Path:
+    """Of an argument; an empty one, as an unset variable of the shell leaves it, would be the current folder."""
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError("the path is empty; leave the option out for its default")
+    return Path(text)
+
+
 def read_run(arguments: list[str], prog: str, about: str) -> tuple[Config, Path, argparse.Namespace]:
     """The run that the command line asks for. Raises InputError."""
     parser = Parser(prog, about)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--experiment", help="a name in experiments/, or the path of a .toml file")
-    what.add_argument("--config", type=Path, help="the config.json of a run")
+    what.add_argument("--config", type=path, help="the config.json of a run")
     parser.add_argument("--model", help="a model of the experiment, or any name timm knows")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--run-dir", type=Path, help="default: runs/<experiment>/<model>-seed<seed>")
+    parser.add_argument("--run-dir", type=path, help="default: runs/<experiment>/<model>-seed<seed>")
     parser.add_argument("--dry-run", action="store_true", help="measure some updates and say what the run will cost")
-    parser.add_argument("--estimate", type=Path, metavar="FILE", help="with --dry-run: write it down as JSON, too")
+    parser.add_argument("--estimate", type=path, metavar="FILE", help="with --dry-run: write it down as JSON, too")
     parser.add_argument("settings", nargs="*", metavar="name=value", help="settings that win over the experiment's")
     options = parser.parse_intermixed_args(arguments)
     if options.experiment and not options.model:
@@ -53,7 +60,8 @@ def read_run(arguments: list[str], prog: str, about: str) -> tuple[Config, Path,
             f"give {', '.join('--' + name for name in sorted(fixed))}, not name=value, for the choice of a run"
         )
     if options.config:
-        config = config_from_dict(merge(with_defaults(json.loads(options.config.read_text())), settings))
+        there = read_settings(options.config, "give the config.json or request.json of a run, or --experiment")
+        config = config_from_dict(merge(with_defaults(there), settings))
     else:
         config = load_experiment(options.experiment).config(options.model, options.seed, **settings)
     return config, Path(os.path.relpath(options.run_dir or config.run_dir)), options
@@ -73,6 +81,9 @@ def read_shared(options: argparse.Namespace) -> tuple[Experiment, dict[str, Any]
         raise InputError("give the name of a file in experiments/: of others, nothing is recorded in results/")
     if options.jobs < 0:
         raise InputError(f"--jobs must not be negative, got {options.jobs}")
+    require_room("--jobs", options.jobs, 1, TRAINING_MB)
+    if not options.minutes >= 0:  # nor nan
+        raise InputError(f"--minutes must be a number from 0 on, got {options.minutes}")
     settings = merge(*map(parse_setting, options.settings))
     for name in sorted(settings.keys() - MAY_BE_SET):
         raise InputError(

@@ -3,21 +3,24 @@ some nights, or on one that has only what training needs, or that is lent for mi
 
 `ffvit missing cifar10 --jobs 4 --minutes 9` trains the runs that have no record, four side by side, and scores each when
 it is finished. Before it begins it says how long all will take, and then every half minute how far they are. When the
-time is up, or on Ctrl-C, SIGTERM or SIGUSR1, the runs write their checkpoints and stop, and the same command goes on.
+time is up, or on Ctrl-C or a signal, the runs write their checkpoints and stop, and the same command goes on.
 
 Exit codes: 0 all the runs chosen are recorded, 2 a run failed or an argument is wrong, 75 stopped with runs left.
 """
 
+import os
 import sys
 import time
+from pathlib import Path
 
 from ffvit.commands.arguments import Parser, add_shared, read_shared
-from ffvit.commands.status import DONE, RECORDED, TRAINED, UNSCORED, standing
+from ffvit.commands.status import DONE, IMAGES, RECORDED, TRAINED, UNSCORED, standings
 from ffvit.launching.children import Children
 from ffvit.launching.jobs import Job, environment, outlook, places, run, say
 from ffvit.settings.config import Config
 from ffvit.settings.experiment import GRID, Experiment
 from ffvit.system.errors import InputError, suggest
+from ffvit.system.files import RESULTS, RUNS
 from ffvit.system.lifetime import STOPPED
 
 
@@ -53,7 +56,12 @@ def main(arguments: list[str]) -> int:
     experiment, settings = read_shared(options)
     configs = choose(experiment, options.models, options.seeds, options.part, **settings)
     enough = (RECORDED,) if options.record else DONE
-    left = [(c, state) for c in configs if (state := standing(c).state) not in enough]
+    folders = (Path(os.path.relpath(folder)) for folder in (RESULTS, RUNS))  # no home folder in outputs
+    stands = {s.config.run_id: s for s in standings(experiment, *folders)}
+    for c in configs:
+        if stands[c.run_id].state == IMAGES:  # it would be found trained, and be in no table
+            raise InputError("; ".join(stands[c.run_id].problems))
+    left = [(c, state) for c in configs if (state := stands[c.run_id].state) not in enough]
     done = len(configs) - len(left)
     if not left:
         say(f"0 of {len(configs)} runs are missing")

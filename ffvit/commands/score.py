@@ -2,7 +2,7 @@
 
 The last weights are scored on the test split, every image once, and record.json is written into the run's folder. With
 --record it is also put among the records that come with the project, as results/digits/ff-seed0.json; one that is there is
-never written over.
+never written over, and one of other images than those there is refused.
 `ffvit score --trial runs/trials/a` writes down a run made to choose a recipe, as results/digits/trials/a.json: its
 validation scores and what it cost, and never a look at the test split.
 """
@@ -25,17 +25,19 @@ def main(arguments: list[str]) -> int:
 
     # With torch, which takes seconds: --help and a run that is not there are answered without.
     from ffvit.data.splits import load_splits
-    from ffvit.evidence.records import publish, write_record, write_trial
+    from ffvit.evidence.records import images_unlike_recorded, publish, write_record, write_trial
     from ffvit.evidence.scoring import score
 
     if options.trial:
         print(f"trial: {os.path.relpath(write_trial(run_dir))}")
         return 0
-    evaluation = score(config, run_dir / "last.safetensors", load_splits(config))
-    path = write_record(run_dir, evaluation)
+    splits = load_splits(config)
+    evaluation = score(config, run_dir / "last.safetensors", splits)
+    path = write_record(run_dir, evaluation, splits.fingerprint)
     if options.record:
         path = publish(run_dir)
     print(
         f"top-1 {evaluation.top1_percent:.2f} % of {evaluation.images:,} test images; record: {os.path.relpath(path)}"
+        + (f"; in no table: {why}" if (why := images_unlike_recorded(config, splits.fingerprint)) else "")
     )
     return 0

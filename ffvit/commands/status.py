@@ -3,14 +3,15 @@
 """
 
 import itertools
-import json
 import os
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ffvit.commands.arguments import Parser
-from ffvit.evidence import records
+from ffvit.evidence import belonging, records
+from ffvit.evidence.belonging import OTHER_IMAGES, OTHER_SETTINGS
 from ffvit.settings.config import Config
 from ffvit.settings.experiment import Experiment, load_experiment
 from ffvit.settings.same_run import differing
@@ -20,10 +21,11 @@ from ffvit.training.manifest import find_state
 
 # Where a run can stand, from done to untouched.
 RECORDED, TRAINED = "recorded", "trained here"  # came with the project; has a record beside the run
-UNSCORED, BEGUN, OTHER, MISSING = "not scored", "begun", "other settings", "missing"
+UNSCORED, BEGUN, OTHER, IMAGES, MISSING = "not scored", "begun", OTHER_SETTINGS, OTHER_IMAGES, "missing"
 DONE = (RECORDED, TRAINED)
 WIDTH = 100  # columns
 LABEL_WIDTH = 40
+AGAIN = "delete the folder to start the run again"
 
 
 @dataclass(frozen=True)
@@ -36,63 +38,116 @@ class Standing:
     problems: list[str] = field(default_factory=list)  # what is damaged or in the way, with the cure
 
 
+@dataclass(frozen=True)
+class Records:
+    """What lies in an experiment's folders, by file."""
+
+    whole: dict[Path, dict]
+    problems: dict[Path, str]  # of those that are not whole, or copies
+    images: belonging.Images
+
+
 def standings(experiment: Experiment, results_dir: Path = RESULTS, runs_dir: Path = RUNS) -> list[Standing]:
-    """Where every run of an experiment stands, in its order."""
-    return [standing(config, results_dir, runs_dir) for config in experiment.configs()]
+    """Where every run of an experiment stands, in its order. A record counts if it belongs to the experiment."""
+    there = _read(experiment, results_dir, runs_dir)
+    return [_standing(config, experiment, there, results_dir, runs_dir) for config in experiment.configs()]
 
 
-def standing(config: Config, results_dir: Path = RESULTS, runs_dir: Path = RUNS) -> Standing:
-    """Where a run stands. A record counts if its settings are the experiment's as they are now."""
-    problems: list[str] = []
-    state, detail = MISSING, ""
+def others(experiment: Experiment, results_dir: Path = RESULTS, runs_dir: Path = RUNS) -> list[str]:
+    """What is to be said of records besides those of the runs that the experiment's file names."""
+    there, named = _read(experiment, results_dir, runs_dir), {config.run_id for config in experiment.configs()}
+    found = [problem for file, problem in there.problems.items() if _run_id(file) not in named]
+    for file, record in there.whole.items():
+        if record["run_id"] not in named and not belonging.unlike(record, experiment, there.images):
+            found.append(
+                f"{file} is of a further seed, which tables count: delete it, or name the seed in the experiment"
+            )
+    return found
+
+
+def _read(experiment: Experiment, results_dir: Path, runs_dir: Path) -> Records:
+    whole: dict[Path, dict] = {}
+    problems: dict[Path, str] = {}
+    for files, more in (
+        ((results_dir / experiment.name).glob("*.json"), {}),
+        (records.own_files(experiment.name, runs_dir), {"trained_here": True}),
+    ):
+        found: dict[str, dict] = {}
+        for file in sorted(files):
+            try:
+                found[str(file)] = records.read_record(file, experiment.name, _run_id(file)) | more
+            except InputError as error:
+                problems[file] = str(error)
+        copies = belonging.copies(found)
+        problems |= {Path(file): problem for file, problem in copies.items()}
+        whole |= {Path(file): record for file, record in found.items() if file not in copies}
+    return Records(whole, problems, belonging.experiment_images(experiment, list(whole.values())))
+
+
+def _run_id(file: Path) -> str:
+    return file.parent.name if file.name == "record.json" else file.stem
+
+
+def _standing(config: Config, experiment: Experiment, there: Records, results_dir: Path, runs_dir: Path) -> Standing:
     file = results_dir / config.experiment / f"{config.run_id}.json"
-    if file.exists():
-        try:
-            written = json.loads(file.read_text())
-            if wrong := [name for name, kind in records.FIELDS.items() if not isinstance(written.get(name), kind)]:
-                raise ValueError(f"{', '.join(wrong)} missing or of another type")
-            if _same_settings(config, written["config"]):
-                of_older_code = "code" in written and records.is_of_older_code(written)  # older files name no code
-                return Standing(config, RECORDED, "by older code" if of_older_code else "")
-            state = OTHER
-        except Exception as error:  # it may hold anything
-            problems.append(_cured(error, file, "delete it"))
     folder = runs_dir / config.experiment / config.run_id
+    problems = [there.problems[path] for path in (file, folder / "record.json") if path in there.problems]
+    own, state, detail = there.whole.get(folder / "record.json"), MISSING, ""
+    if own and (theirs := belonging.other_images(own, there.images)):
+        problems.append(_left_out(folder, own, theirs))
+    if record := there.whole.get(file):
+        state = belonging.unlike(record, experiment, there.images) or RECORDED
+        if theirs := belonging.other_images(record, there.images):
+            problems.append(belonging.of_different_images(theirs, record))
+        if state == RECORDED:
+            of_older_code = "code" in record and records.is_of_older_code(record)  # older files name no code
+            return Standing(config, RECORDED, "by older code" if of_older_code else "", problems)
     try:
         finished, path = (folder / "training.json").exists(), None
         if not finished:
             path, damaged = find_state(folder / "checkpoints")
             problems += [f"{line}; the run goes on from the checkpoint before" for line in damaged]
         if finished or path:
-            if not _same_settings(config, json.loads((folder / "config.json").read_text())):
+            if differing(records.read_object(folder / "config.json", AGAIN), config.to_dict()):
                 state = OTHER
                 problems.append(f"{folder} holds a run with other settings: delete the folder to train this one")
-            elif path is None:
-                records.open_run(folder)
-                state = TRAINED if (folder / "record.json").exists() else UNSCORED
+            elif own:
+                state = belonging.unlike(own, experiment, there.images) or TRAINED
             else:
-                done = json.loads((path / "progress.json").read_text())["history"]
-                state, detail = BEGUN, f"epoch {len(done) + 1} of {config.total_epochs}"
-    except Exception as error:
-        problems.append(_cured(error, folder, "delete the folder to start the run again"))
+                state, detail, facts = _without_record(config, folder, path)
+                if facts and (theirs := belonging.other_images(facts, there.images)):
+                    state, detail = IMAGES, ""
+                    problems.append(_left_out(folder, facts, theirs))
+    except Exception as error:  # it may hold anything
+        problems.append(
+            str(error)
+            if isinstance(error, InputError)
+            else f"{folder} is damaged ({type(error).__name__}: {error}): {AGAIN}"
+        )
     return Standing(config, state, detail, problems)
 
 
-def _same_settings(config: Config, values: dict) -> bool:
-    """Whether settings that were written down decide the same result."""
-    return not differing(values, config.to_dict())
+def _without_record(config: Config, folder: Path, checkpoint: Path | None) -> tuple[str, str, dict]:
+    """State and detail of a run that is finished, or has a checkpoint; and its facts, if they say which images it has."""
+    if checkpoint is None:
+        state, detail, facts = UNSCORED, "", records.open_run(folder)[1]
+    else:
+        progress = records.read_object(checkpoint / "progress.json", AGAIN)
+        state, facts = BEGUN, progress.get("facts", {})
+        detail = f"epoch {len(progress['history']) + 1} of {config.total_epochs}"
+    return state, detail, facts if facts.keys() >= {"config", "dataset"} else {}
 
 
-def _cured(error: Exception, path: Path, cure: str) -> str:
-    if isinstance(error, InputError):  # it says so itself
-        return str(error)
-    return f"{path} is damaged ({type(error).__name__}: {error}): {cure}"
+def _left_out(folder: Path, facts: dict, theirs: dict) -> str:
+    return (
+        f"{folder} is in no table: {belonging.told_of_images(facts, theirs)}; delete the folder to train on the others"
+    )
 
 
-def report(experiment: Experiment, found: list[Standing], name: str) -> str:
+def report(experiment: Experiment, found: list[Standing], name: str, others: Sequence[str] = ()) -> str:
     """The listing: part by part, model by model, the seeds by where they stand; then what is wrong, and what to do.
 
-    name: of the experiment, as it was given.
+    name: of the experiment, as it was given. others: what is to be said of other files.
     """
     names = max(map(len, experiment.variants), default=0)
     labels = min(LABEL_WIDTH, max((len(variant.label) for variant in experiment.variants.values()), default=0))
@@ -106,7 +161,7 @@ def report(experiment: Experiment, found: list[Standing], name: str) -> str:
             before = f"  {model:{names}}  {label:{labels}}  "
             wrapped = [line for state in states for line in textwrap.wrap(state, max(20, WIDTH - len(before)))]
             lines += [before + wrapped[0], *(" " * len(before) + line for line in wrapped[1:])]
-    if problems := [problem for s in found for problem in s.problems]:
+    if problems := [problem for s in found for problem in s.problems] + [*others]:
         lines += ["", "Damaged, or in the way:"]
         lines += [line for problem in problems for line in _indented(problem)]
     left = [s.config.run_id for s in found if s.state not in DONE]
@@ -129,7 +184,7 @@ def report(experiment: Experiment, found: list[Standing], name: str) -> str:
 def _by_state(found: list[Standing]) -> list[str]:
     """A line for each state that runs of a model are in: "recorded 0, 1, 2", "begun 3 (epoch 37 of 100)"."""
     lines = []
-    for state in (RECORDED, TRAINED, UNSCORED, BEGUN, OTHER, MISSING):
+    for state in (RECORDED, TRAINED, UNSCORED, BEGUN, OTHER, IMAGES, MISSING):
         for detail, alike in itertools.groupby((s for s in found if s.state == state), key=lambda s: s.detail):
             seeds = ", ".join(str(s.config.seed) for s in alike)
             lines.append(f"{state} {seeds} ({detail})" if detail else f"{state} {seeds}")
@@ -149,5 +204,5 @@ def main(arguments: list[str]) -> int:
     name = parser.parse_args(arguments).experiment
     experiment = load_experiment(name)
     results, runs = (Path(os.path.relpath(folder)) for folder in (RESULTS, RUNS))  # no home folder in outputs
-    print(report(experiment, standings(experiment, results, runs), name))
+    print(report(experiment, standings(experiment, results, runs), name, others(experiment, results, runs)))
     return 0

@@ -9,7 +9,7 @@ An experiment's [tuning] says what is searched, in its order, on validation imag
 
 Every model of the grid gets the same trials: where one of them needs a further rate, all try it. Trials are kept in
 results/<experiment>/trials, in which the search finds its place again after an interruption. What was found is then
-written into the experiment's file by a person; a test holds the two together. On Ctrl-C, SIGTERM or SIGUSR1, the trials
+written into the experiment's file by a person; a test holds the two together. On Ctrl-C or a signal, the trials
 write their checkpoints and stop, and the same command goes on.
 
 Exit codes: 0 the search is complete, 2 a trial failed or an argument is wrong, 75 stopped with trials left.

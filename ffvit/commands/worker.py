@@ -1,7 +1,7 @@
 """One process of a training, as `ffvit train`, `accelerate launch -m ffvit worker ...` or a cluster starts it, with the
 options of `ffvit train`.
 
-Exit codes: 0 finished, 2 an error that is named, 75 stopped by SIGTERM or SIGUSR1 with a checkpoint written.
+Exit codes: 0 finished, 2 an error that is named, 75 stopped by a signal or Ctrl-C with a checkpoint written.
 """
 
 import json

@@ -4,32 +4,116 @@ The folders on top alone say which images belong to which split. The datasets li
 folder with one bullet_train.JPEG it takes for a training split of that image, and no other.
 """
 
+import contextlib
 import functools
+import io
 import os
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import datasets
 import PIL.Image
 from datasets.data_files import SPLIT_KEYWORDS
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from ffvit.system.errors import InputError, suggest
+from ffvit.system.files import ROOT
 
 SPLIT_NAMED = {word: str(split) for split, words in SPLIT_KEYWORDS.items() for word in words}  # "val": "validation"
 LAYOUT = "images lie in <class>/<image>, or in <split>/<class>/<image> with splits train, validation (or val) and test"
 
+OUTSIDE = "it lies outside the dataset's folder, and nothing is read there: move it into the folder"
+
 Parts = tuple[str, ...]  # of the path of a file or folder below another
 
 
+def find_folder(dataset: str) -> Path | None:
+    """The folder that a dataset is; None for "digits" and for names of the hub."""
+    if dataset == "digits":
+        return None
+    try:
+        folder = Path(dataset).expanduser()
+        if not folder.is_dir() and (ROOT / folder).is_dir():
+            folder = ROOT / folder  # an experiment file's path means the same in a notebook, which runs in notebooks/
+        return folder.absolute() if folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # of a name too long, of nobody's home, with a zero byte
+        return None
+
+
+def allowed_places(dataset: str) -> tuple[str, ...]:
+    """Where a dataset's files may lie, each with "/" at its end: below its folder, or in the hub libraries' caches."""
+    folder, library = find_folder(dataset), datasets.config
+    caches = library.HF_DATASETS_CACHE, library.DOWNLOADED_DATASETS_PATH, library.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE
+    places = [Path(place).absolute() for place in ([folder] if folder else caches)]
+    return tuple({_with_slash(plain(place)) for place in places for plain in (os.path.normpath, os.path.realpath)})
+
+
+@contextlib.contextmanager
+def open_inside(path: str, allowed: tuple[str, ...]) -> Iterator[io.FileIO]:
+    """A file of a dataset, opened to be read. allowed: see allowed_places.
+
+    A link that lies below the folder may lead out of it, as people link ImageNet's classes together: its owner put it
+    there. What a table or a dataset card names must lie below the folder by its path, and all must be regular files.
+    Raises OSError for a path elsewhere, and for pipes, devices and folders.
+    """
+    # Without "..", which leads up from where a link leads: what is checked is what is opened.
+    plain = os.path.normpath(path if path.startswith("/") else Path(path).absolute())
+    if not plain.startswith(allowed):
+        raise OSError(OUTSIDE)
+    with open(plain, "rb", buffering=0, opener=_open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("it is no regular file: put one in its place, or take it away")
+        yield file
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # or it would wait at a pipe for somebody who writes
+
+
 def everything_below(root: Path) -> tuple[list[Parts], list[Parts]]:
-    """All that lies below a folder, hidden files and folders left out, such as .DS_Store and __MACOSX."""
-    files, folders = [], []
-    for path, below, names in os.walk(root, followlinks=True):
-        parts = Path(path).relative_to(root).parts
-        below[:] = [name for name in below if not name.startswith((".", "__"))]
-        folders += [(*parts, name) for name in below]
-        files += [(*parts, name) for name in names if not name.startswith(".")]
+    """All that lies below a folder, hidden files and folders left out, such as .DS_Store and __MACOSX.
+
+    Raises OSError for a folder that cannot be read, InputError for a link to a folder that it lies in itself.
+    """
+    files: list[Parts] = []
+    folders: list[Parts] = []
+    # A folder's parts; where it lies, without links; before that, the folders whose links led there.
+    todo: list[tuple[Parts, tuple[str, ...]]] = [((), (os.path.realpath(root),))]
+    while todo:
+        parts, places = todo.pop()
+        with os.scandir(places[-1]) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                here = (*parts, entry.name)
+                if not _is_folder(entry):
+                    files.append(here)
+                elif not entry.name.startswith("__"):
+                    folders.append(here)
+                    if entry.is_symlink():
+                        todo.append((here, (*places, _target(entry.path, places, "/".join((str(root), *here))))))
+                    else:
+                        todo.append((here, (*places[:-1], entry.path)))
     return files, folders
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # of a link to itself
+        return False
+
+
+def _target(link: str, places: tuple[str, ...], shown: str) -> str:
+    target = os.path.realpath(link)
+    if any(_with_slash(place).startswith(_with_slash(target)) for place in places):
+        raise InputError(f"{shown} is a link to a folder that it lies in itself: take it away")
+    return target
+
+
+def _with_slash(folder: str) -> str:
+    return folder.rstrip("/") + "/"
 
 
 def open_class_folders(root: Path, wanted: list[str], dataset: str) -> dict[str, datasets.Dataset]:
@@ -58,9 +142,12 @@ def open_class_folders(root: Path, wanted: list[str], dataset: str) -> dict[str,
         here = _classes(mine, _below(below, folders), below, dataset)
         classes = classes or here
         if unknown := sorted(set(here) - set(classes)):
+            hint = suggest(unknown[0], classes)
+            if len(hint) > 300:  # it would list a thousand classes
+                hint = f", which have {len(classes):,}: take it away, or give it training images"
             raise InputError(
                 f"dataset '{dataset}': class folder '{'/'.join((*below, unknown[0]))}' is no class of the training images"
-                f"{suggest(unknown[0], classes)}"
+                f"{hint}"
             )
         number = {name: i for i, name in enumerate(classes)}
         found[split] = datasets.Dataset.from_dict(

@@ -12,6 +12,7 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, Sampler, default_collate
 
+from ffvit.data.folders import allowed_places
 from ffvit.data.images import (
     BadImage,
     check_not_all_bad,
@@ -39,6 +40,7 @@ class Images(torch.utils.data.Dataset):
     def __init__(self, split: datasets.Dataset, config: Config):
         self.split = encoded(split)
         self.config = config
+        self.allowed = allowed_places(config.dataset)
         self.transform = eval_transform(config)
         keep = config.in_memory and config.augment == "image"
         self.kept = [self.item(row) for row in range(len(split))] if keep else None
@@ -58,7 +60,8 @@ class Images(torch.utils.data.Dataset):
     def read(self, row: int) -> tuple[PIL.Image.Image | BadImage, int]:
         """The image as it is stored, decoded."""
         stored = self.split[row]
-        return read(stored["image"], row, file_name(stored["image"]), self.config), stored["label"]
+        image = read(stored["image"], row, file_name(stored["image"]), self.config, self.allowed)
+        return image, stored["label"]
 
 
 class AugmentedImages(Images):
@@ -132,6 +135,7 @@ class Loader(DataLoader):
         try:
             yield from super().__iter__()
         except InputError as error:  # torch puts the worker's traceback before the message
+            error.__traceback__ = None  # it refers to itself and would keep the workers, which nobody ends at exit
             raise InputError(str(error).rpartition("InputError: ")[2].strip()) from None
 
 

@@ -4,8 +4,9 @@ import contextlib
 import importlib.metadata
 import io
 import itertools
+import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,12 +17,24 @@ import fsspec
 import numpy as np
 import PIL.Image
 import pyarrow.parquet
+from datasets.data_files import sanitize_patterns
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCard
 
-from ffvit.data.folders import everything_below, no_such_split, open_class_folders
+from ffvit.data.folders import (
+    OUTSIDE,
+    allowed_places,
+    everything_below,
+    find_folder,
+    no_such_split,
+    open_class_folders,
+    open_inside,
+)
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError
-from ffvit.system.files import ROOT
+from ffvit.system.files import sha256_of
 
+CARDS = ("README.md", ".huggingface.yaml")  # where datasets is told which files to read
 SPLIT_SEED = 0  # of held-out parts and subsets: the same images in every run, whatever its seed
 
 
@@ -35,12 +48,12 @@ def open_splits(wanted: list[str], config: Config) -> dict[str, datasets.Dataset
     if place == "digits":
         return _choose(_digits(), wanted, dataset)
     if isinstance(place, Path):
-        if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
-            with opening(dataset):
+        with opening(dataset):
+            if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
+                _check_saved(place, dataset)
                 saved = datasets.load_from_disk(str(place))
-            return _choose(saved if isinstance(saved, dict) else {"train": saved}, wanted, dataset)
-        if not _parquet_below(place):
-            with opening(dataset):
+                return _choose(saved if isinstance(saved, dict) else {"train": saved}, wanted, dataset)
+            if not _parquet_below(place, dataset):
                 return open_class_folders(place, wanted, dataset)
     builder, files = _builder(place, dataset)
     with opening(dataset):
@@ -48,7 +61,10 @@ def open_splits(wanted: list[str], config: Config) -> dict[str, datasets.Dataset
         splits = _choose(builder.as_dataset(), wanted, dataset)
     label = find_columns(splits[wanted[0]].features, config)[1]
     classes = getattr(splits[wanted[0]].features[label], "names", [])
-    _check_files({name: files[name] for name in splits if files.get(name)}, label, classes, dataset)
+    files = {name: files[name] for name in splits if files.get(name)}
+    _check_files(files, label, classes, dataset)
+    if not config.allow_overlap:
+        check_copies(files, dataset)
     return splits
 
 
@@ -56,7 +72,7 @@ def parquet_files(wanted: list[str], config: Config) -> tuple[dict[str, list[str
     """Paths or addresses by split, none of them opened, and what a dataset card tells of them."""
     dataset = config.dataset
     place = _place(dataset)
-    if place != "digits" and not (isinstance(place, Path) and not _parquet_below(place)):
+    if place != "digits" and not (isinstance(place, Path) and not _parquet_below(place, dataset)):
         builder, files = _builder(place, dataset)
         if files and all(path.endswith(".parquet") for path in itertools.chain(*files.values())):
             return _choose(files, wanted, dataset), builder.info
@@ -73,6 +89,26 @@ def open_parquet(
     _check_files(files, label, classes, dataset)
     with opening(dataset):
         return datasets.load_dataset("parquet", data_files=files)
+
+
+def check_copies(files: Mapping[str, list[str]], dataset: str) -> None:
+    """Raises InputError where a file on disk is in two splits, or is a copy of another split's. files: by split."""
+    of_size: dict[int, list[tuple[str, Path]]] = defaultdict(list)
+    with opening(dataset):
+        for split, paths in files.items():
+            for path in (Path(path) for path in paths if "://" not in path):
+                of_size[path.stat().st_size].append((split, path))
+        for alike in of_size.values():
+            if len({split for split, _ in alike}) == 1:
+                continue
+            firsts: dict[str, tuple[str, Path]] = {}
+            for split, path in alike:
+                other, first = firsts.setdefault(sha256_of(path), (split, path))
+                if other != split:
+                    raise InputError(
+                        f"dataset '{dataset}': {first.name} of split '{other}' and {path.name} of split '{split}' are "
+                        "the same file: take one away, or set allow_overlap=true where it is meant"
+                    )
 
 
 def find_columns(features: datasets.Features, config: Config) -> tuple[str, str]:
@@ -110,7 +146,7 @@ def check_class_names(own: list[str], classes: list[str], where: str) -> None:
         if here != there:
             raise InputError(
                 f"{where}: class {number} is {here}, of the training images it is {there}: the same classes in the same "
-                "order are needed"
+                "order are needed, in a dataset card too"
             )
 
 
@@ -141,7 +177,10 @@ def opening(dataset: str) -> Iterator[None]:
     except IndexError:  # what load_from_disk makes of a split without rows
         raise InputError(f"dataset '{dataset}': a split is empty") from None
     except Exception as error:  # a reader fails with whatever its parser stumbled on
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        cause: BaseException = error
+        while cause.__cause__ and str(cause.__cause__):  # datasets says that something went wrong; its cause says what
+            cause = cause.__cause__
+        reason = (str(cause) or type(cause).__name__).splitlines()[0]
         raise InputError(
             f"dataset '{dataset}' cannot be opened: {reason}. Give 'digits', a hub id (with network, and `hf auth login` "
             "for gated sets such as ILSVRC/imagenet-1k), or a local folder"
@@ -152,10 +191,7 @@ def _place(dataset: str) -> Path | str:
     """A folder, or "digits" or a hub id as they are."""
     if dataset == "digits":
         return dataset
-    folder = Path(dataset).expanduser()
-    if not folder.is_dir() and (ROOT / folder).is_dir():
-        folder = ROOT / folder  # an experiment file's path means the same in a notebook, which runs in notebooks/
-    if folder.is_dir():
+    if folder := find_folder(dataset):
         return folder.resolve()
     if dataset.startswith((".", "/", "~")):
         raise InputError(f"dataset '{dataset}': there is no such folder")
@@ -167,8 +203,53 @@ def _place(dataset: str) -> Path | str:
     return dataset
 
 
-def _parquet_below(folder: Path) -> set[str]:
-    files, _ = everything_below(folder)
+def _inside(file: Path, dataset: str) -> Path:
+    """A file that datasets is going to open by itself. Raises InputError where it may not."""
+    try:
+        if "::" in str(file) or ".." in file.parts:  # the first is a way from one file into another, for fsspec
+            raise OSError(OUTSIDE)
+        with open_inside(str(file), allowed_places(dataset)):
+            return file
+    except OSError as error:
+        raise InputError(f"dataset '{dataset}': {file} is not read: {error.strerror or error}") from None
+
+
+def _check_saved(folder: Path, dataset: str) -> None:
+    """Raises InputError where what save_to_disk wrote names files outside the folder."""
+    names = ("state.json", "dataset_info.json")
+    parts = [folder]
+    if not all((folder / name).is_file() for name in names):
+        splits = json.loads(_inside(folder / "dataset_dict.json", dataset).read_bytes())["splits"]
+        parts = [folder / split for split in splits]
+    for part in parts:
+        state, _ = (_inside(part / name, dataset) for name in names)
+        for file in json.loads(state.read_bytes())["_data_files"]:
+            _inside(part / file["filename"], dataset)
+
+
+def _check_card(folder: Path, dataset: str) -> None:
+    """Raises InputError where a dataset card leads out of its folder, before datasets looks for files there."""
+    there = [_inside(folder / name, dataset) for name in (*CARDS, "dataset_infos.json") if (folder / name).exists()]
+    for card in there:
+        text = card.read_text(encoding="utf-8")
+        if card.suffix == ".yaml":
+            text = f"---\n{text}\n---\n"
+        if card.name not in CARDS or not text.lstrip().startswith("---"):  # it names no files
+            continue
+        for options in MetadataConfigs.from_dataset_card_data(DatasetCard(text).data).values():
+            patterns = sanitize_patterns(options.get("data_files") or []).values()
+            for pattern in (options.get("data_dir") or "", *itertools.chain(*patterns)):
+                elsewhere = pattern.startswith("/") and not pattern.startswith(f"{folder}/")
+                if elsewhere or ".." in Path(pattern).parts or "://" in pattern or "::" in pattern:
+                    raise InputError(
+                        f"dataset '{dataset}': {card.name} names '{pattern}', outside the folder, and nothing is read "
+                        "there: move the files into it, or give the folder that they lie in"
+                    )
+
+
+def _parquet_below(folder: Path, dataset: str) -> set[str]:
+    with opening(dataset):
+        files, _ = everything_below(folder)
     return {str(folder.joinpath(*parts)) for parts in files if parts[-1].endswith(".parquet")}
 
 
@@ -178,11 +259,18 @@ def _builder(place: Path | str, dataset: str) -> tuple[datasets.DatasetBuilder, 
     Raises InputError for a file of a folder that would be left out, or be in two splits.
     """
     with opening(dataset):
+        if isinstance(place, Path):
+            _check_card(place, dataset)
         builder = datasets.load_dataset_builder(str(place))
     files = {str(split): list(paths) for split, paths in (builder.config.data_files or {}).items()}
+    for path in itertools.chain(*files.values()):
+        if isinstance(place, Path):
+            _inside(Path(path), dataset)
+        elif not path.rpartition("::")[2].startswith(("hf://", "https://")):  # a card can name files of this machine
+            raise InputError(f"dataset '{dataset}' names '{path}', which is not on the hub: choose another dataset")
     if isinstance(place, Path) and len(builder.builder_configs) == 1:  # of several, a dataset card chose one
         splits_of = Counter(itertools.chain(*files.values()))
-        for path in sorted(_parquet_below(place) | set(splits_of)):
+        for path in sorted(_parquet_below(place, dataset) | set(splits_of)):
             if splits_of[path] != 1:
                 raise InputError(
                     f"dataset '{dataset}': {Path(path).name} belongs to {splits_of[path] or 'none'} of the splits "

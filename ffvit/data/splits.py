@@ -1,22 +1,32 @@
 """The images of a run: a dataset cut into train, validation and test, with a fingerprint of what they are."""
 
-import contextlib
 import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
 
+from ffvit.data.folders import allowed_places
 from ffvit.data.images import BadImage, content, file_name, read
-from ffvit.data.sources import SPLIT_SEED, check_class_names, find_columns, open_parquet, open_splits, parquet_files
+from ffvit.data.sources import (
+    SPLIT_SEED,
+    check_class_names,
+    check_copies,
+    find_columns,
+    open_parquet,
+    open_splits,
+    parquet_files,
+)
 from ffvit.data.stream import ParquetStream
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError
+
+SAMPLE = 64  # images of a split that tell whether two splits, or two datasets, are the same
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,8 @@ def load_splits(config: Config) -> Splits:
         _check_overlap(names)
     if config.streaming:
         files, info = parquet_files(list(names.values()), config)
+        if not config.allow_overlap:
+            check_copies(files, config.dataset)
         train = ParquetStream(files[config.train_split], info, config)
         others = {name: files[name] for part, name in names.items() if part != "train"}
         source = open_parquet(others, train.columns[1], train.features["label"].names, config.dataset)
@@ -61,18 +73,23 @@ def load_splits(config: Config) -> Splits:
     for part, images in parts.items():
         if not isinstance(images, ParquetStream):  # its labels are checked as they come
             _check_labels(images, classes, f"{config.dataset}, {part} split")
+    allowed = allowed_places(config.dataset)
+    if not config.allow_overlap:
+        _check_same_images(parts, allowed, config)
     for part, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
         if part not in parts:
             parts["train"], parts[part] = _hold_out(parts["train"], fraction * len(train), part, len(classes))
     sizes = {"train": config.max_train_images, "validation": config.max_eval_images, "test": config.max_eval_images}
     parts = {part: _subset(parts[part], size) for part, size in sizes.items()}
-    return Splits(**parts, classes=classes, fingerprint=_fingerprint(parts.values(), classes))
+    return Splits(**parts, classes=classes, fingerprint=_fingerprint(parts.values(), classes, allowed))
 
 
 def first_images(split: "datasets.Dataset | ParquetStream", config: Config, count: int) -> list[tuple]:
     """(image, class index) of the first rows of a split that can be read, at most `count` of them."""
+    allowed = allowed_places(config.dataset)
     rows = (
-        (read(row["image"], i, file_name(row["image"]), config), row["label"]) for i, row in enumerate(encoded(split))
+        (read(row["image"], i, file_name(row["image"]), config, allowed), row["label"])
+        for i, row in enumerate(encoded(split))
     )
     return list(itertools.islice((row for row in rows if not isinstance(row[0], BadImage)), count))
 
@@ -149,21 +166,47 @@ def _subset(split: datasets.Dataset, size: int) -> datasets.Dataset:
     return split.shuffle(seed=SPLIT_SEED).select(range(size))
 
 
-def _fingerprint(splits: Iterable, classes: list[str]) -> str:
+def _check_same_images(parts: dict[str, Any], allowed: tuple[str, ...], config: Config) -> None:
+    """Raises InputError where two splits have as many images, and those of a sample are the same files."""
+    for one, other in itertools.combinations(parts, 2):
+        if len(parts[one]) != len(parts[other]):
+            continue
+        first = any(isinstance(parts[part], ParquetStream) for part in (one, other))
+        pairs = zip(*(_sample(parts[part], first, allowed) for part in (one, other)))
+        same = [len(a) if a == b else -1 for a, b in pairs]
+        if min(same) >= 0 and max(same) > 0:  # where all are missing, none are the same
+            raise InputError(
+                f"dataset '{config.dataset}': its {one} images and its {other} images are the same: mend the dataset, "
+                f"name another split as {other}_split, or set allow_overlap=true where it is meant"
+            )
+
+
+def _sample(split: "datasets.Dataset | ParquetStream", first: bool, allowed: tuple[str, ...]) -> Iterator[bytes]:
+    """The encoded bytes of up to 64 images, the first or evenly spread; none of an image that is missing."""
+    rows = encoded(split)
+    if first:
+        chosen: Iterable[dict] = itertools.islice(rows, SAMPLE)
+    else:
+        chosen = (rows[int(i)] for i in np.linspace(0, len(rows) - 1, num=min(SAMPLE, len(rows)), dtype=int))
+    for row in chosen:
+        try:
+            yield content(row["image"], allowed)
+        except (OSError, ValueError):  # reported where its image is wanted; the latter is of a path with a zero byte
+            yield b""
+
+
+def _fingerprint(splits: Iterable, classes: list[str], allowed: tuple[str, ...]) -> str:
     """sha256 over classes, sizes, all labels and the encoded bytes of up to 64 images of each split.
 
     Of a stream, not to read all of it: the number of its rows, the sizes of its files, and its first 64 images.
     """
     digest = hashlib.sha256(json.dumps(classes).encode())
     for split in splits:
-        if isinstance(split, ParquetStream):
+        streamed = isinstance(split, ParquetStream)
+        if streamed:
             digest.update(json.dumps([len(split), split.file_sizes()]).encode())
-            rows: Iterable[dict] = itertools.islice(split, 64)
         else:
             digest.update(_labels(split).tobytes())
-            rows_of = encoded(split)
-            rows = (rows_of[int(i)] for i in np.linspace(0, len(split) - 1, num=min(64, len(split)), dtype=int))
-        for row in rows:
-            with contextlib.suppress(OSError):  # a missing file is reported where its image is wanted
-                digest.update(content(row["image"]))
+        for image in _sample(split, streamed, allowed):
+            digest.update(image)
     return digest.hexdigest()[:16]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from ffvit.data.folders import allowed_places
 from ffvit.data.images import BadImage, check_not_all_bad, read, seed_augmentation, train_transform
 from ffvit.data.sources import check_class_names, classes_of, find_columns, of_each, opening, read_footer
 from ffvit.settings.config import Config
@@ -119,6 +120,7 @@ class StreamedImages(IterableDataset):
         if not sum(group.num_rows for group in self.groups):
             raise InputError(f"dataset '{config.dataset}': the parquet files of process {rank} are all empty")
         self.config = config
+        self.allowed = allowed_places(config.dataset)
         self.accumulation_steps = accumulation_steps
         self.micro_batch = config.micro_batch(accumulation_steps)
         self.rank = rank
@@ -143,7 +145,7 @@ class StreamedImages(IterableDataset):
         """The stream's images from `first` on; the next that can be read stands in for one that cannot."""
         bad = []
         for number, (group, row, content) in enumerate(self.rows(stream, streams, first), first):
-            image = read(content["image"], group.first_row + row, Path(group.file).name, self.config)
+            image = read(content["image"], group.first_row + row, Path(group.file).name, self.config, self.allowed)
             if isinstance(image, BadImage):
                 bad.append(image)
                 check_not_all_bad(bad, len(self.source))

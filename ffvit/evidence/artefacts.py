@@ -1,6 +1,6 @@
 """What a notebook shows and keeps: one call opens the evidence, one shows a table or a figure and writes its files.
 
-The files are those that the notebook declares, see ffvit.evidence.notebooks: what it does not declare is an error here,
+The files are those that the notebook declares, see ffvit.evidence.notebook_metadata: what it does not declare is an error here,
 what it declares and does not make is one of the pipeline and the tests.
 """
 
@@ -13,9 +13,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ffvit.evidence import drawing, tables
+from ffvit.evidence.belonging import in_use, trials_of
 from ffvit.evidence.measured import Measured, measured, sources
 from ffvit.evidence.notebook_metadata import Notebook, load_notebook
-from ffvit.evidence.records import in_use, load_own, load_records, load_trials
+from ffvit.evidence.records import load_own, load_records, load_trials
 from ffvit.settings.experiment import Experiment, load_experiment
 from ffvit.system.errors import InputError, suggest
 from ffvit.system.files import FIGURES, NOTEBOOKS, RESULTS
@@ -77,14 +78,11 @@ def open(notebook: str, experiment: str = "", results_dir: str = "", figures_dir
     opened = load_experiment(experiment) if experiment else None
     records, trials, found = [], [], {}
     if opened and "records" in declared.needs:
-        records = (
-            load_records(opened.name, Path(results_dir))
-            if results_dir
-            else in_use(load_records(opened.name), load_own(opened.name))
-        )
+        own = [] if results_dir else load_own(opened.name)
+        records = in_use(opened, load_records(opened.name, Path(results_dir or RESULTS)), own)
         found = measured(opened, records)
     if opened and "trials" in declared.needs:
-        trials = load_trials(opened.name, Path(results_dir or RESULTS))
+        trials = trials_of(opened, load_trials(opened.name, Path(results_dir or RESULTS)))
     if opened:
         print(opened.about)
     if "records" in declared.needs:

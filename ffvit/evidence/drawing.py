@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import offset_copy
 
+from ffvit.evidence.escape import drawn, in_one_line
 from ffvit.evidence.measured import NOT_RUN, Measured
 from ffvit.evidence.statistics import interval
 from ffvit.settings.experiment import Experiment
@@ -51,7 +52,7 @@ def save(figure: Figure, *paths: Path, source: str) -> None:
     """Write svg or png files whose metadata says where the numbers come from; the same figure, the same bytes."""
     for path in paths:
         buffer = io.BytesIO()
-        about: dict[str, str | None] = {"Title": path.stem, "Description": source}
+        about: dict[str, str | None] = {"Title": path.stem, "Description": in_one_line(source)}
         # Without a date, and without matplotlib's version in the png, a figure made again is the same file.
         about |= {"Date": None, "Creator": "ffvit"} if path.suffix == ".svg" else {"Software": "ffvit"}
         figure.savefig(buffer, format=path.suffix[1:], metadata=about, dpi=200, bbox_inches="tight", facecolor="white")
@@ -78,18 +79,27 @@ def matrix_cell(panel: Axes, column: int, row: int, value: float | None, text: s
     panel.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=11, color=color, bbox=box)
 
 
-def mean_and_seeds(panel: Axes, x: float, values: list[float], style: tuple, hollow: bool = False) -> None:
-    """The mean over seeds, from SEEDS_OF_AN_INTERVAL on its 95 % interval, and beside it the seeds."""
+def face(color: Any, fill: str) -> dict[str, Any]:
+    """How a mark is filled: "full", "half", or "none", which is white inside."""
+    if fill == "half":
+        return dict(markerfacecolor=color, markerfacecoloralt="white", fillstyle="bottom")
+    return dict(markerfacecolor="white" if fill == "none" else color)
+
+
+def mean_and_seeds(panel: Axes, x: float, values: list[float], style: tuple, fill: str = "full") -> None:
+    """The mean over seeds, from SEEDS_OF_AN_INTERVAL on its 95 % interval, and beside it the seeds. fill: see face."""
     color, _, marker = style
-    # Hollow to the left: where two stand at one place, both can be read.
-    beside = offset_copy(panel.transData, panel.get_figure(root=True), x=-8 if hollow else 8, units="points")
+    # Each fill has a distance of its own: where three stand at one place, all can be read.
+    aside = {"full": 8, "half": -14, "none": -8}[fill]
+    beside = offset_copy(panel.transData, panel.get_figure(root=True), x=aside, units="points")
     panel.plot([x] * len(values), values, ".", color=color, markersize=6, markeredgewidth=0, transform=beside)
     panel.update_datalim([(x, value) for value in values])  # of what is moved aside, matplotlib takes no notice
     limits = interval(values) if len(values) >= SEEDS_OF_AN_INTERVAL else None
     if limits:
         panel.plot([x, x], limits, color=color, lw=1.5)
-    face = dict(markerfacecolor="white" if hollow else color, markeredgecolor=color, markeredgewidth=1.2)
-    panel.plot(x, np.mean(values), marker, markersize=6.5, **face)
+    panel.plot(
+        x, np.mean(values), marker, markersize=6.5, markeredgecolor=color, markeredgewidth=1.2, **face(color, fill)
+    )
 
 
 def finish(*panels: Axes, blank: str = NOT_RUN) -> None:
@@ -103,15 +113,15 @@ def finish(*panels: Axes, blank: str = NOT_RUN) -> None:
             panel.text(0.5, 0.5, blank, transform=panel.transAxes, ha="center", va="center", fontsize=14, color="0.4")
 
 
-def legend(figure: Figure, experiment: Experiment, drawn: list[Measured], more: Sequence[Line2D] = ()) -> None:
+def legend(figure: Figure, experiment: Experiment, models: list[Measured], more: Sequence[Line2D] = ()) -> None:
     """Below the panels: the look of the models drawn, one entry a model of the grid, and what else there is to say."""
     names = [variant.name for variant in experiment.of(experiment.main)]
-    shown = {m.name if m.name in names else experiment.variants[m.name].of for m in drawn}
+    shown = {m.name if m.name in names else experiment.variants[m.name].of for m in models}
     handles = []
     for name in sorted(shown, key=names.index):
         color, dashes, marker = style_of(experiment, name)
         style = dict(color=color, linestyle=dashes, marker=marker, markersize=7, lw=1.8)
-        handles.append(Line2D([], [], label=experiment.variants[name].label, **style))
+        handles.append(Line2D([], [], label=drawn(experiment.variants[name].label), **style))
     handles += more
     if handles:
         figure.legend(

@@ -1,10 +1,12 @@
 """What the records of one model say together: mean and spread over seeds, and where they come from."""
 
+import itertools
 import statistics
 from dataclasses import dataclass
 
-from ffvit.evidence.records import belongs, origin
+from ffvit.evidence.belonging import belonging, origin
 from ffvit.settings.experiment import Experiment
+from ffvit.settings.given import with_defaults
 
 BLANK, NOT_RUN = "–", "not run"
 
@@ -44,13 +46,23 @@ class Measured:
 def measured(experiment: Experiment, records: list[dict], comparison: str | None = None) -> dict[str, Measured]:
     """What the records say of each model of a comparison, in its order; models without records are left out.
 
-    comparison: "" for the grid; None for the models that stand for the experiment. Records that are not of the
-    experiment's runs, as its file is now, are left out too: status names them.
+    comparison: "" for the grid; None for the models that stand for the experiment. Records that are not the
+    experiment's are left out too, see ffvit.evidence.belonging: status names them. Raises InputError where they are of
+    different images.
     """
+    part = experiment.main if comparison is None else comparison
+    return _measured(experiment, belonging(experiment, records), [part])
+
+
+def everything(experiment: Experiment, records: list[dict]) -> dict[str, Measured]:
+    """What was measured in the grid and in all comparisons, by model."""
+    return _measured(experiment, belonging(experiment, records), [*experiment.parts()])
+
+
+def _measured(experiment: Experiment, records: list[dict], parts: list[str]) -> dict[str, Measured]:
     found = {}
-    for variant in experiment.of(experiment.main if comparison is None else comparison):
-        mine = [r for r in records if r["config"]["name"] == variant.name and belongs(r, experiment)]
-        mine.sort(key=lambda r: r["config"]["seed"])
+    for variant in (variant for part in parts for variant in experiment.of(part)):
+        mine = sorted((r for r in records if r["config"]["name"] == variant.name), key=lambda r: r["config"]["seed"])
         if mine:
             found[variant.name] = Measured(
                 name=variant.name,
@@ -70,11 +82,6 @@ def measured(experiment: Experiment, records: list[dict], comparison: str | None
     return found
 
 
-def everything(experiment: Experiment, records: list[dict]) -> dict[str, Measured]:
-    """What was measured in the grid and in all comparisons, by model."""
-    return {name: m for part in experiment.parts() for name, m in measured(experiment, records, part).items()}
-
-
 def sources(found: dict[str, Measured]) -> str:
     """One sentence on where the measured numbers of a table or figure come from."""
     if not found:
@@ -86,8 +93,28 @@ def sources(found: dict[str, Measured]) -> str:
     runs = [r for m in rows for r in m.run_ids]
     return (
         f"Measured: {' and '.join(origins)}, {len(runs)} runs ({', '.join(runs)}), commit {', '.join(commits)}, "
-        f"on {', '.join(hardware)}."
+        f"on {', '.join(hardware)}.{overlap([r for m in rows for r in m.records])}"
     )
+
+
+def overlap(records: list[dict]) -> str:
+    """A sentence, after a space, where images stand in two roles in these runs, as allow_overlap lets them; or ""."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        config = with_defaults(record["config"])
+        test = "" if config["test_fraction"] else config["test_split"]
+        roles = {"training": config["train_split"], "validation": config["validation_split"], "test": test}
+        told = [
+            f"{one} and {other} images are both '{roles[one]}'"
+            for one, other in itertools.combinations(roles, 2)
+            if roles[one] and roles[one] == roles[other]
+        ]
+        if config["allow_overlap"] and not told:  # where files of other names are the same, no setting tells
+            told = ["allow_overlap is set, and splits may share images"]
+        for words in told:
+            found.setdefault(words, []).append(record["run_id"])
+    words_of = [what if len(runs) == len(records) else f"{what} ({', '.join(runs)})" for what, runs in found.items()]
+    return f" Images in two roles: {'; '.join(words_of)}." if found else ""
 
 
 def commit(record: dict) -> str:

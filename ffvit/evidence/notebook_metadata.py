@@ -29,9 +29,8 @@ class Notebook:
     needs: list[str]  # some of NEEDS
     # table.csv goes to figures/<experiment>/table.csv; folder/table.csv, which depends on no experiment, to figures/folder/.
     makes: list[str] = field(default_factory=list)
-    makes_where: dict[str, list[str]] = field(
-        default_factory=dict
-    )  # the same, where the experiment's file has this part
+    # The same, where the experiment's file has this part.
+    makes_where: dict[str, list[str]] = field(default_factory=dict)
     # For which experiments it is: those with such a model (a pattern of timm's names) ...
     models: str = "*"
     varies: str = ""  # ... in which this axis is compared ...
@@ -61,7 +60,7 @@ class Notebook:
 
     @cached_property
     def sources(self) -> list[str]:
-        return ["".join(cell["source"]) for cell in json.loads(self.path.read_text())["cells"]]
+        return ["".join(cell["source"]) for cell in json.loads(self.path.read_text(encoding="utf-8"))["cells"]]
 
     @property
     def cells(self) -> str:
@@ -83,7 +82,7 @@ class Notebook:
 def load_notebook(path: Path) -> Notebook:
     """Raises InputError, naming the notebook, for metadata that is missing or says what nobody reads."""
     try:
-        said = json.loads(path.read_text())["metadata"]["ffvit"]
+        said = json.loads(path.read_text(encoding="utf-8"))["metadata"]["ffvit"]
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise InputError(f"{path}: no notebook that says in metadata.ffvit what it makes ({error!r})") from None
     known = {f.name for f in fields(Notebook)} - {"path"}
@@ -110,7 +109,7 @@ def load_notebooks(folder: Path = NOTEBOOKS) -> list[Notebook]:
 
 @cache
 def _imported_by(path: Path) -> set[Path]:
-    return _imported(path.read_text())
+    return _imported(path.read_text(encoding="utf-8"))
 
 
 def _imported(source: str) -> set[Path]:

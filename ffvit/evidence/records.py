@@ -1,41 +1,208 @@
 """The record of a run: one small JSON that carries its result and all it takes to believe and repeat it.
 
-A run without a record is unfinished. Trials, runs made to choose a recipe, have records of their own, in a folder trials/:
-with validation scores, and never with a look at the test split.
+A run without a record is unfinished. Trials, runs made to choose a recipe, have records of their own, in a folder
+trials/: with validation scores, and never with a look at the test split. Whoever reads a record gets it whole and in
+itself true, as the models below say, or an error that names the file, the key and the cure.
 """
 
 import json
+import operator
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ffvit.evidence import belonging
 from ffvit.settings.config import Config
-from ffvit.settings.experiment import Experiment, load_experiment
+from ffvit.settings.experiment import load_experiment
 from ffvit.settings.given import config_from_dict
-from ffvit.settings.same_run import code_of, differing
+from ffvit.settings.same_run import code_of, images_of
 from ffvit.system.errors import InputError
-from ffvit.system.files import RESULTS, RUNS, write_atomically
+from ffvit.system.files import RESULTS, RUNS, read_json, write_atomically
 
 if TYPE_CHECKING:
     from ffvit.training.evaluate import Evaluation
 
-FIELDS = {
-    "run_id": str,
-    "config": dict,
-    "model": dict,
-    "dataset": dict,
-    "history": list,
-    "results": dict,
-    "duration_s": float,
-    "peak_memory_mb": int,
-    "started_at": str,
-    "hardware": dict,
-    "versions": dict,
-    "git": dict,
-}
+CURE = "restore the file, or delete it and run the pipeline again"
+MOST_BYTES = 32 * 2**20  # of a file; records have some ten thousand
+MAX_CONFUSION_CLASSES = 100  # with more classes, the confusion matrix and the mistakes would make a large file
+ALIKE = 1e-6  # points; what is left is rounding
+
+Count = Annotated[int, Field(ge=0, le=10**18)]
+Some = Annotated[int, Field(ge=1, le=10**18)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Seconds = Annotated[float, Field(ge=0, le=10**12)]
+Text = Annotated[str, Field(min_length=1)]
+NUMBER = "(0|[1-9][0-9]{0,8})"
+PAIR = f"{NUMBER}:{NUMBER}"  # index of an image, and the wrong class
+Cell = Literal["ff", "attention"] | None
+
+
+class _Part(BaseModel):
+    """Of a record, what is read of it; it may say more."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Settings(_Part):
+    """What is computed with; that the others are an experiment's is a matter of belonging."""
+
+    experiment: Text
+    name: Annotated[str, Field(pattern=r"^[\w.-]*\w$")]
+    label: Text
+    model: Text
+    seed: Annotated[int, Field(ge=0, le=10**9)]
+    epochs: Some
+    cooldown_epochs: Count = 0
+    num_processes: Some = 1
+    accumulation_steps: Count = 1
+    batch_size: Some
+    base_lr: Annotated[float, Field(ge=0)]
+    model_args: dict[str, Any] = {}
+
+
+class _Model(_Part):
+    name: Text
+    parameters: Count
+    macs: Count
+    patches: Cell
+    features: Cell
+
+
+class _Images(_Part):
+    train: Some
+    validation: Some
+    test: Some
+
+
+class _Dataset(_Part):
+    fingerprint: Annotated[str, Field(pattern=r"^\w+$")]
+    images: _Images
+    classes: Some
+    class_names: list[str] | None = None
+
+
+class _Epoch(_Part):
+    epoch: Some
+    train_loss: float
+    validation_loss: float
+    validation_top1_percent: Percent
+    seconds: Seconds
+    cpu_seconds: Seconds = 0.0
+
+
+class _Results(_Part):
+    images: Some
+    loss: Annotated[float, Field(ge=0)]
+    top1_percent: Percent
+    top5_percent: Percent
+    per_class_percent: list[Percent | None]
+    bad_images: list[dict[str, Any]] = []
+    confusion: list[list[Count]] | None = None  # counts, true class by row
+    mistakes: Annotated[str, Field(pattern=f"^({PAIR}( {PAIR})*)?$")] | None = None  # see Evaluation.mistakes
+
+    @model_validator(mode="after")
+    def _agree(self) -> "_Results":
+        classes = len(self.per_class_percent)
+        if self.confusion is not None:
+            right = self._need_confusion(self.confusion, classes)
+            self._need_top1(right, "confusion")
+        if self.mistakes is not None:
+            # By the parser of JSON: of a hundred records they are half a million numbers.
+            numbers = json.loads(f"[{self.mistakes.replace(':', ',').replace(' ', ',')}]")
+            wrong, said = numbers[::2], numbers[1::2]
+            last = self.images + len(self.bad_images) - 1
+            rising = all(map(operator.lt, wrong, wrong[1:]))
+            if not rising or max(wrong, default=0) > last or max(said, default=0) >= classes:
+                raise ValueError(f"mistakes must rise from 0 to {last} at most, and be of {classes} classes")
+            self._need_top1(self.images - len(wrong), "mistakes")
+        return self
+
+    def _need_confusion(self, confusion: list[list[int]], classes: int) -> int:
+        """How many images it says were right."""
+        if len(confusion) != classes or any(len(row) != classes for row in confusion):
+            raise ValueError(
+                f"confusion must have {classes} rows of {classes} counts, as per_class_percent has classes"
+            )
+        if (counted := sum(map(sum, confusion))) != self.images:
+            raise ValueError(f"images must be {counted}, the sum of confusion, got {self.images}")
+        for true, (row, percent) in enumerate(zip(confusion, self.per_class_percent)):
+            counted_percent = 100 * row[true] / sum(row) if sum(row) else None
+            if (percent is None) != (counted_percent is None) or abs((percent or 0) - (counted_percent or 0)) > ALIKE:
+                raise ValueError(
+                    f"per_class_percent of class {true} must be {counted_percent} by confusion, got {percent}"
+                )
+        return sum(row[true] for true, row in enumerate(confusion))
+
+    def _need_top1(self, right: int, by: str) -> None:
+        if abs(self.top1_percent - 100 * right / self.images) > ALIKE:
+            raise ValueError(f"top1_percent must be {100 * right / self.images} by {by}, got {self.top1_percent}")
+
+
+class Trial(_Part):
+    """What training leaves of a run."""
+
+    run_id: Text
+    config: _Settings
+    model: _Model
+    dataset: _Dataset
+    history: list[_Epoch]
+    duration_s: Seconds
+    peak_memory_mb: Count
+    started_at: Text
+    hardware: "_Hardware"
+    versions: dict[str, str]
+    git: "_Git"
+    code: str | None = None  # older files name none
+    weights_sha256: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "Trial":
+        config = self.config
+        if self.run_id != (wanted := f"{config.name}-seed{config.seed}"):
+            raise ValueError(f"run_id must be {wanted} by config, got {self.run_id!r}")
+        if self.model.name != config.model:
+            raise ValueError(f"model.name must be {config.model!r} by config, got {self.model.name!r}")
+        epochs = config.epochs + config.cooldown_epochs
+        if [epoch.epoch for epoch in self.history] != [*range(1, epochs + 1)]:
+            raise ValueError(f"history must be of the epochs 1 to {epochs} in order, as config says")
+        names = self.dataset.class_names
+        if names is not None and len(names) != self.dataset.classes:
+            raise ValueError(f"dataset.class_names must be {self.dataset.classes} by dataset.classes, got {len(names)}")
+        return self
+
+
+class _Hardware(_Part):
+    gpu: str | None
+    cpu: str
+    processes: Some
+
+
+class _Git(_Part):
+    commit: str | None
+    dirty: bool | None
+
+
+class Record(Trial):
+    """The same with its score on the test images."""
+
+    results: _Results
+
+    @model_validator(mode="after")
+    def _are_of_the_dataset(self) -> "Record":
+        results, dataset = self.results, self.dataset
+        if (scored := results.images + len(results.bad_images)) != dataset.images.test:
+            raise ValueError(f"results.images must be {dataset.images.test} with bad ones, by dataset, got {scored}")
+        if len(results.per_class_percent) != dataset.classes:
+            raise ValueError(
+                f"results.per_class_percent must be of {dataset.classes} classes, got {len(results.per_class_percent)}"
+            )
+        return self
 
 
 def open_run(run_dir: Path) -> tuple[Config, dict]:
-    """Settings and facts of a finished run. Raises InputError for one that is not finished."""
+    """Settings and facts of a finished run. Raises InputError for one that is not finished, and for damaged files."""
     if not (run_dir / "config.json").is_file():
         raise InputError(
             f"{run_dir} holds no run; train it first, with make reproduce EXPERIMENT=<its experiment> or python -m "
@@ -46,65 +213,68 @@ def open_run(run_dir: Path) -> tuple[Config, dict]:
             f"{run_dir} holds no finished run; go on with: python -m ffvit train --config {run_dir / 'config.json'} "
             f"--run-dir {run_dir}"
         )
-    return (
-        config_from_dict(json.loads((run_dir / "config.json").read_text())),
-        json.loads((run_dir / "training.json").read_text()),
-    )
+    cure = f"delete the folder {run_dir} to start the run again"
+    config, facts = (read_object(run_dir / name, cure) for name in ("config.json", "training.json"))
+    try:
+        return config_from_dict(config), facts
+    except (InputError, TypeError) as error:
+        raise InputError(f"{run_dir / 'config.json'}: {error}; {cure}") from None
 
 
-def load_trials(experiment: str, results_dir: Path = RESULTS) -> list[dict]:
-    """All trials of an experiment, by file. Raises InputError for a file that is no whole trial."""
-    fields = {name: kind for name, kind in FIELDS.items() if name != "results"}
-    return [_read(path, fields) for path in sorted((results_dir / experiment / "trials").glob("*.json"))]
+def read_object(path: Path, cure: str = CURE) -> dict:
+    """A JSON object from a file that may be anything. Raises InputError with the cure."""
+    try:
+        return read_json(path, MOST_BYTES)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: no valid JSON ({error}): {cure}") from None
+
+
+def read_record(path: Path, experiment: str, run_id: str) -> dict:
+    """One record. Raises InputError for a file that is not whole, or is of another run or experiment."""
+    record = _read(path, Record, experiment)
+    if record["run_id"] != run_id:
+        raise InputError(f"{path}: run_id must be {run_id!r} by where the file lies, got {record['run_id']!r}: {CURE}")
+    return record
 
 
 def load_records(experiment: str, results_dir: Path = RESULTS) -> list[dict]:
-    """The records that came with the project, by run id. Raises InputError for a file that is no whole record."""
-    return [_read(path, FIELDS) for path in sorted((results_dir / experiment).glob("*.json"))]
+    """The records that came with the project, by run id. Raises InputError for one that is not whole, or a copy."""
+    files = sorted((results_dir / experiment).glob("*.json"))
+    found = {str(path): read_record(path, experiment, path.stem) for path in files}
+    belonging.refuse_copies(found)
+    return list(found.values())
+
+
+def own_files(experiment: str, runs_dir: Path = RUNS) -> list[Path]:
+    """The records beside the runs that this machine made; what folders of other names hold is nobody's run."""
+    files = sorted((runs_dir / experiment).glob("*/record.json"))
+    return [file for file in files if re.fullmatch(r".+-seed\d+", file.parent.name)]
 
 
 def load_own(experiment: str, runs_dir: Path = RUNS) -> list[dict]:
-    """The records of the runs that this machine made. Raises InputError for a file that is no whole record."""
-    files = sorted((runs_dir / experiment).glob("*/record.json"))
-    return [_read(path, FIELDS) | {"trained_here": True} for path in files]
+    """The records of the runs that this machine made. Raises InputError for one that is not whole, or a copy."""
+    files = own_files(experiment, runs_dir)
+    found = {str(file): read_record(file, experiment, file.parent.name) | {"trained_here": True} for file in files}
+    belonging.refuse_copies(found)
+    return list(found.values())
 
 
-def in_use(recorded: list[dict], own: list[dict]) -> list[dict]:
-    """What tables and figures show, a record a run: this machine's own, unless it repeats the one that is recorded."""
-    found = {r["run_id"]: r for r in recorded}
-    for record in own:
-        if record["run_id"] not in found or not same_result(record, found[record["run_id"]]):
-            found[record["run_id"]] = record
-    return [found[run_id] for run_id in sorted(found)]
+def load_trials(experiment: str, results_dir: Path = RESULTS) -> list[dict]:
+    """All trials of an experiment, by file.
 
-
-def same_result(first: dict, second: dict) -> bool:
-    """Whether two runs of the same images ended in the same weights, or in the same answer to every test image."""
-    if first["dataset"]["fingerprint"] != second["dataset"]["fingerprint"]:
-        return False
-    weights = [r.get("weights_sha256", {}).get("last.safetensors") for r in (first, second)]
-    scores = [[r["results"].get(name) for name in ("top1_percent", "mistakes", "confusion")] for r in (first, second)]
-    return (weights[0] is not None and weights[0] == weights[1]) or scores[0] == scores[1]
-
-
-def origin(record: dict) -> str:
-    """Whose number it is: one of this machine's own runs, or one that came with the project."""
-    return "trained here" if record.get("trained_here") else "recorded"
-
-
-def belongs(record: dict, experiment: Experiment) -> bool:
-    """Whether a record, or what a run left, is of a run of the experiment as its file is now."""
-    config = record["config"]
-    if config["experiment"] != experiment.name or config["name"] not in experiment.variants:
-        return False
-    return not differing(config, experiment.config(config["name"], config["seed"]).to_dict())
-
-
-def belongs_to_its_experiment(config: Config) -> bool:
-    try:
-        return belongs({"config": config.to_dict()}, load_experiment(config.experiment))
-    except InputError:
-        return False
+    Raises InputError for a file that is no whole trial or a copy, and for two that take the same of different images.
+    """
+    found = _trials(experiment, results_dir)
+    belonging.refuse_copies(found)
+    first: dict[tuple, tuple[str, str]] = {}
+    for name, trial in found.items():
+        fingerprint = trial["dataset"]["fingerprint"]
+        other, images = first.setdefault(images_of(trial["config"]), (name, fingerprint))
+        if images != fingerprint:
+            raise InputError(
+                f"{other} and {name} are of different images (fingerprints {images} and {fingerprint}): delete one"
+            )
+    return list(found.values())
 
 
 def is_of_older_code(record: dict) -> bool:
@@ -112,29 +282,21 @@ def is_of_older_code(record: dict) -> bool:
     return record.get("code") != code_of(record["config"]["model"])
 
 
-def _read(path: Path, fields: dict[str, type]) -> dict:
-    try:
-        record = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: no valid JSON ({error}); delete it and run the pipeline again") from None
-    for name, kind in fields.items():
-        if not isinstance(record.get(name), kind):
-            raise InputError(f"{path}: '{name}' must be {kind.__name__}; delete the file and run the pipeline again")
-    return record
-
-
-MAX_CONFUSION_CLASSES = 100  # with more classes, the confusion matrix and the mistakes would make a large file
-
-
-def write_record(run_dir: Path, evaluation: "Evaluation") -> Path:
+def write_record(run_dir: Path, evaluation: "Evaluation", fingerprint: str) -> Path:
     """Join what training left in the run's folder with its score on the test split, as record.json beside it.
 
-    Raises InputError where the images scored are not those the run was made for.
+    fingerprint: of the images scored, with those of the other splits. Raises InputError where they are not those the
+    run was made for, and for scores that are none.
     """
     config, facts = open_run(run_dir)
     images = evaluation.images + len(evaluation.bad_images)
     if images != facts["dataset"]["images"]["test"]:
         raise InputError(f"{run_dir}: {images} images scored, its test split has {facts['dataset']['images']['test']}")
+    if fingerprint != (began := facts["dataset"]["fingerprint"]):
+        raise InputError(
+            f"dataset '{config.dataset}': its images are not those of {run_dir} (fingerprint {fingerprint}, not {began}): put "
+            "those back to score it, or train on these in another folder"
+        )
     results = {
         "images": evaluation.images,
         "loss": evaluation.loss,
@@ -148,6 +310,7 @@ def write_record(run_dir: Path, evaluation: "Evaluation") -> Path:
         results["confusion"] = evaluation.confusion.tolist()
         results["mistakes"] = evaluation.mistakes
     path = run_dir / "record.json"
+    _need_whole(_Results, results, f"the scores of {run_dir}", "train the run again")
     write_atomically(path, json.dumps(facts | {"results": results}, indent=1) + "\n")
     return path
 
@@ -155,22 +318,90 @@ def write_record(run_dir: Path, evaluation: "Evaluation") -> Path:
 def publish(run_dir: Path, results_dir: Path = RESULTS) -> Path:
     """Put the record of a run among those that come with the project, and return the file.
 
-    Raises InputError for a run with other settings than its experiment's, such as a trial, and where a record is there:
-    a record is never written over.
+    Raises InputError for a run with other settings than its experiment's, such as a trial, or of other images than the
+    records there, for a copy of one of them, and where a record is there: a record is never written over.
     """
-    config, _ = open_run(run_dir)
-    if not belongs_to_its_experiment(config):
-        raise InputError(f"{run_dir} has other settings than {config.experiment}: it is none of its runs")
-    path = results_dir / config.experiment / f"{config.run_id}.json"
+    name = open_run(run_dir)[0].experiment
+    record = _read(run_dir / "record.json", Record, name)
+    try:
+        experiment = load_experiment(name)
+    except InputError as error:
+        raise InputError(f"{run_dir} is of no experiment here: {error}") from None
+    if belonging.unlike(record, experiment, {}):
+        raise InputError(f"{run_dir} has other settings than {name}: it is none of its runs")
+    there = load_records(name, results_dir)
+    if theirs := belonging.other_images(record, belonging.experiment_images(experiment, there)):
+        raise InputError(f"{run_dir} is not recorded: {belonging.told_of_images(record, theirs)}")
+    path = results_dir / name / f"{record['run_id']}.json"
     if path.exists():
         raise InputError(f"{path} is there already: delete it first to record the run anew")
+    belonging.refuse_copies({belonging.file_of(r): r for r in there} | {str(run_dir / "record.json"): record})
     write_atomically(path, (run_dir / "record.json").read_text())
     return path
 
 
 def write_trial(run_dir: Path, results_dir: Path = RESULTS) -> Path:
-    """Keep what training left in the run's folder, under the folder's name. Returns the file."""
+    """Keep what training left in the run's folder, under the folder's name. Returns the file.
+
+    Raises InputError for a trial of other images than those there.
+    """
     config, facts = open_run(run_dir)
-    path = results_dir / config.experiment / "trials" / f"{run_dir.name}.json"
+    name = config.experiment
+    _need_whole(Trial, facts, str(run_dir / "training.json"), f"delete the folder {run_dir} to start the run again")
+    there = {belonging.file_of(r): r for r in load_records(name, results_dir)} | _trials(name, results_dir)
+    for file, record in there.items():
+        if belonging.other_images(facts, {images_of(record["config"]): record}):
+            raise InputError(f"{run_dir} is not recorded: {belonging.told_of_images(facts, record, file)}")
+    path = results_dir / name / "trials" / f"{run_dir.name}.json"
     write_atomically(path, json.dumps(facts, indent=1) + "\n")
     return path
+
+
+def images_unlike_recorded(config: Config, fingerprint: str) -> str:
+    """In words, that a run's images are not those of its experiment's records; "" where they are, or there is none."""
+    try:
+        experiment = load_experiment(config.experiment)
+        images = belonging.experiment_images(experiment, load_records(experiment.name))
+    except InputError:  # a run of no experiment here; damaged records are told where they are read
+        return ""
+    facts = {"config": config.to_dict(), "dataset": {"fingerprint": fingerprint}}
+    if belonging.unlike(facts, experiment, {}) or not (theirs := belonging.other_images(facts, images)):
+        return ""
+    return belonging.told_of_images(facts, theirs)
+
+
+def _trials(experiment: str, results_dir: Path) -> dict[str, dict]:
+    """By file."""
+    files = sorted((results_dir / experiment / "trials").glob("*.json"))
+    return {str(file): _read(file, Trial, experiment) for file in files}
+
+
+def _read(path: Path, kind: type[Trial], experiment: str) -> dict:
+    content = read_object(path)
+    _need_whole(kind, content, str(path), CURE)
+    if (named := content["config"]["experiment"]) != experiment:
+        raise InputError(
+            f"{path}: config.experiment must be {experiment!r} by where the file lies, got {named!r}: {CURE}"
+        )
+    return content
+
+
+def _need_whole(kind: type[_Part], content: dict, where: str, cure: str) -> None:
+    try:
+        kind.model_validate(content)
+    except ValidationError as error:
+        first, *others = error.errors(include_url=False)
+        more = f", and {len(others)} more" if others else ""
+        raise InputError(f"{where}: {_in_words(first)}{more}: {cure}") from None
+
+
+def _in_words(error: Any) -> str:
+    """pydantic's finding as "results.top1_percent must be less than or equal to 100, got 150"."""
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "missing":
+        return f"needs '{key}'"
+    if error["type"] == "value_error":  # one of ours
+        return f"{key}.{error['ctx']['error']}" if key else str(error["ctx"]["error"])
+    given = repr(error["input"])
+    rule = error["msg"].removeprefix("Input should ").removeprefix("String should ")
+    return f"{key} must {rule}, got {given if len(given) < 80 else given[:77] + '...'}"

@@ -49,7 +49,7 @@ COLUMNS = {field.name for field in fields(Reported)} - {"printed"}
 def load_reported(path: Path = CSV) -> list[Reported]:
     """Every row of the file. Raises InputError with the line for a wrong unit, source or number, or one given twice."""
     rows: list[Reported] = []
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         for cells in reader:
             where = f"{path.name}, line {reader.line_num}"

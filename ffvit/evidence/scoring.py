@@ -1,6 +1,5 @@
-"""Score a run's last weights on the test split, every image once, and write the record, last of all and atomically."""
+"""Score weights on a test split, every image once."""
 
-import json
 import os
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import torch
 
 from ffvit.data.batches import eval_loader
 from ffvit.data.splits import Splits
-from ffvit.evidence.records import open_run
+from ffvit.evidence.records import open_run, read_object
 from ffvit.models import build
 from ffvit.models.weights import load_weights
 from ffvit.settings.config import Config, alone
@@ -43,4 +42,5 @@ def _sha256_of(weights: str | Path) -> str | None:
     facts = Path(weights).parent / "training.json"
     if not facts.is_file():
         return None
-    return json.loads(facts.read_text()).get("weights_sha256", {}).get(Path(weights).name)
+    noted = read_object(facts, "give weights from another folder, or train the run again").get("weights_sha256")
+    return noted.get(Path(weights).name) if isinstance(noted, dict) else None

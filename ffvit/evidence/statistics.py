@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from scipy import stats
 
+from ffvit.evidence.belonging import of_different_images
 from ffvit.evidence.measured import Measured
 from ffvit.system.errors import InputError
 
@@ -88,10 +89,6 @@ def p_words(p: float) -> str:
 
 
 def comparable(first: dict, second: dict) -> tuple[dict, dict]:
-    prints = [r["dataset"]["fingerprint"] for r in (first, second)]
-    if prints[0] != prints[1]:
-        raise InputError(
-            f"{first['run_id']} and {second['run_id']} of {first['config']['experiment']} are of different images "
-            f"(fingerprints {prints[0]} and {prints[1]}): run the pipeline again, or remove one from results/"
-        )
+    if first["dataset"]["fingerprint"] != second["dataset"]["fingerprint"]:
+        raise InputError(of_different_images(first, second))
     return first, second

@@ -1,10 +1,12 @@
 """How a table is shown, and written as csv, md and tex, with where its numbers come from."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from ffvit.evidence import escape
 from ffvit.evidence.measured import BLANK
 from ffvit.system.files import write_atomically
 
@@ -15,7 +17,8 @@ def display(table: pd.DataFrame) -> Styler:
     """A table as a notebook shows it: text to the left, no index."""
     numbers = {c: "{:,}" for c in table.select_dtypes("int64")} | {c: "{:g}" for c in table.select_dtypes("float64")}
     left = {"text-align": "left", "vertical-align": "top"}
-    styled = table.style.hide().format(numbers, na_rep=BLANK).set_properties(**left)
+    styled = table.style.hide().format(numbers, na_rep=BLANK, escape="html").set_properties(**left)
+    styled.format_index(axis="columns", escape="html").set_table_attributes('class="mathjax_ignore tex2jax_ignore"')
     return styled.set_table_styles([{"selector": "th", "props": list(left.items())}])
 
 
@@ -27,7 +30,15 @@ def save(table: pd.DataFrame, *paths: Path, caption: str, source: str) -> None:
         if path.suffix == ".csv":
             text = table.assign(Provenance=note).to_csv(index=False)
         elif path.suffix == ".md":
-            text = f"**{caption}**\n\n{table.to_markdown(index=False, disable_numparse=True)}\n\n{note}\n"
+            cells = _escaped(table, escape.markdown).to_markdown(index=False, disable_numparse=True)
+            text = f"**{escape.markdown(caption)}**\n\n{cells}\n\n{escape.markdown(note)}\n"
         else:
-            text = f"% {note}\n{table.to_latex(index=False, escape=True, caption=caption)}"
+            cells = _escaped(table, escape.latex).to_latex(index=False, caption=escape.latex(caption))
+            text = f"% {escape.in_one_line(note)}\n{cells}"
         write_atomically(path, text)
+
+
+def _escaped(table: pd.DataFrame, escape: Callable[[str], str]) -> pd.DataFrame:
+    """Its texts and the names of its columns."""
+    texts = table.map(lambda cell: escape(cell) if isinstance(cell, str) else cell)
+    return texts.set_axis([escape(str(column)) for column in table], axis="columns")

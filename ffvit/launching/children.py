@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ffvit.system import lifetime
-from ffvit.system.lifetime import SIGNALS, STOPPED_BY
+from ffvit.system.lifetime import STOPPED_BY, leave_terminal, listen
 
 
 class Ended(NamedTuple):
@@ -46,13 +46,13 @@ class Children:
         """Run `python COMMAND` to its end. Every line it prints goes to on_line, and is added to the log."""
         lines: list[str] = []
         told: list[str] = []
-        with open(log, "a") as file:
+        with open(log, "a", encoding="utf-8", errors="surrogateescape") as file:
             process = subprocess.Popen(
                 [sys.executable, *command],
-                env={**environment, "PYTHONUNBUFFERED": "1"},
+                env={**environment, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},  # whatever the locale
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                text=True,
+                encoding="utf-8",
                 errors="replace",
                 start_new_session=True,
             )
@@ -91,9 +91,10 @@ class Children:
         """Within, what asks this process to stop asks its children; a second Ctrl-C ends them at once."""
 
         def pass_on(number: int, _frame) -> None:
+            leave_terminal(number)
             self.stop(signal.SIGKILL if self.asked and number == signal.SIGINT else signal.SIGTERM)
 
-        before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, *SIGNALS)}
+        before = listen(pass_on)
         try:
             yield
         finally:

@@ -2,7 +2,6 @@
 
 import datetime
 import heapq
-import json
 import math
 import statistics
 from collections.abc import Iterable
@@ -13,7 +12,7 @@ from ffvit.settings.config import Config
 from ffvit.settings.experiment import Experiment
 from ffvit.settings.given import with_defaults
 from ffvit.system import provenance
-from ffvit.system.files import RESULTS, RUNS
+from ffvit.system.files import RESULTS, RUNS, read_json
 
 # Settings that leave an epoch as long as it is.
 NO_MATTER_OF_TIME = {
@@ -23,6 +22,7 @@ NO_MATTER_OF_TIME = {
     *("crop_scale", "crop_ratio", "hflip", "label_smoothing"),
 }
 BESIDES_S = 20.0  # of a run, roughly, besides its epochs: it is started, reads images, is scored
+LONGEST_S = 1e9  # that can be meant: some thirty years
 BACKWARD = 3  # a training image costs about three times a validation image, which is not learned from
 
 
@@ -50,9 +50,12 @@ def settings_of(config: dict) -> dict:
 def pace_of(facts: dict) -> Pace:
     """Of a record, a trial, or what a dry run found, which has epoch_s in place of a history."""
     images = facts["dataset"]["images"]
+    seconds = facts.get("epoch_s") or statistics.mean(epoch["seconds"] for epoch in facts["history"])
+    if not 0 < seconds < LONGEST_S:
+        raise ValueError(f"an epoch of {seconds} s")
     return Pace(
         settings=settings_of(facts["config"]),
-        epoch_s=facts.get("epoch_s") or statistics.mean(epoch["seconds"] for epoch in facts["history"]),
+        epoch_s=seconds,
         macs=facts["model"]["macs"],
         train_images=images["train"],
         validation_images=images["validation"],
@@ -71,13 +74,13 @@ def paces_here(experiment: Experiment, results_dir: Path = RESULTS, runs_dir: Pa
     found = []
     for file in sorted(files):
         try:
-            content = json.loads(file.read_text())
+            content = read_json(file)
             facts = content.get("facts", {}) | content  # of a checkpoint
             machine, config = facts["hardware"], with_defaults(facts["config"])
             gpu = gpus[0] if gpus and config["device"] != "cpu" else None
             if machine | here | {"gpu": gpu, "processes": config["num_processes"]} == machine and facts["history"]:
                 found.append(pace_of(facts))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue  # damaged: ffvit status names it
     return found
 
@@ -149,7 +152,7 @@ def spoken(seconds: float) -> str:
 def clock(seconds: float) -> str:
     """The time of day so many seconds from now, with its day if that is not today."""
     now = datetime.datetime.now()
-    end = now + datetime.timedelta(seconds=seconds)
+    end = now + datetime.timedelta(seconds=min(seconds, 100 * LONGEST_S))  # dates end with the year 9999
     if end.date() == now.date():
         return f"{end:%H:%M}"
     return f"{end:%A %H:%M}" if end - now < datetime.timedelta(days=6) else f"{end:%Y-%m-%d %H:%M}"

@@ -44,7 +44,7 @@ class Job:
     environment: dict[str, str]
     scoring: tuple[str, ...] = ()  # options of ffvit score
     is_trained: bool = False
-    began: float = math.nan  # time.time()
+    began: float = math.nan  # time.monotonic(), as `ended`: the clock may be set meanwhile
     ended: float = math.nan
     epochs_before: int = 0  # made by an earlier call
     expected_s: float = math.nan  # an epoch, by what was known before it began
@@ -65,8 +65,8 @@ class Job:
     def epochs(self) -> list[float]:
         """Seconds of each epoch that is made."""
         try:
-            return [epoch["seconds"] for epoch in json.loads((self.folder / "history.json").read_text())]
-        except (OSError, ValueError, KeyError, TypeError):
+            return [float(epoch["seconds"]) for epoch in json.loads((self.folder / "history.json").read_bytes())]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return []
 
     @property
@@ -77,10 +77,10 @@ class Job:
     @property
     def idle_s(self) -> float:
         """Seconds since its last epoch, or since it began."""
-        marks = [self.began]
+        since = time.monotonic() - self.began
         with contextlib.suppress(OSError):
-            marks.append((self.folder / "history.json").stat().st_mtime)
-        return time.time() - max(marks)
+            since = min(since, max(0.0, time.time() - (self.folder / "history.json").stat().st_mtime))
+        return since
 
     @property
     def where(self) -> str:
@@ -234,12 +234,12 @@ def run(
 def _start(job: Job, children: Children) -> str:
     if children.asked:
         raise Stopped("before it began")
-    job.epochs_before, job.began = len(job.epochs), time.time()
+    job.epochs_before, job.began = len(job.epochs), time.monotonic()
     say(f"{job.name}: begins")
     try:
         return carry_out(job, children)
     finally:
-        job.ended = time.time()
+        job.ended = time.monotonic()
 
 
 def _in_one_line(error: Exception, log: Path) -> str:

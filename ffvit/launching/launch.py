@@ -5,11 +5,12 @@ as two unrelated copies.
 """
 
 import contextlib
-import getpass
 import json
 import math
 import os
 import shlex
+import socket
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,9 +19,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ffvit.launching.children import Children, watched
+from ffvit.settings import run_folder
 from ffvit.settings.config import Config
-from ffvit.system.errors import InputError, Stopped, TrainingError
-from ffvit.system.files import write_atomically
+from ffvit.system.errors import InputError, Stopped, TrainingError, in_words
+from ffvit.system.files import read_object, write_atomically
+from ffvit.system.machine import LOADING_MB, TRAINING_MB, require_room
 
 RUNS_PER_GPU = "FFVIT_RUNS_PER_GPU"  # how many runs share a GPU; a variable of the environment, so that kernels have it
 # On CPUs, glibc gives the memory of every update back to the system and takes it again, page by page.
@@ -37,8 +40,8 @@ def launch(
     """Train a run in processes of its own; every line they print goes to on_line and to log.txt in its folder.
 
     dry_run: measure instead, and return what the run will cost, see estimate().
-    pass_signals: let Ctrl-C, SIGTERM and SIGUSR1 end the run in order instead of this process; a notebook's kernel
-    answers them itself.
+    pass_signals: let Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP end the run in order instead of this process; a notebook's
+    kernel answers them itself.
     Raises Stopped where a signal ended the run in order, TrainingError where anything else did, with the last lines of
     the log and the command that goes on.
     """
@@ -54,10 +57,14 @@ def estimate(
     children: Children, config: Config, environment: Mapping[str, str], on_line: Callable[[str], None]
 ) -> dict:
     """Make some updates of a run, and leave no trace: what its record would say at its start, and "epoch_s" (seconds)."""
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise InputError(f"{in_words(error)}: set TMPDIR to a folder with room") from None
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "estimate.json"
         train_run(children, config, Path(folder), environment, on_line, "--dry-run", "--estimate", str(file))
-        return json.loads(file.read_text())
+        return read_object(file, "an estimate", "see what training said")
 
 
 def train_run(
@@ -70,16 +77,20 @@ def train_run(
 ) -> None:
     """Train a run to its end as one of these children. Raises what launch() raises."""
     run_dir = Path(os.path.relpath(run_dir))  # no home folder in outputs
-    request = run_dir / "request.json"  # not config.json: that one belongs to the run that is there already, if any
-    write_atomically(request, json.dumps(config.to_dict(), indent=1))
+    request, log = run_dir / "request.json", run_dir / "log.txt"
     run = ["--config", str(request), "--run-dir", str(run_dir)]
     again = shlex.join([os.path.relpath(sys.executable), "-m", "ffvit", "train", *run])
-    log = run_dir / "log.txt"
-    with open(log, "a") as file:
-        file.write(f"to go on with this run after an interruption: {again}\n")
-    of_its_own = {**_environment(config), **environment}
-    with _own_gpus(config, of_its_own):
-        ended = children.run([*_launcher(config), "ffvit", "worker", *run, *options], of_its_own, log, on_line)
+    of_its_own = {**_environment(config), **environment, run_folder.BY_LAUNCHER: "1"}
+    with run_folder.started(run_dir, config), _own_gpus(config, of_its_own):
+        require_room("num_processes", config.num_processes, 1, TRAINING_MB)
+        require_room("num_workers", config.num_workers, config.num_processes, LOADING_MB)
+        with _requested(config, request), open(log, "a", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(f"to go on with this run after an interruption: {again}\n")
+            file.flush()
+            try:
+                ended = children.run([*_launcher(config), "ffvit", "worker", *run, *options], of_its_own, log, on_line)
+            except OSError as error:  # its log cannot be written, or whoever reads its lines is gone
+                raise TrainingError(f"{in_words(error)}\nTo go on from the last whole checkpoint:\n{again}") from None
     if ended.stopped:
         raise Stopped(f"{ended.why}\nTo go on:\n{again}")
     if ended.code:
@@ -87,6 +98,24 @@ def train_run(
             f"training ended with exit code {ended.code}:\n{ended.why}\n"
             f"The log is {log}. To go on from the last whole checkpoint:\n{again}"
         )
+
+
+@contextlib.contextmanager
+def _requested(config: Config, request: Path) -> Iterator[None]:
+    """Write what is asked for. Where the run that is there has refused it, what was asked for before is put back: its log
+    names this file to go on with.
+
+    Not config.json: that one is the run's, and written when it begins, or goes on.
+    """
+    folder, mark = request.parent, run_folder.mark_of(request.parent)
+    before, accepted = (request.read_bytes() if request.exists() else None), folder / "config.json"
+    write_atomically(request, json.dumps(config.to_dict(), indent=1))
+    try:
+        yield
+    finally:
+        is_there = run_folder.mark_of(folder) == mark and accepted.exists()
+        if before and is_there and accepted.read_bytes() != request.read_bytes():
+            write_atomically(request, before)
 
 
 def _launcher(config: Config) -> list[str]:
@@ -146,14 +175,35 @@ def _own_gpus(config: Config, environment: dict[str, str]) -> Iterator[None]:
         for gpu, wanted in choices if config.device != "cpu" else []:
             if len(own) < config.num_processes:
                 with contextlib.suppress(Timeout), contextlib.ExitStack() as all_or_none:
+                    folder = _folder_of_locks()
                     for place in wanted:
-                        name = f"ffvit-{getpass.getuser()}-gpu-{gpu.replace('/', '-')}-place-{place}.lock"
-                        all_or_none.enter_context(FileLock(Path(tempfile.gettempdir()) / name, timeout=0))
+                        name = f"{socket.gethostname()}-gpu-{gpu.replace('/', '-')}-place-{place}.lock"
+                        all_or_none.enter_context(FileLock(folder / name, timeout=0))
                     held.enter_context(all_or_none.pop_all())
                     own.append(gpu)
         if len(own) == config.num_processes:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
         yield
+
+
+def _folder_of_locks() -> Path:
+    """This user's own folder for locks of this machine's GPUs. Raises InputError where somebody else could have a hand in it."""
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or "none")
+    usable = runtime.is_absolute() and runtime.is_dir() and os.access(runtime, os.W_OK)
+    parent = runtime if usable else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    folder = parent / "ffvit"
+    cure = "set XDG_RUNTIME_DIR to a folder of your own"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise InputError(
+                f"{folder}, for the locks of GPUs, is a link or somebody else's folder: remove it, or {cure}"
+            )
+        folder.chmod(0o700)
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home is known
+        raise InputError(f"no folder for the locks of GPUs: {error}; {cure}") from None
+    return folder
 
 
 def _runs_per_gpu(environment: dict[str, str]) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import psutil
 import timm
 import torch
 from timm.optim import list_optimizers
@@ -23,7 +24,7 @@ def create(config: Config, num_classes: int) -> nn.Module:
         shape["drop_path_rate"] = config.drop_path_rate
     try:
         model = timm.create_model(config.model, num_classes=num_classes, **shape | config.model_args)
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, AssertionError, ArithmeticError, RuntimeError) as error:
         raise InputError(f"model '{config.model}' cannot have the shape that the settings give it: {error}") from None
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1,))[0]
     if config.img_size % patch:
@@ -38,7 +39,14 @@ def check(config: Config) -> None:
             f"optimizer '{config.optimizer}' is unknown to timm{suggest(config.optimizer, map(str, list_optimizers()))}"
         )
     with torch.device("meta"):
-        create(config, num_classes=2)
+        parameters = sum(p.numel() for p in create(config, num_classes=2).parameters())
+    needed_gb = 8 * parameters / 1e9  # the least there is: a weight and its gradient, in single precision
+    there_gb = psutil.virtual_memory().total / 1e9
+    if needed_gb > there_gb:
+        raise InputError(
+            f"model '{config.model}' has {parameters:,} parameters by img_size and model_args: they take {needed_gb:,.0f} GB "
+            f"and this machine has {there_gb:,.0f}; make them smaller"
+        )
 
 
 def use_plain_attention(model: nn.Module) -> None:

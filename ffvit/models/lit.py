@@ -37,23 +37,31 @@ class DeformableConv(DeformConv2d):
 
     Offsets are unbounded, in tokens of the input, and zero at first: then this is the plain convolution. On CUDA gradients
     are summed in no fixed order, so that two runs of one seed differ by rounding.
+
+    learn_offsets: False holds the offsets at zero: there is no conv_offset, and the plain convolution is computed, in fp32
+    as the deformable one is (on CUDA as PyTorch's setting of TF32 for convolutions has it).
     """
 
-    def __init__(self, dim: int, out_dim: int):
+    def __init__(self, dim: int, out_dim: int, learn_offsets: bool = True):
         super().__init__(dim, out_dim, kernel_size=2, stride=2)
         # Taps row by row; channel 2k moves tap k down, channel 2k + 1 moves it to the right.
-        self.conv_offset = nn.Conv2d(dim, 2 * 2 * 2, kernel_size=2, stride=2)
-        for parameter in self.conv_offset.parameters():
+        conv_offset = nn.Conv2d(dim, 2 * 2 * 2, kernel_size=2, stride=2)
+        for parameter in conv_offset.parameters():
             nn.init.zeros_(parameter)
+        # Made in any case, for it draws random numbers: with one seed, all other weights start alike either way.
+        self.conv_offset = conv_offset if learn_offsets else None
 
     def forward(self, x: Tensor) -> Tensor:
-        tensors = x, self.conv_offset(x), self.weight, self.bias
+        tensors = [x, self.weight, self.bias]
+        if self.conv_offset:
+            tensors.insert(1, self.conv_offset(x))
         # In fp32 at least, as in the official code: under autocast the operator refuses mixed types on a CPU.
         exact = [t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+        convolve: Callable[..., Tensor] = deform_conv2d if self.conv_offset else F.conv2d
         device = x.device.type
         autocast = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else None
         with autocast or contextlib.nullcontext():
-            return deform_conv2d(*exact, stride=self.stride).to(self.weight.dtype)
+            return convolve(*exact, stride=self.stride).to(self.weight.dtype)
 
 
 @register_flop_formula(torch.ops.torchvision.deform_conv2d)
@@ -63,11 +71,15 @@ def _deformable_flops(x, weight, *_, out_shape, **__) -> int:
 
 
 class DeformableMerging(nn.Module):
-    """Deformable token merging, the paper's. (B, H, W, C) -> (B, H // 2, W // 2, C')."""
+    """Deformable token merging, the paper's. (B, H, W, C) -> (B, H // 2, W // 2, C').
 
-    def __init__(self, dim: int, out_dim: int):
+    learn_offsets: False holds its offsets at zero. It then differs from PlainMerging in norm and activation and, under
+    autocast, in the precision of the convolution.
+    """
+
+    def __init__(self, dim: int, out_dim: int, learn_offsets: bool = True):
         super().__init__()
-        self.dconv = DeformableConv(dim, out_dim)
+        self.dconv = DeformableConv(dim, out_dim, learn_offsets)
         self.norm_layer = nn.BatchNorm2d(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -160,8 +172,9 @@ class LIT(nn.Module):
 
     Args: img_size and patch_size in pixels. embed_dims, depths, num_heads, mlp_ratios: one for each stage; num_heads is
     read in the stages with attention. attention_stages: those with attention, from 1; LIT has it in (3, 4).
-    deformable: whether mergings are, or plain: a convolution and a layer norm. Images may have other sizes than img_size:
-    positions, which are stored for img_size, are resampled.
+    deformable: whether mergings are, or plain: a convolution and a layer norm. learn_offsets: whether the offsets of
+    deformable mergings learn, or stay at zero; all other weights start as the same numbers either way. Images may have
+    other sizes than img_size: positions, which are stored for img_size, are resampled.
     Raises InputError for a shape that does not fit, and in forward for an image that leaves the last stage no token.
     """
 
@@ -187,6 +200,7 @@ class LIT(nn.Module):
         mlp_ratios: tuple[float, ...] = (8, 8, 4, 4),
         attention_stages: tuple[int, ...] = (3, 4),
         deformable: bool = True,
+        learn_offsets: bool = True,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ):
@@ -200,6 +214,8 @@ class LIT(nn.Module):
         for stage in attention_stages:
             if embed_dims[stage - 1] % num_heads[stage - 1]:
                 raise InputError(f"stage {stage}: {num_heads[stage - 1]} heads do not divide {embed_dims[stage - 1]}")
+        if not deformable and not learn_offsets:
+            raise InputError("learn_offsets=False: plain merging has no offsets, leave it out or set deformable=True")
         self.num_classes = num_classes
         self.patch_size = patch_size
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dims[-1]
@@ -223,8 +239,11 @@ class LIT(nn.Module):
                     attention = GlobalAttention(dim, num_heads[s], drop_rate, grid if self.relative else None)
                 blocks.append(Block(dim, mlp_ratios[s], drop_rate, next(rates), self.norm_eps, attention))
             stages.append(blocks)
-        merging = DeformableMerging if deformable else PlainMerging
-        self.place(patch_embed, [merging(*dims) for dims in zip(embed_dims, embed_dims[1:])], stages)
+        mergings: list[nn.Module] = [
+            DeformableMerging(*dims, learn_offsets) if deformable else PlainMerging(*dims)
+            for dims in zip(embed_dims, embed_dims[1:])
+        ]
+        self.place(patch_embed, mergings, stages)
         self.norm: nn.Module = nn.LayerNorm(self.embed_dim, eps=self.norm_eps)
         self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
         self.init_weights()

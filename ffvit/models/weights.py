@@ -8,8 +8,11 @@ settings (LIT's). They are read with `weights_only=True` and two foreign types a
 import argparse
 import contextlib
 import http.client
+import mmap
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +36,8 @@ AUTHOR_NAMES = (
     (".norm2.", ".mix_patches.norm."),
 )
 
+MOST_TIMES, MOST_BESIDE = 10, 2**26  # what a file may hold: the model, its optimizer and averages; other things, bytes
+
 
 def save_weights(path: Path, model: nn.Module) -> str:
     """Write weights as write_atomically does; returns the file's sha256."""
@@ -45,11 +50,14 @@ def load_weights(model: nn.Module, path: str | Path, sha256: str | None = None) 
     """Load a checkpoint, every key and shape of it, into a model of this library or of timm.
 
     path: our `.safetensors`, or an author's `.pth`. sha256: refuse a file with another hash.
-    Raises InputError for a file that is missing, damaged, not safe to read, or of another model.
+    Raises InputError for a file that is missing, damaged, not safe to read, much too large, or of another model, and
+    for weights that are not finite.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}")
+    with reading(path, "delete it if it was downloaded"):
+        _refuse_bomb(path, model)
     if sha256 and (found := sha256_of(path)) != sha256:
         raise InputError(f"{path}: sha256 is {found}, expected {sha256}; delete the file and fetch it again")
     with reading(path, "delete it if it was downloaded"):
@@ -76,6 +84,9 @@ def create_by_timm(model_class: type[Model], name: str, pretrained: bool, **kwar
     place = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     fitting = partial(_fitting, path=place)
     try:
+        if place.is_file():
+            with torch.device("meta"):
+                _refuse_bomb(place, build_model_with_cfg(model_class, name, pretrained=False, **deepcopy(kwargs)))
         with torch.serialization.safe_globals(AUTHOR_TYPES):
             return build_model_with_cfg(model_class, name, pretrained=True, pretrained_filter_fn=fitting, **kwargs)
     except InputError:
@@ -98,15 +109,19 @@ def _fitting(content, model: nn.Module, path: Path) -> dict[str, Tensor]:
         own[first_conv] = state[first_conv]
     own |= {key: value for key, value in state.items() if key.startswith(f"{cfg['classifier']}.")}
     _refuse_misfit(model, own, state, path)
+    _refuse_not_finite(own, state, path)
     return state
 
 
 def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     """Put a state dict in place, or raise InputError, naming its file, and leave the model as it is.
 
-    Keys and shapes must be the model's; a float tensor may have another precision, but not become an integer.
+    Keys and shapes must be the model's; a float tensor may have another precision, but not become an integer, and must
+    be finite.
     """
-    _refuse_misfit(model, model.state_dict(), state, path)
+    own = model.state_dict()
+    _refuse_misfit(model, own, state, path)
+    _refuse_not_finite(own, state, path)
     model.load_state_dict(state)
 
 
@@ -125,6 +140,44 @@ def _refuse_misfit(model: nn.Module, own: dict[str, Tensor], state: dict[str, Te
         variant = variant_of(state) if variant_of else ""
         whose = f" (its blocks are those of {variant})" if variant else ""
         raise InputError(f"{path}: the weights of another model{whose}: {shown}")
+
+
+def _refuse_not_finite(own: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> None:
+    """A model with such weights gives the first class to every image, and no error."""
+    spoilt = [key for key, value in state.items() if not value.to(own[key].dtype).isfinite().all()]
+    if spoilt:
+        shown = ", ".join(spoilt[:3]) + (f" and {len(spoilt) - 3} more" if len(spoilt) > 3 else "")
+        raise InputError(
+            f"{path}: NaN or infinite numbers in {shown}: the training that wrote them went astray; take other "
+            "weights, or train again with a lower base_lr"
+        )
+
+
+def _refuse_bomb(path: Path, model: nn.Module) -> None:
+    """Raise ValueError for a file that would take far more memory than the model does, before any of it is unpacked."""
+    own = model.state_dict()
+    size = path.stat().st_size
+    most = MOST_TIMES * sum(value.numel() * value.element_size() for value in own.values()) + MOST_BESIDE
+    with path.open("rb") as file:
+        begin = file.read(8)
+        if begin.startswith(b"PK\x03\x04"):  # torch's zip
+            with zipfile.ZipFile(file) as archive:
+                for entry in archive.infolist():
+                    if entry.compress_type != zipfile.ZIP_STORED:
+                        raise ValueError(f"its part {entry.filename} is compressed, and torch.save compresses nothing")
+                size = max(size, sum(entry.file_size for entry in archive.infolist()))
+        if size > most:
+            raise ValueError(
+                f"it holds {size:,} bytes, more than the {most:,} that a checkpoint of this model may have"
+            )
+        if path.suffix == ".safetensors":
+            header = int.from_bytes(begin, "little")
+            if header > 2**20 + 1000 * len(own):
+                raise ValueError(f"its header has {header:,} bytes, for a model of {len(own)} tensors")
+        else:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                if content.find(b"bytearray") >= 0:  # torch makes one of any length that a pickle says
+                    raise ValueError("it holds a bytearray, which no checkpoint needs")
 
 
 @contextlib.contextmanager

@@ -3,6 +3,8 @@
 A setting decides the result, or is declared by `machine` to say only how and where it is computed.
 """
 
+import math
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -185,12 +187,38 @@ def _in_words(error: Any) -> str:
     return f"{name} must {rule}, got {given if len(given) < 80 else given[:77] + '...'}"
 
 
+# Arguments of models that say how many layers are made one by one: what has more takes minutes before it can be refused.
+OF_DEPTH, DEEPEST = re.compile("depth|layer|block|stage"), 1000
+
+
+def _check_model_args(name: str, value: Any) -> None:
+    """Raise InputError for what no model takes, or can be made of."""
+    if isinstance(value, dict | list | tuple):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_model_args(f"{name}.{key}", part)
+    elif value is not None and not isinstance(value, bool | int | float | str):
+        raise InputError(f"{name} must be a number, text or truth value, got {value!r}")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise InputError(f"{name} must be a finite number, got {value}")
+    elif isinstance(value, int):
+        most = DEEPEST if OF_DEPTH.search(name) else 10**6
+        if abs(value) > most:
+            raise InputError(f"{name} must be at most {most:,}, got {value!r:.40}")
+
+
 def _check(c: Config) -> None:
     """What no setting alone can tell. Raises InputError."""
 
     def need(condition: object, message: str) -> None:
         if not condition:
             raise InputError(message)
+
+    need(
+        c.experiment not in ("", ".", "..") and not re.search(r"[/\0]", c.experiment),
+        f"experiment must name a folder, got {c.experiment!r:.80}",
+    )
+    _check_model_args("model_args", c.model_args)
 
     need(0 < c.crop_scale[0] <= c.crop_scale[1] <= 1, f"crop_scale must be shares of the area, got {c.crop_scale}")
     need(0 < c.crop_ratio[0] <= c.crop_ratio[1], f"crop_ratio must be (smallest, largest), got {c.crop_ratio}")

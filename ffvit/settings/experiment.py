@@ -19,24 +19,37 @@ Several axes under `vary` are crossed, the first varying fastest. `change` varie
     change = { vit = { model_args = { depth = 10 } } }           # vit_matched
 
 Two models of a comparison are held against each other where `planned` names them; `against` names, for an axis, the value
-that all others of it are held against. `prefix` stands before the names of runs, in place of model and comparison.
+that all others of it are held against.
 """
 
 import itertools
+import re
 import tomllib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ffvit.settings.config import SETTINGS, Config
 from ffvit.settings.given import merge, resolve
 from ffvit.system.errors import InputError, suggest
 from ffvit.system.files import EXPERIMENTS
 
+NAME = re.compile(r"\w[\w.-]{0,99}")  # of a file, and of the folders that its runs and figures lie in
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+MOST_BYTES = 2**20  # of a file
+
+
+def _in_one_line(text: str) -> str:
+    if CONTROL.search(text):
+        raise ValueError("be in one line, without control characters")
+    return text
+
+
 Text = Annotated[str, Field(min_length=1)]
+Line = Annotated[str, AfterValidator(_in_one_line)]  # what is shown on the screen, in tables and in figures
 Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 GRID = "grid"  # in `against`: what the models are without the comparison
 GRID_TITLE = "The models at one shape"
@@ -50,14 +63,14 @@ class Value(_Checked):
     """One value of an axis of a comparison."""
 
     name: str  # in run ids; may be empty
-    label: str  # in tables; may be empty
+    label: Line  # in tables; may be empty
     set: dict[str, Any]
 
 
 class Comparison(_Checked):
     """What is varied against what."""
 
-    title: Text
+    title: Annotated[Line, Field(min_length=1)]
     models: list[Text] = []
     seeds: Seeds | None = None
     vary: dict[str, list[Any]] = {}
@@ -83,15 +96,16 @@ class Variant(_Checked):
 
 
 class _File(_Checked):
-    title: Text
-    scope: Text  # whose numbers these are: "ImageNet", "CIFAR-10", "digits"; never shown as another's
+    title: Annotated[Line, Field(min_length=1)]
+    scope: Annotated[
+        Line, Field(min_length=1)
+    ]  # whose numbers these are: "ImageNet", "CIFAR-10", "digits"; never shown as another's
     about: Text
     seeds: Seeds
     models: dict[str, dict[str, Any]] = {}
     settings: dict[str, Any] = {}
-    planned: list[
-        Annotated[tuple[str, str], Field(strict=False)]
-    ] = []  # comparisons of two models, named before the runs
+    # Comparisons of two models, named before the runs.
+    planned: list[Annotated[tuple[str, str], Field(strict=False)]] = []
     compare: dict[str, Comparison] = {}
     tuning: dict[str, Any] = {}  # what is searched for each model, see ffvit tune
 
@@ -203,12 +217,23 @@ def load_experiment(name: str | Path) -> Experiment:
     path = Path(name)
     if path.suffix != ".toml":
         path = EXPERIMENTS / f"{name}.toml"
-    if not path.is_file():
+    try:
+        size = path.stat().st_size if path.is_file() else None
+    except OSError:  # no name that a file can have
+        size = None
+    if size is None:
         have = sorted(p.stem for p in EXPERIMENTS.glob("*.toml"))
         raise InputError(f"experiment '{name}' is unknown{suggest(str(name), have)}, or give the path of a .toml file")
+    if not NAME.fullmatch(path.stem):  # it names folders, and patterns of the pipeline
+        raise InputError(
+            f"experiment file {str(path)!r}: name it by letters, digits, '_', '-' and '.', from a letter or digit on, "
+            "such as mine.toml"
+        )
     try:
+        if size > MOST_BYTES:
+            raise ValueError(f"{size:,} bytes are more than the {MOST_BYTES:,} that are read")
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid TOML: {error}") from None
     try:
         experiment = Experiment(name=path.stem, **content)
@@ -231,6 +256,10 @@ def _check(experiment: Experiment) -> None:
                 raise InputError(f"models.{name}: needs a {key}")
         if not isinstance(entry["label"], str):
             raise InputError(f"models.{name}: label must be a text, got {entry['label']!r}")
+        if CONTROL.search(entry["label"]):
+            raise InputError(
+                f"models.{name}: label must be in one line, without control characters, got {entry['label']!r}"
+            )
     labels = [entry["label"] for entry in experiment.models.values()]
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise InputError(f"models: more than one is called '{min(twice)}'")
@@ -275,5 +304,5 @@ def _in_words(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return f"'{key}' is no part of an experiment{suggest(key, _File.model_fields)}"
     given = repr(error["input"])
-    rule = error["msg"].removeprefix("Input should ")
+    rule = error["msg"].removeprefix("Input should ").removeprefix("Value error, ")
     return f"{key} must {rule}, got {given if len(given) < 80 else given[:77] + '...'}"

@@ -1,10 +1,12 @@
 """Settings as people and files give them: read, joined in layers, and brought from older forms to today's."""
 
 import tomllib
+from pathlib import Path
 
 from ffvit.settings.config import SETTINGS, Config
 from ffvit.settings.recipes import RECIPES
 from ffvit.system.errors import InputError, suggest
+from ffvit.system.files import read_object
 
 # Arguments of models that were settings of their own once, and a setting that is gone: how older files are read.
 ONCE_SETTINGS = (
@@ -12,6 +14,26 @@ ONCE_SETTINGS = (
     *("embed_dims", "depths", "mlp_ratios", "attention_stages", "deformable"),
 )
 GONE = {"parallel": "ddp"}
+OF_A_RUN = ("experiment", "name", "model", "dataset")  # that it always has, and no other program's config.json
+
+
+def read_settings(path: Path, cure: str) -> dict:
+    """The settings of a run as a file has them. Raises InputError for a file that is missing, damaged, or another program's."""
+    values = read_object(path, "the settings of a run", cure)
+    if missing := [name for name in OF_A_RUN if not isinstance(values.get(name), str)]:
+        raise InputError(f"{path} does not hold the settings of a run (no '{missing[0]}'): {cure}")
+    if not isinstance(values.get("model_args", {}), dict):
+        raise InputError(f"{path} does not hold the settings of a run (model_args is no table): {cure}")
+    return values
+
+
+def read_config(path: Path, cure: str) -> Config:
+    """The run whose settings are in a file. Raises InputError that names the file."""
+    values = read_settings(path, cure)
+    try:
+        return config_from_dict(values)
+    except InputError as error:
+        raise InputError(f"{path}: {error}: {cure}") from None
 
 
 def config_from_dict(values: dict) -> Config:
@@ -63,5 +85,5 @@ def parse_setting(text: str) -> dict:
         raise InputError(f"'{text}': write settings as name=value, such as epochs=3")
     try:
         return tomllib.loads(f"{key} = {value}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, a number of thousands of digits, or a nest too deep
         return {key: value}

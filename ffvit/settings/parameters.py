@@ -5,9 +5,11 @@ Papermill only warns of a parameter the notebook does not have, and runs with th
 """
 
 import ast
+from typing import Literal, get_args, get_origin
 
 from IPython import get_ipython
 
+from ffvit.settings.config import SETTINGS
 from ffvit.system.errors import InputError, suggest
 
 TYPES = {t.__name__: t for t in (str, int, float, bool, dict, list)}
@@ -23,6 +25,7 @@ def check_parameters() -> None:
 def check(cells: list[str], values: dict) -> None:
     """cells: sources in the order they ran; the newest with annotations only declares. Raises InputError."""
     declared: dict[str, str] = {}
+    defaults: dict[str, str] = {}
     injected: set[str] = set()
     for source in cells:
         try:
@@ -32,6 +35,7 @@ def check(cells: list[str], values: dict) -> None:
         annotated = [s for s in statements if isinstance(s, ast.AnnAssign)]
         if annotated and len(annotated) == len(statements):
             declared = {ast.unparse(s.target): ast.unparse(s.annotation) for s in annotated}
+            defaults = {ast.unparse(s.target): ast.unparse(s.value) for s in annotated if s.value}
             injected = set()
         elif source.startswith(INJECTED):
             injected |= {ast.unparse(t) for s in statements if isinstance(s, ast.Assign) for t in s.targets}
@@ -42,6 +46,14 @@ def check(cells: list[str], values: dict) -> None:
         allowed = (int, float) if wanted is float else wanted
         if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
             raise InputError(f"parameter '{name}' must be {kind}, got {value!r} ({type(value).__name__})")
+        if value == [] and defaults.get(name) != "[]":
+            raise InputError(
+                f"parameter '{name}' is empty: give at least one, or leave it out for {defaults.get(name)}"
+            )
+        setting = SETTINGS[name].annotation if name in SETTINGS else None
+        if value and get_origin(setting) is Literal and value not in get_args(setting):
+            known = ", ".join(map(repr, get_args(setting)))
+            raise InputError(f"parameter '{name}' must be one of {known}, got {value!r}")
 
 
 def chosen(**settings) -> dict:

@@ -17,6 +17,11 @@ from ffvit.settings.given import with_defaults
 LIBRARY = Path(__file__).parent.parent
 # Where the images lie, what a set of settings is called, and which of several alike runs it is.
 NO_MATTER = MACHINE | {"dataset", "recipe", "seed"}
+# What is taken of a dataset: with these alike, two runs of an experiment have the same images.
+IMAGES = (
+    *("train_split", "validation_split", "validation_fraction", "test_split", "test_fraction"),
+    *("max_train_images", "max_eval_images", "image_column", "label_column", "streaming"),
+)
 
 
 def deciding(values: dict) -> dict:
@@ -35,6 +40,12 @@ def differing(first: dict, second: dict) -> list[str]:
     """The settings in which two runs differ so that they are not the same run."""
     one, other = (deciding(values) | {"seed": with_defaults(values)["seed"]} for values in (first, second))
     return [name for name in {**one, **other} if one.get(name) != other.get(name)]
+
+
+def images_of(values: dict) -> tuple:
+    """What a run takes of its dataset: the settings of IMAGES, from those that were written down."""
+    values = with_defaults(values)
+    return tuple(values[name] for name in IMAGES)
 
 
 @cache
@@ -60,7 +71,9 @@ class _Bare(ast.NodeTransformer):
         return ast.Raise()
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
-        return ast.Constant("")
+        # A message is of several words; f"pos_embed{stage}" is a name, and decides.
+        words = "".join(str(part.value) for part in node.values if isinstance(part, ast.Constant))
+        return ast.Constant("") if " " in words else self.generic_visit(node)
 
     def visit_Import(self, node: ast.Import | ast.ImportFrom) -> None:
         return None

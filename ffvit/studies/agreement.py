@@ -12,6 +12,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from ffvit.evidence.drawing import COLORS, MARKS, finish, matrix_cell, mean_and_seeds
+from ffvit.evidence.escape import drawn
 from ffvit.evidence.measured import NOT_RUN, Measured, measured
 from ffvit.evidence.statistics import comparable, difference, same_seeds
 from ffvit.settings.experiment import Experiment
@@ -72,7 +73,7 @@ def agreement_figure(experiment: Experiment, records: list[dict]) -> Figure:
     """Two matrices over the models of the grid: do two models err more unlike one another than two seeds of one model?"""
     cells = agreements(experiment, records)
     names = [a.first for a in cells if a.first == a.second]
-    labels = [textwrap.fill(experiment.variants[n].label, 14) for n in names]
+    labels = [drawn(textwrap.fill(experiment.variants[n].label, 14)) for n in names]
     panels = (
         (
             "overlap",
@@ -95,7 +96,7 @@ def agreement_figure(experiment: Experiment, records: list[dict]) -> Figure:
         panel.tick_params(length=0)
         sns.despine(ax=panel, left=True, bottom=True)
     figure.suptitle(
-        f"{experiment.title}: mistakes on the test images, n pairs of runs.\nFramed: two seeds of one model. Others: two models, the same seed.\n",
+        f"{drawn(experiment.title)}: mistakes on the test images, n pairs of runs.\nFramed: two seeds of one model. Others: two models, the same seed.\n",
         x=0.01,
         ha="left",
     )
@@ -117,7 +118,7 @@ def per_class(experiment: Experiment, records: list[dict]) -> Figure:
     """
     found, names = measured(experiment, records), next(iter(experiment.pairs(experiment.main)), None)
     first, second = (found.get(name) for name in names) if names else (None, None)
-    ours, theirs = (experiment.variants[name].label for name in names) if names else ("one model", "another")
+    ours, theirs = (drawn(experiment.variants[name].label) for name in names) if names else ("one model", "another")
     pairs = same_seeds(first, second) if first and second else []
     figure, panel = plt.subplots(figsize=(9.2, 4.6), layout="constrained")
     panel.set(title=f"{ours} less {theirs}, class by class", ylabel="difference in test top-1 (points)")
@@ -131,7 +132,7 @@ def per_class(experiment: Experiment, records: list[dict]) -> Figure:
         names = pairs[0][0]["dataset"].get("class_names", range(points.shape[1]))
         for x, i in enumerate(order):
             mean_and_seeds(panel, x, points[:, i].tolist(), ("0.25", "-", "o"))
-        panel.set_xticks(range(len(order)), [names[i] for i in order])
+        panel.set_xticks(range(len(order)), [drawn(str(names[i])) for i in order])
         turned = dict(rotation=90) if len(order) > 12 else {}
         panel.tick_params(axis="x", length=0, **turned)
         panel.axhline(0, color="0.25", lw=1)
@@ -143,7 +144,9 @@ def per_class(experiment: Experiment, records: list[dict]) -> Figure:
         panel.set_xlabel("class")
     finish(panel)
     figure.suptitle(
-        f"{experiment.title}, paired by seed (n={len(pairs)}). Above 0, {ours} is better.\n{MARKS}", x=0.01, ha="left"
+        f"{drawn(experiment.title)}, paired by seed (n={len(pairs)}). Above 0, {ours} is better.\n{MARKS}",
+        x=0.01,
+        ha="left",
     )
     return figure
 

@@ -27,7 +27,7 @@ from ffvit.evidence.drawing import COLORS
 from ffvit.evidence.reported import load_reported
 from ffvit.models import ff
 from ffvit.models.cost import exact_costs
-from ffvit.studies.lit_stages import PLACES, PUBLISHED, Layout
+from ffvit.studies.lit_stages import MERGINGS, PLACES, PUBLISHED, Layout
 from ffvit.studies.report_results import GRID, TABLE1
 from ffvit.system.files import write_atomically
 
@@ -177,7 +177,7 @@ def count_again() -> str:
     """The content of ffvit/evidence/counted.csv, counted on the models themselves."""
     wanted: list[tuple[str, dict]] = [(name, {}) for name in models_of_the_report()]
     layouts = [layout for _, layout in PUBLISHED.values()]
-    layouts += [Layout("lit_ti", stages, deformable) for deformable in (True, False) for stages in PLACES]
+    layouts += [Layout("lit_ti", stages, merging) for merging in MERGINGS for stages in PLACES]
     wanted += [(layout.model, layout.model_args) for layout in dict.fromkeys(layouts)]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")

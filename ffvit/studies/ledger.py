@@ -3,17 +3,12 @@
 import pandas as pd
 
 from ffvit.evidence import measured as evidence
+from ffvit.evidence.escape import markdown
 from ffvit.evidence.measured import Measured
 from ffvit.settings.experiment import Experiment
 from ffvit.studies.claim_checks import POINTS
 from ffvit.studies.claims import CLAIMS, numbers
-from ffvit.studies.verdicts import (
-    MODEL,
-    NOT_RUN,
-    REPRODUCED,
-    VERDICTS,
-    Finding,
-)
+from ffvit.studies.verdicts import MODEL, NOT_RUN, REPRODUCED, VERDICTS, Finding
 from ffvit.system import provenance
 
 
@@ -62,7 +57,8 @@ def compact(table: pd.DataFrame) -> str:
     verdicts = [v if v == REPRODUCED else v + reason for v, reason in zip(judged["Verdict"], why)]
     shown = judged.assign(Verdict=verdicts)[["Claim", "Reported", "Measured", "Scale", "Verdict"]]
     rest = [f"{row.Claim} ({row.Reported})" for row in table[table["Verdict"] == NOT_RUN].itertuples()]
-    lines = [list(shown), ["---"] * len(shown.columns), *shown.to_numpy().tolist()]
+    cells = [[markdown(cell) for cell in row] for row in shown.to_numpy().tolist()]
+    lines = [list(shown), ["---"] * len(shown.columns), *cells]
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return f"{text}\nNot run, with what the report says: {'; '.join(rest)}.\n"
 

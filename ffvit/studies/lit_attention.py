@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ffvit.data.loader import Batch
 from ffvit.evidence.drawing import COLORS
+from ffvit.evidence.escape import drawn
 from ffvit.models.lit import LIT, Grid
 from ffvit.studies.lit_views import NONE_READABLE, TITLE, Watched, watching
 from ffvit.system.errors import InputError
@@ -29,7 +30,7 @@ from ffvit.system.errors import InputError
 MOST_BYTES = 512 * 2**20  # for the attention maps of one block: how many images at a time
 # By stage: the query of the published pictures, row and column, and the map it is in; near the middle.
 QUERIES = {1: ((22, 28), (56, 56)), 2: ((10, 14), (28, 28)), 3: ((6, 8), (14, 14)), 4: ((2, 3), (7, 7))}
-MOST_HEADS, MOST_IMAGES = 8, 4  # in a picture
+MOST_HEADS = 8  # in a picture
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def attention_figure(attention: MeanAttention, label: str) -> Figure:
     extra = {stage: attention.maps[stage, block].shape[1] - rows[stage][0].size for stage, block in last.items()}
     notes += ["The class token, in stage 4, is left out."] * any(extra.values())
     figure.suptitle(
-        f"What one token (outlined) attends to. Model: {label}.\n"
+        f"What one token (outlined) attends to. Model: {drawn(label)}.\n"
         f"{' '.join([f'Last block of each stage; mean over {attention.images:,} images.', *notes])}\n"
         "Each panel has a range of its own, from pale to dark red; it stands below.",
         **TITLE,

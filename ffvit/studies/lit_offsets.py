@@ -15,26 +15,30 @@ from torch import Tensor, nn
 
 from ffvit.data.loader import Batch
 from ffvit.evidence.drawing import COLORS, MARKERS
+from ffvit.evidence.escape import drawn
 from ffvit.models.lit import LIT, DeformableMerging, Grid
 from ffvit.settings.config import Config
 from ffvit.studies.lit_views import NONE_READABLE, TITLE, Watched, watching
 from ffvit.system.errors import InputError
 
 TAPS = np.array([(0, 0), (0, 1), (1, 0), (1, 1)])  # of a merging, down and to the right
-MOST_HEADS, MOST_IMAGES = 8, 4  # in a picture
+MOST_IMAGES = 4  # in a picture
 
 
 def offsets(model: nn.Module, images: Tensor) -> list[Tensor]:
     """How far the three deformable mergings move their taps, for images (B, C, H, W): three times (B, 8, h, w).
 
     In tokens of the map that is merged: channel 2k moves tap k down, 2k + 1 to the right. The model keeps its mode.
-    Raises InputError for a model without deformable merging.
+    Raises InputError for a model without deformable merging, and for one whose offsets are held at zero.
     """
     mergings = model.mergings if isinstance(model, LIT) else []
     found: list[Tensor] = []
-    watched: Watched = {m.dconv.conv_offset: found.append for m in mergings if isinstance(m, DeformableMerging)}
+    deformable = [m.dconv for m in mergings if isinstance(m, DeformableMerging)]
+    watched: Watched = {dconv.conv_offset: found.append for dconv in deformable if dconv.conv_offset}
     if not watched:
-        raise InputError("this model's mergings have no offsets: choose a LIT with deformable=true")
+        raise InputError(
+            "this model's mergings have no offsets: choose a LIT with deformable=true and without learn_offsets=false"
+        )
     with watching(model, watched):
         model(images.to(next(model.parameters()).device))
     return [moves.cpu() for moves in found]
@@ -92,7 +96,7 @@ def offsets_figure(model: LIT, batch: Batch, config: Config) -> Figure:
     biases = [merging.dconv.conv_offset.bias.detach() for merging in model.mergings]
     of_all, of_biases = (_listed(unit * _rms(m) for unit, m in zip(units, part)) for part in (moves, biases))
     figure.suptitle(
-        f"Where tokens of the last map come from: up to 64 points each. Model: {config.label}.\n"
+        f"Where tokens of the last map come from: up to 64 points each. Model: {drawn(config.label)}.\n"
         f"Squares: the {side} x {side} pixels that would hold the points without offsets. Offsets of the three\n"
         f"mergings, root mean square over these images: {of_all} pixels; of their biases: {of_biases}.",
         **TITLE,

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ffvit.evidence.counted import Counted, counted
-from ffvit.evidence.drawing import COLORS, MARKERS, MARKS, finish, mean_and_seeds
+from ffvit.evidence.drawing import COLORS, MARKERS, MARKS, face, finish, mean_and_seeds
+from ffvit.evidence.escape import drawn
 from ffvit.evidence.measured import BLANK, NOT_RUN, Measured, measured
 from ffvit.evidence.reported import Reported, load_reported, reported
 from ffvit.evidence.statistics import difference
@@ -35,6 +36,14 @@ DENSE = {
     "semantic_fpn": "Semantic FPN, ADE20K",
 }
 METRICS = {"box_ap": "Box AP", "mask_ap": "Mask AP", "miou": "mIoU"}  # of dense prediction
+# Arguments of a LIT by the word for its merging. Each differs from the next in one thing: whether offsets are learned;
+# whether a batch norm and GELU follow, or a layer norm.
+MERGINGS: dict[str, dict[str, bool]] = {
+    "deformable": {"deformable": True},
+    "zero-offset": {"deformable": True, "learn_offsets": False},
+    "plain": {"deformable": False},
+}
+LOOKS = {"deformable": ("-", "full"), "zero-offset": ("-.", "half"), "plain": ("--", "none")}  # line, and fill of marks
 
 
 class Layout(NamedTuple):
@@ -42,22 +51,22 @@ class Layout(NamedTuple):
 
     model: str  # timm's name
     stages: tuple[int, ...]  # those with attention, from 1
-    deformable: bool  # or plain merging
+    merging: str  # one of MERGINGS
 
     @property
     def model_args(self) -> dict:
-        return {"attention_stages": list(self.stages), "deformable": self.deformable}
+        return {"attention_stages": list(self.stages), **MERGINGS[self.merging]}
 
 
 OWN = (3, 4)  # the stages in which LIT has attention
 PLACES = ((), (4,), OWN, (2, 3, 4), (1, 2, 3, 4))
 # The README's models by their name in reported.csv.
 PUBLISHED = {
-    "lit_ti": ("LIT-Ti", Layout("lit_ti", OWN, True)),
-    "lit_s": ("LIT-S", Layout("lit_s", OWN, True)),
-    "lit_m": ("LIT-M", Layout("lit_m", OWN, True)),
-    "lit_b": ("LIT-B", Layout("lit_b", OWN, True)),
-    "pvt_msa": ("PVT w/ MSA", Layout("lit_ti", (1, 2, 3, 4), False)),
+    "lit_ti": ("LIT-Ti", Layout("lit_ti", OWN, "deformable")),
+    "lit_s": ("LIT-S", Layout("lit_s", OWN, "deformable")),
+    "lit_m": ("LIT-M", Layout("lit_m", OWN, "deformable")),
+    "lit_b": ("LIT-B", Layout("lit_b", OWN, "deformable")),
+    "pvt_msa": ("PVT w/ MSA", Layout("lit_ti", (1, 2, 3, 4), "plain")),
 }
 
 
@@ -74,23 +83,27 @@ def layouts(experiment: Experiment) -> dict[str, Layout]:
     for variant in experiment.of(experiment.main):
         config = experiment.config(variant.name)
         if config.model in PUBLISHED:
-            stages, deformable = (
-                config.model_args.get("attention_stages", OWN),
-                config.model_args.get("deformable", True),
-            )
-            found[variant.name] = Layout(config.model, tuple(sorted(stages)), deformable)
+            stages = config.model_args.get("attention_stages", OWN)
+            found[variant.name] = Layout(config.model, tuple(sorted(stages)), _merging(config.model_args))
     return found
+
+
+def _merging(model_args: dict) -> str:
+    if not model_args.get("deformable", True):
+        return "plain"
+    return "deformable" if model_args.get("learn_offsets", True) else "zero-offset"
 
 
 def imagenet_table(experiment: Experiment, found: dict[str, Measured]) -> pd.DataFrame:
     """The README's classification table and, in columns and rows of their own, what this experiment measured."""
     on_imagenet = found.values() if experiment.scope == "ImageNet" else ()
+    here = layouts(experiment)
     rows = []
     for name, (label, layout) in PUBLISHED.items():
         printed = {metric: reported(IMAGENET, name, metric, PAPER) for metric in ("parameters", "macs", "top1")}
         exact = costs(layout)
-        # The count tells layouts of one name apart, and other shapes from the published one.
-        fits = (m for m in on_imagenet if (m.model, m.parameters) == (layout.model, exact.parameters))
+        # The count tells other shapes from the published one. Alone it would not do: zero-offset merging has plain's.
+        fits = (m for m in on_imagenet if (here.get(m.name), m.parameters) == (layout, exact.parameters))
         rows.append(
             {
                 "Model": label,
@@ -114,7 +127,7 @@ def imagenet_table(experiment: Experiment, found: dict[str, Measured]) -> pd.Dat
                 "Multiply-adds exact": f"{found[name].macs:,}" if name in found else "",
                 ours: str(found.get(name, NOT_RUN)),
             }
-            for name in layouts(experiment)
+            for name in here
         ]
         table.insert(table.columns.get_loc("Note"), ours, "")
         table = pd.concat([table, pd.DataFrame(own)], ignore_index=True)
@@ -138,16 +151,16 @@ def dense_table(place: str) -> pd.DataFrame:
 
 
 def costs_table() -> pd.DataFrame:
-    """What attention costs in LIT-Ti, stage by stage and with either merging, at 224 px and 1000 classes.
+    """What attention costs in LIT-Ti, stage by stage and with every merging, at 224 px and 1000 classes.
 
     Reported numbers stand beside the two layouts that the README has.
     """
     own = costs(PUBLISHED["lit_ti"][1])
     names = {layout: name for name, (_, layout) in PUBLISHED.items()}
     rows = []
-    for deformable in (True, False):
+    for merging in MERGINGS:
         for stages in PLACES:
-            layout = Layout("lit_ti", stages, deformable)
+            layout = Layout("lit_ti", stages, merging)
             exact, later = costs(layout), costs(layout._replace(stages=stages[1:]))
             name = names.get(layout)
             printed = [reported(IMAGENET, name, metric, PAPER) if name else None for metric in ("macs", "top1")]
@@ -164,6 +177,21 @@ def costs_table() -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+def pyramid(model: "LIT") -> pd.DataFrame:
+    """Tokens, width and layers of the four stages, for an image of the model's own size."""
+    rows = zip(model.grids, model.feature_info, model.stages)
+    return pd.DataFrame(
+        {
+            "Stage": stage,
+            "Tokens": f"{grid[0]} x {grid[1]}",
+            "Width": info["num_chs"],
+            "Blocks": len(blocks),
+            "Layers of a block": "attention and feed-forward" if blocks[0].attn else "feed-forward",
+        }
+        for stage, (grid, info, blocks) in enumerate(rows, 1)
+    )
 
 
 def measured_table(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
@@ -204,16 +232,21 @@ def accuracy_by_macs(experiment: Experiment, records: list[dict]) -> Figure:
     _draw_accuracy(accuracy, found, here, looks)
     _draw_gain(gain, found, here, looks)
     finish(accuracy, gain)
-    mark: dict[str, Any] = dict(color="0.3", marker="o", markersize=7, lw=1.2)
+    mergings = _mergings(here)
+    rows = max(2, len(mergings))
     handles = [
         Line2D([], [], color=color, marker=marker, lw=0, markersize=7, label=f"attention in {words(stages)}")
         for stages, (color, _, marker) in looks.items()
     ]
-    handles += [Line2D([], [], lw=0, label="")] * (len(handles) % 2)  # two rows
-    handles.append(Line2D([], [], **mark, label="deformable merging"))
-    handles.append(Line2D([], [], **mark, linestyle="--", markerfacecolor="white", label="plain merging"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles) // 2, handlelength=2.6, frameon=False)
-    figure.suptitle(f"{experiment.title}.\n{MARKS}", x=0.01, ha="left")
+    handles += [Line2D([], [], lw=0, label="")] * (-len(handles) % rows)  # mergings in a column of their own
+    for merging in mergings:
+        line, fill = LOOKS[merging]
+        look: dict[str, Any] = dict(color="0.3", marker="o", markersize=7, lw=1.2, linestyle=line, **face("0.3", fill))
+        handles.append(Line2D([], [], **look, label=f"{merging} merging"))
+    columns = -(-len(handles) // rows)
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=2.6, frameon=False)
+    figure.suptitle(f"{drawn(experiment.title)}.\n{MARKS}", x=0.01, ha="left")
     return figure
 
 
@@ -235,15 +268,16 @@ def _draw_accuracy(panel: Axes, found: dict[str, Measured], here: dict[str, Layo
         if name in found:
             m = found[name]
             lines[layout._replace(stages=())].append((m.macs / 1e6, m.mean))
-            mean_and_seeds(panel, m.macs / 1e6, m.top1_percent, looks[layout.stages], hollow=not layout.deformable)
+            mean_and_seeds(panel, m.macs / 1e6, m.top1_percent, looks[layout.stages], LOOKS[layout.merging][1])
     panel.xaxis.set_major_formatter("{x:,g}")
     for layout, line in lines.items():
-        panel.plot(*zip(*sorted(line)), color="0.6", linestyle="-" if layout.deformable else "--", lw=1.2, zorder=1)
+        panel.plot(*zip(*sorted(line)), color="0.6", linestyle=LOOKS[layout.merging][0], lw=1.2, zorder=1)
 
 
 def _draw_gain(panel: Axes, found: dict[str, Measured], here: dict[str, Layout], looks: dict) -> None:
     """Each layout less the same without attention in its earliest stage. From left to right, stages 4 to 1."""
     names = {layout: name for name, layout in here.items()}
+    mergings = _mergings(here)
     ticks = {}
     for layout, name in names.items():
         before = names.get(layout._replace(stages=layout.stages[1:]))
@@ -251,8 +285,8 @@ def _draw_gain(panel: Axes, found: dict[str, Measured], here: dict[str, Layout],
             continue
         if points := difference(found[name], found[before]).points:
             stage = layout.stages[0]
-            x = -stage + (0.12 if layout.deformable else -0.12)
-            mean_and_seeds(panel, x, points, looks[layout.stages], hollow=not layout.deformable)
+            x = -stage + 0.24 * ((len(mergings) - 1) / 2 - mergings.index(layout.merging))  # side by side
+            mean_and_seeds(panel, x, points, looks[layout.stages], LOOKS[layout.merging][1])
             ticks[-stage] = f"stage {stage}\n+{(found[name].macs - found[before].macs) / 1e6:.3g}"
     if ticks:
         panel.set(
@@ -263,11 +297,12 @@ def _draw_gain(panel: Axes, found: dict[str, Measured], here: dict[str, Layout],
 
 
 def _columns(layout: Layout) -> dict[str, str]:
-    return {"Attention in": words(layout.stages), "Merging": _merging(layout)}
+    return {"Attention in": words(layout.stages), "Merging": layout.merging}
 
 
-def _merging(layout: Layout) -> str:
-    return "deformable" if layout.deformable else "plain"
+def _mergings(here: dict[str, Layout]) -> list[str]:
+    """Those that an experiment has, in the order of MERGINGS."""
+    return [merging for merging in MERGINGS if merging in {layout.merging for layout in here.values()}]
 
 
 def _printed(r: Reported | None) -> str:
@@ -276,18 +311,3 @@ def _printed(r: Reported | None) -> str:
         return ""
     form = {"million": "{:g}M", "giga": "{:.1f}G"}.get(r.unit, "{:.1f}")
     return BLANK if r.value is None else form.format(r.value)
-
-
-def pyramid(model: "LIT") -> pd.DataFrame:
-    """Tokens, width and layers of the four stages, for an image of the model's own size."""
-    rows = zip(model.grids, model.feature_info, model.stages)
-    return pd.DataFrame(
-        {
-            "Stage": stage,
-            "Tokens": f"{grid[0]} x {grid[1]}",
-            "Width": info["num_chs"],
-            "Blocks": len(blocks),
-            "Layers of a block": "attention and feed-forward" if blocks[0].attn else "feed-forward",
-        }
-        for stage, (grid, info, blocks) in enumerate(rows, 1)
-    )

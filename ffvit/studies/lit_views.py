@@ -33,15 +33,16 @@ def subjects(experiment: Experiment) -> tuple[str, str]:
     what comes closest. Raises InputError where no model has offsets, or none attention.
     """
     here = layouts(experiment)
-    with_offsets = [name for name in here if here[name].deformable]
+    with_offsets = [name for name in here if here[name].merging == "deformable"]  # and not held at zero
     with_attention = [name for name in here if here[name].stages]
     if not with_offsets or not with_attention:
         raise InputError(
-            f"{experiment.name} has no LIT with deformable merging, or none with attention: nothing to look at"
+            f"{experiment.name} has no LIT with deformable merging whose offsets learn, or none with attention: "
+            "nothing to look at"
         )
     return (
         max(with_offsets, key=lambda name: here[name].stages == OWN),
-        max(with_attention, key=lambda name: (len(here[name].stages), not here[name].deformable)),
+        max(with_attention, key=lambda name: (len(here[name].stages), here[name].merging == "plain")),
     )
 
 

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from ffvit.data.images import decode
 from ffvit.data.splits import Splits, encoded, first_images
 from ffvit.evidence.drawing import COLORS
+from ffvit.evidence.escape import drawn
 from ffvit.settings.config import Config
 from ffvit.settings.given import config_from_dict
 from ffvit.training.evaluate import Evaluation, confident_mistakes
@@ -106,7 +107,7 @@ def confusion(evaluations: Sequence[Evaluation], classes: list[str], most: int =
     mistakes = total.sum(axis=1) - np.diag(total)
     shown = np.arange(len(classes)) if len(classes) <= most else np.sort(np.argsort(-mistakes, kind="stable")[:most])
     counts = total[np.ix_(shown, shown)]
-    names = [classes[i] for i in shown]
+    names = [drawn(classes[i]) for i in shown]
     side = 2.0 + 0.35 * len(shown)
     figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
     sns.heatmap(
@@ -154,5 +155,5 @@ def mistakes(evaluation: Evaluation, splits: Splits, count: int = 8) -> Figure:
 
 def _show(axes, image: np.ndarray, title: str = "") -> None:
     axes.imshow(image.squeeze(), cmap="gray")
-    axes.set_title(title, fontsize=8, fontweight="normal", loc="center")
+    axes.set_title(drawn(title), fontsize=8, fontweight="normal", loc="center")
     axes.set_axis_off()

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ffvit.evidence.counted import counted
 from ffvit.evidence.drawing import style_of
+from ffvit.evidence.escape import drawn
 from ffvit.evidence.measured import BLANK, NOT_RUN, Measured
 from ffvit.evidence.reported import reported
 from ffvit.settings.experiment import Experiment
@@ -120,14 +121,8 @@ def grid_table(experiment: Experiment, found: dict[str, Measured]) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def training_curves(experiment: Experiment, records: list[dict], found: dict[str, Measured]) -> Figure:
+def training_curves(experiment: Experiment, found: dict[str, Measured]) -> Figure:
     """Loss and accuracy by epoch, a line per model (mean over seeds), a band from the lowest to the highest seed."""
-    rows = [
-        {"name": r["config"]["name"], "seed": r["config"]["seed"], **epoch}
-        for r in records
-        if r["config"]["name"] in found
-        for epoch in r["history"]
-    ]
     panels = (
         ("train_loss", "Training loss"),
         ("validation_loss", "Validation loss"),
@@ -138,7 +133,7 @@ def training_curves(experiment: Experiment, records: list[dict], found: dict[str
         panel.set(title=title, xlabel="epoch")
         panel.grid(True)
         for m in found.values():
-            frame = pd.DataFrame(r for r in rows if r["name"] == m.name)
+            frame = pd.DataFrame(epoch for r in m.records for epoch in r["history"])
             color, dashes, _ = style_of(experiment, m.name)
             sns.lineplot(
                 frame,
@@ -149,7 +144,7 @@ def training_curves(experiment: Experiment, records: list[dict], found: dict[str
                 linestyle=dashes,
                 lw=1.8,
                 errorbar=("pi", 100),
-                label=f"{m.label} (n={len(m.top1_percent)})",
+                label=f"{drawn(m.label)} (n={len(m.top1_percent)})",
                 legend=False,
             )
         panel.set_ylabel("")
@@ -157,7 +152,7 @@ def training_curves(experiment: Experiment, records: list[dict], found: dict[str
     if found:
         columns = len(found) if len(found) <= 4 else 2
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
-    figure.suptitle(f"{experiment.title}: mean over seeds; bands from lowest to highest seed", x=0.01, ha="left")
+    figure.suptitle(f"{drawn(experiment.title)}: mean over seeds; bands from lowest to highest seed", x=0.01, ha="left")
     return figure
 
 
@@ -184,7 +179,7 @@ def grid_figure(experiment: Experiment, found: dict[str, Measured]) -> Figure:
         (
             right,
             right_text,
-            f"{experiment.scope}, {' and '.join(sorted({m.origin for m in found.values()})) or 'not run'}",
+            f"{drawn(experiment.scope)}, {' and '.join(sorted({m.origin for m in found.values()})) or 'not run'}",
         ),
     )
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.9), layout="constrained")

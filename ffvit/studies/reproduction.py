@@ -7,23 +7,30 @@ from collections import Counter
 import pandas as pd
 from scipy import stats
 
-from ffvit.evidence.measured import NOT_RUN, commit, machine
-from ffvit.evidence.records import belongs
+from ffvit.evidence.belonging import OTHER_IMAGES, OTHER_SETTINGS, experiment_images, last_weights, unlike
+from ffvit.evidence.measured import NOT_RUN, commit, machine, overlap
 from ffvit.evidence.statistics import LEVEL
 from ffvit.settings.experiment import Experiment
 
 SAME_WEIGHTS, SAME_ACCURACY = "same weights", "same accuracy to the digit"
 WITHIN, OUTSIDE = "within the spread of seeds", "outside the spread of seeds"
-NO_SPREAD, OTHER_IMAGES, NOT_RECORDED = "no spread to judge by", "other images", "not recorded"
+NO_SPREAD, NOT_RECORDED = "no spread to judge by", "not recorded"
 # From alike to unlike.
 VERDICTS = (SAME_WEIGHTS, SAME_ACCURACY, WITHIN, NO_SPREAD, OUTSIDE, OTHER_IMAGES, NOT_RECORDED)
 
 
 def table(experiment: Experiment, recorded: list[dict], own: list[dict]) -> pd.DataFrame:
-    """A row for each run of this machine, beside the recorded run of the same model and seed; of today's settings, both."""
-    recorded, own = ([r for r in runs if belongs(r, experiment)] for runs in (recorded, own))
+    """A row for each run of this machine, beside the recorded run of the same model and seed; of today's settings, both.
+
+    Runs of other images than the experiment's have a row that says so, and are compared with nothing.
+    """
+    images = experiment_images(experiment, [*recorded, *own])
+    recorded = [r for r in recorded if not unlike(r, experiment, images)]
     rows = []
     for mine in own:
+        why = unlike(mine, experiment, images)
+        if why == OTHER_SETTINGS:
+            continue
         theirs = next((r for r in recorded if r["run_id"] == mine["run_id"]), None)
         rows.append(
             {
@@ -31,7 +38,7 @@ def table(experiment: Experiment, recorded: list[dict], own: list[dict]) -> pd.D
                 "Seed": mine["config"]["seed"],
                 "Recorded top-1 (%)": f"{_top1(theirs):.2f}" if theirs else NOT_RECORDED,
                 "Here top-1 (%)": f"{_top1(mine):.2f}",
-                "Here it is": verdict(mine, theirs, recorded),
+                "Here it is": why or verdict(mine, theirs, recorded),
                 "Recorded with": _where(theirs) if theirs else "",
                 "Here with": _where(mine),
             }
@@ -42,13 +49,14 @@ def table(experiment: Experiment, recorded: list[dict], own: list[dict]) -> pd.D
 
 
 def verdict(mine: dict, theirs: dict | None, recorded: list[dict]) -> str:
-    """One of VERDICTS. The spread is the 95 % prediction interval of one more run, by the recorded seeds of the model."""
+    """One of VERDICTS, for runs of the same images.
+
+    The spread is the 95 % prediction interval of one more run, by the recorded seeds of the model.
+    """
     if theirs is None:
         return NOT_RECORDED
-    if mine["dataset"]["fingerprint"] != theirs["dataset"]["fingerprint"]:
-        return OTHER_IMAGES
-    weights = [r.get("weights_sha256", {}).get("last.safetensors") for r in (mine, theirs)]
-    if weights[0] and weights[0] == weights[1]:
+    weights = last_weights(mine)
+    if weights and weights == last_weights(theirs):
         return SAME_WEIGHTS
     if _top1(mine) == _top1(theirs):
         return SAME_ACCURACY
@@ -65,6 +73,11 @@ def summary(found: pd.DataFrame) -> str:
     counted = Counter(found["Here it is"])
     words = [f"{counted[v]} {v}" for v in VERDICTS if counted[v]]
     return f"{len(found)} runs made here: {', '.join(words)}." if words else "No run of this experiment was made here."
+
+
+def sources(recorded: list[dict], own: list[dict]) -> str:
+    """Where the numbers of the table come from."""
+    return f"Recorded: came with the project. Here: trained on this machine.{overlap([*recorded, *own])}"
 
 
 def _top1(record: dict) -> float:

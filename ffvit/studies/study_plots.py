@@ -9,7 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
+from ffvit.evidence.belonging import trials_of
 from ffvit.evidence.drawing import MARKS, WHITE, finish, legend, mean_and_seeds, style_of
+from ffvit.evidence.escape import drawn
 from ffvit.evidence.measured import NOT_RUN, Measured, everything
 from ffvit.settings.experiment import Experiment
 
@@ -40,10 +42,11 @@ def accuracy_by_cost(experiment: Experiment, records: list[dict]) -> Figure:
         panel.set(ylabel="validation top-1 (%)", xscale="log")
         panel.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter="{x:g}")
     if len(machines := sorted({h for m in grid + longer for h in m.hardware})) > 1:
-        text = "\n".join(["different hardware, not comparable:", *machines])
+        text = "\n".join(["different hardware, not comparable:", *map(drawn, machines)])
         seconds.text(0.97, 0.04, text, transform=seconds.transAxes, ha="right", fontsize=9, bbox=WHITE)
     for m in grid + resized:
-        mean_and_seeds(parameters, m.parameters / 1e6, m.top1_percent, style_of(experiment, m.name), m in resized)
+        fill = "none" if m in resized else "full"
+        mean_and_seeds(parameters, m.parameters / 1e6, m.top1_percent, style_of(experiment, m.name), fill)
     parameters.set(title="Parameters", xlabel="millions", ylabel="test top-1 (%)")
     finish(seconds, blank="not recorded" if grid else NOT_RUN)
     finish(epochs, macs, parameters)
@@ -55,7 +58,9 @@ def accuracy_by_cost(experiment: Experiment, records: list[dict]) -> Figure:
         kinds.append(Line2D([], [], color="0.3", lw=0, **hollow))
     legend(figure, experiment, grid + longer + resized, kinds)
     figure.suptitle(
-        f"{experiment.title}. Lines: mean over seeds; bands: from lowest to highest seed.\n{MARKS}", x=0.01, ha="left"
+        f"{drawn(experiment.title)}. Lines: mean over seeds; bands: from lowest to highest seed.\n{MARKS}",
+        x=0.01,
+        ha="left",
     )
     return figure
 
@@ -78,16 +83,17 @@ def comparisons(experiment: Experiment, records: list[dict]) -> Figure:
                 panel.plot(list(shown), [m.mean for m in shown.values()], color=style[0], linestyle=style[1], lw=1.4)
             for x, m in shown.items():
                 mean_and_seeds(panel, x, m.top1_percent, style)
-        panel.set(title=experiment.compare[part].title, xlim=(-0.5, len(ticks) + 0.5), ylabel="test top-1 (%)")
-        panel.set_xticks(range(len(ticks) + 1), ["as in the grid", *ticks], rotation=20, ha="right")
+        panel.set(title=drawn(experiment.compare[part].title), xlim=(-0.5, len(ticks) + 0.5), ylabel="test top-1 (%)")
+        panel.set_xticks(range(len(ticks) + 1), ["as in the grid", *map(drawn, ticks)], rotation=20, ha="right")
     finish(*axes.flat)
     legend(figure, experiment, list(found.values()))
-    figure.suptitle(f"{experiment.title}.\n{MARKS}", x=0.01, ha="left")
+    figure.suptitle(f"{drawn(experiment.title)}.\n{MARKS}", x=0.01, ha="left")
     return figure
 
 
 def learning_rates(experiment: Experiment, trials: list[dict]) -> Figure:
     """Validation top-1 of the trials against the learning rate, a line a model; ringed: the rate it was given."""
+    trials = trials_of(experiment, trials)
     figure, panel = plt.subplots(figsize=(8.4, 4.8), layout="constrained")
     for variant in experiment.of(experiment.main):
         style, chosen = style_of(experiment, variant.name), experiment.config(variant.name).base_lr
@@ -98,7 +104,7 @@ def learning_rates(experiment: Experiment, trials: list[dict]) -> Figure:
         if best:
             rates = sorted(best)
             panel.plot(rates, [best[r] for r in rates], color=style[0], linestyle=style[1], marker=style[2], lw=1.8,
-                       label=variant.label)  # fmt: skip
+                       label=drawn(variant.label))  # fmt: skip
         if chosen in best:
             panel.plot(chosen, best[chosen], "o", markersize=15, markerfacecolor="none", markeredgecolor=style[0])
     panel.set(xscale="log", xlabel="base_lr: learning rate for 512 images", ylabel="validation top-1 (%)")
@@ -109,7 +115,7 @@ def learning_rates(experiment: Experiment, trials: list[dict]) -> Figure:
     if panel.get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(
-        f"{experiment.title}: trials, one seed, the best of each rate.\nRinged: the rate that each model then trains with.",
+        f"{drawn(experiment.title)}: trials, one seed, the best of each rate.\nRinged: the rate that each model then trains with.",
         x=0.01, ha="left",
     )  # fmt: skip
     return figure

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from ffvit.evidence.measured import NOT_RUN, Measured, commit, everything, machine
+from ffvit.evidence.belonging import trials_of
+from ffvit.evidence.measured import NOT_RUN, Measured, commit, everything, machine, overlap
 from ffvit.evidence.statistics import difference, holm, interval_words, p_words, verdict
 from ffvit.settings.experiment import Experiment, Variant
 from ffvit.settings.same_run import deciding
@@ -100,7 +101,7 @@ def differences(
 def trials(experiment: Experiment, trials: list[dict]) -> pd.DataFrame:
     """What was tried before the recipe was chosen, by validation top-1: trials are never scored on the test images."""
     alike = defaultdict(list)
-    for trial in trials:
+    for trial in trials_of(experiment, trials):
         alike[trial["config"]["name"], _unlike_the_experiment(experiment, trial["config"])].append(trial)
     order = list(experiment.variants)
     rows = []
@@ -130,7 +131,10 @@ def trial_sources(trials: list[dict]) -> str:
     if not trials:
         return "No trial is recorded."
     commits, machines = (", ".join(sorted({of(t) for t in trials})) for of in (commit, machine))
-    return f"Validation images, after the last epoch, of {len(trials)} trials: commit {commits}, on {machines}."
+    return (
+        f"Validation images, after the last epoch, of {len(trials)} trials: commit {commits}, on {machines}."
+        f"{overlap(trials)}"
+    )
 
 
 def _label(variant: Variant) -> str:

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-REPRODUCED, CONTRADICTED, NOT_RUN, NOT_COMPARABLE = "reproduced", "contradicted", "not run", "not comparable"
+from ffvit.evidence.measured import NOT_RUN
+
+REPRODUCED, CONTRADICTED, NOT_COMPARABLE = "reproduced", "contradicted", "not comparable"
 VERDICTS = (REPRODUCED, CONTRADICTED, NOT_COMPARABLE, NOT_RUN)
 MODEL = "the model itself"  # a scale: counted or computed when the ledger is built, nothing is trained
 

@@ -1,6 +1,7 @@
 """What can go wrong for a person, as errors whose messages name what, where, and the cure."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -11,6 +12,23 @@ class InputError(Exception):
 def suggest(wrong: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(wrong, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+# What to do where the system refuses a file or folder.
+CURES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room; df -h and df -i say where there is none"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a place that you may write to"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "a file is in a folder's place: move it away"),
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "choose a place without links",
+}
+
+
+def in_words(error: OSError) -> str:
+    """What the system refused, as "runs/a: No space left on device; make room"."""
+    where = f"{error.filename}: " if error.filename else ""
+    cure = CURES.get(error.errno or 0)
+    return f"{where}{error.strerror or error}{f'; {cure}' if cure else ''}"
 
 
 class TrainingError(RuntimeError):

@@ -2,15 +2,39 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from ffvit.system.errors import InputError
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXPERIMENTS, NOTEBOOKS, RUNS, RESULTS, FIGURES = (
     ROOT / name for name in ("experiments", "notebooks", "runs", "results", "figures")
 )
+MOST_JSON_BYTES = 2**30  # what a run writes of itself is far below
+
+
+def read_json(path: Path, most_bytes: int = MOST_JSON_BYTES) -> dict:
+    """The JSON object in a file. Raises ValueError for what is none, OSError, and RecursionError."""
+    if not path.is_file():  # a pipe or a device might never end
+        raise ValueError("no regular file" if path.exists() else "it is missing")
+    if path.stat().st_size > most_bytes:
+        raise ValueError(f"{path.stat().st_size:,} bytes are too many")
+    content = json.loads(path.read_bytes())
+    if not isinstance(content, dict):
+        raise ValueError("no JSON object")
+    return content
+
+
+def read_object(path: Path, what: str, cure: str) -> dict:
+    """The same, for people. what: "a run's settings". Raises InputError that names the file, and the cure."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} does not hold {what} ({error}): {cure}") from None
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

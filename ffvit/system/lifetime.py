@@ -9,16 +9,19 @@ import os
 import runpy
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import psutil
 
 STOPPED = 75  # exit code, EX_TEMPFAIL: stopped on request with everything kept; to be started again
 STOPPED_BY = "stopped by"  # how the line begins that says so
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what clusters send before they take a machine away
+# What clusters send before they take a machine away, and a terminal that closes.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 def end_with(parent: int) -> None:
@@ -38,15 +41,33 @@ def end_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def listen(handler: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Give these signals, and Ctrl-C, to a handler. Returns the handlers they had; nohup's wish to survive is kept."""
+    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    numbers = [number for number in (signal.SIGINT, *SIGNALS) if not (number == signal.SIGHUP and nohup)]
+    return {number: signal.signal(number, handler) for number in numbers}
+
+
+def leave_terminal(number: int) -> None:
+    """After SIGHUP, print nowhere: to write to a terminal that is gone is an error, which would end what must be saved."""
+    if number == signal.SIGHUP:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for output in (1, 2):
+            with contextlib.suppress(OSError):
+                if stat.S_ISCHR(os.fstat(output).st_mode):
+                    os.dup2(nowhere, output)
+        os.close(nowhere)
+
+
 def serve_parent(_worker: int = 0) -> None:
     """In a process that loads data: end with the one it loads for, which alone answers the signals that reach both."""
-    for number in SIGNALS:
+    for number in (signal.SIGINT, *SIGNALS):
         signal.signal(number, signal.SIG_IGN)
     end_with(os.getppid())
 
 
 class Stop:
-    """Within this context SIGTERM and SIGUSR1 do not kill the process but are noted in `asked`, for it to end in order.
+    """Within this context these signals do not kill the process but are noted in `asked`, for it to end in order.
 
     A process that does not `acknowledge()` within three of its updates, 3 s at least, waits for another one that is no
     more, and is ended: the main thread, deep in a collective operation, would never come to see the signal.
@@ -59,7 +80,7 @@ class Stop:
         self._acknowledged = threading.Event()
 
     def __enter__(self) -> "Stop":
-        self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        self._before = listen(self._on_signal)
         # Python runs handlers in the main thread, when that comes round to it; the byte written here comes at once.
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
@@ -92,6 +113,7 @@ class Stop:
             self._error = None
 
     def _on_signal(self, number: int, _frame) -> None:
+        leave_terminal(number)
         self.asked = number
         if self._error:
             self._acknowledged.set()
@@ -99,7 +121,7 @@ class Stop:
 
     def _guard(self) -> None:
         while received := self._reader.recv(1):
-            if received[0] in SIGNALS and not self._acknowledged.wait(max(3.0, 3 * self.update_s)):
+            if received[0] in self._before and not self._acknowledged.wait(max(3.0, 3 * self.update_s)):
                 os._exit(STOPPED if self._error else 1)
         self._reader.close()
 

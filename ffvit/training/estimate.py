@@ -51,7 +51,7 @@ def say_estimate(run: Run, update_s: float, only_above_s: float = 0) -> float | 
     score_s = (time.monotonic() - began) / len(tried) * len(run.validation)
     epochs_left = config.total_epochs - run.epoch
     seconds = updates_left * update_s + epochs_left * score_s
-    end = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
+    end = datetime.datetime.now() + datetime.timedelta(seconds=min(seconds, 1e11))  # dates end with the year 9999
     on_gpu = accelerator.device.type != "cpu"
     disk_mb = memory.disk_mb(config, run.facts["model"]["parameters"])
     accelerator.print(

@@ -1,13 +1,13 @@
 """Which checkpoints of a run are whole, by their manifests: size and sha256 of every file. It needs no torch."""
 
-import json
 import re
 from pathlib import Path
 
 from ffvit.system.errors import InputError
-from ffvit.system.files import sha256_of
+from ffvit.system.files import read_json, sha256_of
 
 MANIFEST = "manifest.json"
+MOST_BYTES = 2**20  # of a manifest
 
 
 def find_state(folder: Path) -> tuple[Path | None, list[str]]:
@@ -30,22 +30,15 @@ def find_state(folder: Path) -> tuple[Path | None, list[str]]:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Newest first."""
-    found = [path for path in folder.glob("*") if re.fullmatch(r"\d{8,}", path.name)]
+    found = [path for path in folder.glob("*") if re.fullmatch(r"[0-9]{8,20}", path.name)]
     return sorted(found, key=lambda path: int(path.name), reverse=True)
-
-
-def read_json(path: Path) -> dict:
-    content = json.loads(path.read_bytes())
-    if not isinstance(content, dict):
-        raise ValueError("no JSON object")
-    return content
 
 
 def _damage(path: Path) -> str:
     """What is wrong with a checkpoint; empty where its files are those of its manifest, and nothing else is there."""
     file = path / MANIFEST
     try:
-        manifest = read_json(file)
+        manifest = read_json(file, MOST_BYTES)
         there = {file.name for file in path.iterdir()} - {MANIFEST}
         if odd := sorted(manifest.keys() ^ there):
             return f"{odd[0]}: {'in the manifest only' if odd[0] in manifest else 'not in the manifest'}"

@@ -11,10 +11,12 @@ from torch import nn
 
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError
+from ffvit.system.machine import LOADING_MB, require_room
 
 
 def create_accelerator(config: Config, run_dir: Path) -> Accelerator:
     """What this process computes on and with whom. Raises InputError where the machine has not what the settings ask for."""
+    require_room("num_workers", config.num_workers, 1, LOADING_MB)  # the other processes may be on other machines
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "device='cuda', but PyTorch finds no CUDA GPU: set device='auto' or 'cpu', or check nvidia-smi"

@@ -95,7 +95,7 @@ def processor_s() -> float:
 
 
 def duration(seconds: float) -> str:
-    return str(datetime.timedelta(seconds=round(seconds)))
+    return str(datetime.timedelta(seconds=round(min(seconds, 1e13))))
 
 
 def peak_memory_mb(device: torch.device) -> int:

@@ -1,17 +1,41 @@
 """What a run keeps of itself so that it can go on, and going on from it. The files themselves: ffvit.training.checkpoint."""
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 from accelerate.utils import gather_object
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ffvit.models import weights
-from ffvit.system.errors import TrainingError
+from ffvit.settings import run_folder
+from ffvit.settings.given import config_from_dict
+from ffvit.settings.same_run import differing
+from ffvit.system.errors import InputError, TrainingError
 from ffvit.training import checkpoint, processes, progress
-from ffvit.training.manifest import find_state
+from ffvit.training.manifest import checkpoints, find_state
 from ffvit.training.start import circumstances
 from ffvit.training.step import Run
+
+
+class _Saved(BaseModel):
+    """What progress.json must hold: the types, and what no run can have."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    history: list[dict[str, float]]
+    done: Annotated[int, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=0)]
+    cpu_seconds: Annotated[float, Field(ge=0)] = 0.0
+    loss_sums: Annotated[list[float], Field(min_length=1)]
+    bad_images: dict[Literal["train", "validation"], list[Annotated[tuple[int, str, str], Field(strict=False)]]]
+    weights_sha256: dict[str, str]
+    facts: dict
+    scaler: dict | None
 
 
 def save_state(run: Run, meter: progress.Meter) -> None:
@@ -43,15 +67,35 @@ def save_state(run: Run, meter: progress.Meter) -> None:
         "facts": run.facts,
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
     }
-    try:
+    with writing(run, f"the checkpoint after update {run.update}"):
         checkpoint.save_state(
             run.run_dir / "checkpoints", run.update, states, run.optimizer.optimizer.state_dict(), saved
         )
+
+
+@contextlib.contextmanager
+def writing(run: Run, what: str) -> Iterator[None]:
+    """Around what is written into the run's folder. Raises TrainingError where that is gone, or cannot be written to."""
+    require_folder(run)
+    try:
+        yield
     except OSError as error:
+        require_folder(run)
         raise TrainingError(
-            f"the checkpoint after update {run.update} cannot be written: {error}; the one before it is kept in "
-            f"{run.run_dir / 'checkpoints'}. Make room, then start the same command again"
+            f"{what} cannot be written: {error}; {_kept(run)}. Make room, or see that the folder may be written to; then "
+            "start the same command again"
         ) from None
+    require_folder(run)
+
+
+def require_folder(run: Run) -> None:
+    """Raise TrainingError where the folder that the run began in is no longer at its place."""
+    there = run_folder.mark_of(run.run_dir) == run.folder_mark and (run.run_dir / "config.json").exists()
+    if run.folder_mark and not there:
+        raise TrainingError(
+            f"{run.run_dir} has been deleted, moved or replaced while the run was trained there, up to update {run.update}. "
+            "Put it back to go on from its last checkpoint; or start the same command to begin anew"
+        )
 
 
 def go_on_from_checkpoint(run: Run) -> None:
@@ -63,12 +107,15 @@ def go_on_from_checkpoint(run: Run) -> None:
     if not path:
         return
     states, optimizer, saved = checkpoint.load_state(path)
-    weights.load_strictly(run.raw_model, states["model"], path)
+    _require_own(saved, path, run)
+    weights.load_strictly(run.raw_model, states.get("model", {}), path)
     if run.ema:
-        weights.load_strictly(run.ema.module, states["ema"], path)
-    run.optimizer.optimizer.load_state_dict(optimizer)
+        weights.load_strictly(run.ema.module, states.get("ema", {}), path)
+    with weights.reading(path / checkpoint.OPTIMIZER, checkpoint.cure_of(path)):
+        run.optimizer.optimizer.load_state_dict(optimizer)
     if accelerator.scaler:
-        accelerator.scaler.load_state_dict(saved["scaler"])
+        with weights.reading(path / checkpoint.PROGRESS, checkpoint.cure_of(path)):
+            accelerator.scaler.load_state_dict(saved["scaler"])
     run.history, run.done, run.seconds = saved["history"], saved["done"], saved["seconds"]
     run.cpu_seconds = saved.get("cpu_seconds", 0.0) if accelerator.is_main_process else 0.0
     run.bad_images, run.weights_sha256 = saved["bad_images"], saved["weights_sha256"]
@@ -83,15 +130,43 @@ def go_on_from_checkpoint(run: Run) -> None:
     )
 
 
+def _require_own(saved: dict, path: Path, run: Run) -> None:
+    """Raise InputError for the progress of another run, of other images, or of no run at all."""
+    file, cure = path / checkpoint.PROGRESS, checkpoint.cure_of(path)
+    try:
+        _Saved(**saved)
+        settings, images = saved["facts"]["config"], saved["facts"]["dataset"]["fingerprint"]
+        settings = config_from_dict(settings | {"dataset": run.config.dataset}).to_dict()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise InputError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {cure}") from None
+    except (InputError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: not what a run writes ({type(error).__name__}: {error}); {cure}") from None
+    if differ := differing(settings, run.config.to_dict()):
+        raise InputError(f"{file}: of a run with another {', '.join(differ[:3])}; {cure}")
+    if images != run.facts["dataset"]["fingerprint"]:
+        raise InputError(
+            f"dataset '{run.config.dataset}': its images are not those that {run.run_dir} began with (fingerprint "
+            f"{run.facts['dataset']['fingerprint']}, not {images}): put those back, or give another folder to train on these"
+        )
+    per_epoch, epochs = len(run.batches), len(saved["history"])
+    numbers = [epoch.get("epoch") for epoch in saved["history"]]
+    if numbers != [*range(1, epochs + 1)] or epochs * per_epoch + saved["done"] != int(path.name):
+        raise InputError(f"{file}: {epochs} epochs and {saved['done']} updates are not update {path.name}; {cure}")
+
+
 def require_finite(value: float, what: str, run: Run) -> None:
     """Raise TrainingError for a loss or weight that is no number."""
     if not math.isfinite(value):
-        folder = run.run_dir / "checkpoints"
-        kept = f"the last good checkpoint is kept in {folder}" if folder.exists() else "there is no checkpoint to keep"
         raise TrainingError(
-            f"{what} is {value} in epoch {run.epoch + 1}, by update {run.update}; {kept}. Try a lower base_lr, more "
+            f"{what} is {value} in epoch {run.epoch + 1}, by update {run.update}; {_kept(run)}. Try a lower base_lr, more "
             "warmup_epochs, clip_grad=1, or mixed_precision='no'"
         )
+
+
+def _kept(run: Run) -> str:
+    folder = run.run_dir / "checkpoints"
+    return f"the last good checkpoint is kept in {folder}" if checkpoints(folder) else "there is no checkpoint to keep"
 
 
 def note_bad_images(run: Run, split: str, found: list) -> None:

@@ -11,26 +11,25 @@ after an interruption.
 
 import contextlib
 import json
-import shutil
 import signal
 import time
 from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
-from filelock import FileLock, Timeout
 from torch import nn
 
 from ffvit.data.images import BadImage
 from ffvit.models import weights
+from ffvit.settings import run_folder
 from ffvit.settings.config import Config
-from ffvit.system.errors import InputError, Stopped, TrainingError
+from ffvit.system.errors import Stopped, TrainingError
 from ffvit.system.files import write_atomically
 from ffvit.system.lifetime import STOPPED_BY, Stop
-from ffvit.training import estimate, memory, optim, processes, progress
+from ffvit.training import checkpoint, estimate, memory, optim, processes, progress
 from ffvit.training.evaluate import evaluate
-from ffvit.training.resume import go_on_from_checkpoint, note_bad_images, require_finite, save_state
-from ffvit.training.start import already_finished, set_up
+from ffvit.training.resume import go_on_from_checkpoint, note_bad_images, require_finite, save_state, writing
+from ffvit.training.start import set_up
 from ffvit.training.step import Run, make_update, set_rate
 
 WORTH_AN_ESTIMATE_S = 600
@@ -45,15 +44,10 @@ def train(config: Config, run_dir: Path, dry_run: bool = False) -> dict | None:
     accelerator = processes.create_accelerator(config, run_dir)
     if dry_run:
         return estimate.dry_run(config, run_dir, accelerator)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run_dir / ".lock", timeout=0)  # freed by the system when the process ends, however it ends
+    held = run_folder.trained(run_dir) if accelerator.is_main_process else contextlib.nullcontext()
     try:
-        with lock if accelerator.is_main_process else contextlib.nullcontext(), Stop() as stop:
+        with held, Stop() as stop:
             _train(config, run_dir, accelerator, stop)
-    except Timeout:
-        raise InputError(
-            f"{run_dir} is being trained by another process: wait for it, or choose another folder"
-        ) from None
     except MemoryError as error:
         raise TrainingError(str(error)) from None
     except RuntimeError as error:
@@ -65,11 +59,16 @@ def train(config: Config, run_dir: Path, dry_run: bool = False) -> dict | None:
 
 def _train(config: Config, run_dir: Path, accelerator: Accelerator, stop: Stop) -> None:
     say = accelerator.print
-    if already_finished(config, run_dir):
+    if run_folder.is_finished(config, run_dir):
         return say(f"{run_dir} is finished; delete it to train again")
     with stop.at_once(lambda name: _stopped(name, "before the first update")):
         run = set_up(config, run_dir, accelerator)
         go_on_from_checkpoint(run)
+    if accelerator.is_main_process:
+        with writing(run, "config.json"):
+            run_folder.sweep(run_dir)
+            write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=1))
+        run.folder_mark = run_folder.mark_of(run_dir)
     if config.tracker:
         accelerator.init_trackers(config.experiment, config={k: str(v) for k, v in config.to_dict().items()})
     facts = run.facts["model"]
@@ -162,34 +161,36 @@ def score_epoch(run: Run, meter: progress.Meter) -> None:
     now = run.history[-1]
     accelerator.print(progress.epoch_line(config, run.history, progress.peak_memory_mb(accelerator.device)))
     accelerator.log({f"epoch/{k}": v for k, v in now.items() if k != "epoch"}, step=run.update)
-    if now is max(run.history, key=lambda e: e["validation_top1_percent"]):
-        _save_weights(run, "best.safetensors", run.raw_model)
     if accelerator.is_main_process:
-        write_atomically(run.run_dir / "history.json", json.dumps(run.history, indent=1))
+        with writing(run, f"what epoch {run.epoch} came to"):
+            if now is max(run.history, key=lambda e: e["validation_top1_percent"]):
+                _save_weights(run, "best.safetensors", run.raw_model)
+            write_atomically(run.run_dir / "history.json", json.dumps(run.history, indent=1))
 
 
 def finish(run: Run) -> None:
     accelerator = run.accelerator
-    _save_weights(run, "last.safetensors", run.raw_model)
-    if run.ema:
-        _save_weights(run, "ema.safetensors", run.ema.module)
     if accelerator.is_main_process:
-        facts = run.facts | {
-            "history": run.history,
-            "bad_images": {
-                split: [BadImage(*image)._asdict() for image in found] for split, found in run.bad_images.items()
-            },
-            "weights_sha256": run.weights_sha256,
-            "duration_s": sum(e["seconds"] for e in run.history),
-            "peak_memory_mb": progress.peak_memory_mb(accelerator.device),
-        }
-        write_atomically(run.run_dir / "training.json", json.dumps(facts, indent=1))
-        shutil.rmtree(run.run_dir / "checkpoints", ignore_errors=True)
+        with writing(run, "the end of the run"):
+            _save_weights(run, "last.safetensors", run.raw_model)
+            if run.ema:
+                _save_weights(run, "ema.safetensors", run.ema.module)
+            facts = run.facts | {
+                "history": run.history,
+                "bad_images": {
+                    split: [BadImage(*image)._asdict() for image in found] for split, found in run.bad_images.items()
+                },
+                "weights_sha256": run.weights_sha256,
+                "duration_s": sum(e["seconds"] for e in run.history),
+                "peak_memory_mb": progress.peak_memory_mb(accelerator.device),
+            }
+            write_atomically(run.run_dir / "training.json", json.dumps(facts, indent=1))
+            with contextlib.suppress(OSError):  # the run has ended, with checkpoints or without
+                checkpoint.remove_all(run.run_dir / "checkpoints")
     accelerator.wait_for_everyone()
     accelerator.print(f"finished. Score the test split and write the record: python -m ffvit score {run.run_dir}")
     accelerator.end_training()
 
 
 def _save_weights(run: Run, name: str, model: nn.Module) -> None:
-    if run.accelerator.is_main_process:
-        run.weights_sha256[name] = weights.save_weights(run.run_dir / name, model)
+    run.weights_sha256[name] = weights.save_weights(run.run_dir / name, model)

@@ -1,7 +1,6 @@
-"""A run before its first update: whether it is this folder's, every part of it, and what its record says of it."""
+"""A run before its first update: every part of it, and what its record says of it."""
 
 import datetime
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,30 +15,14 @@ from ffvit.data.batches import TrainBatches, eval_loader
 from ffvit.data.splits import Splits, load_splits
 from ffvit.models import build, cost, ff
 from ffvit.settings.config import Config
-from ffvit.settings.given import with_defaults
-from ffvit.settings.same_run import code_of, differing
+from ffvit.settings.same_run import code_of
 from ffvit.system import provenance
-from ffvit.system.errors import InputError
-from ffvit.system.files import write_atomically
 from ffvit.training import memory, optim, processes
 from ffvit.training.step import Run
 
 
-def already_finished(config: Config, run_dir: Path) -> bool:
-    """Whether the folder holds this very run, finished. Raises InputError where it holds another one."""
-    begun = (run_dir / "checkpoints").exists() or (run_dir / "training.json").exists()
-    if begun and (run_dir / "config.json").exists():
-        there, asked = with_defaults(json.loads((run_dir / "config.json").read_text())), config.to_dict()
-        if differ := differing(there, asked):
-            shown = ", ".join(f"{k} is {there.get(k)!r}, asked {asked.get(k)!r}" for k in differ[:3])
-            raise InputError(
-                f"{run_dir} holds a run with other settings ({shown}): choose another folder, or delete it"
-            )
-    return (run_dir / "training.json").exists()
-
-
 def set_up(config: Config, run_dir: Path, accelerator: Accelerator, keep: bool = True) -> Run:
-    """Every part of a run at its start. keep: whether anything will be written."""
+    """Every part of a run at its start. keep: whether anything will be written. Nothing is, here."""
     device = accelerator.device
     build.check(config)
     augment.check(config)
@@ -49,10 +32,8 @@ def set_up(config: Config, run_dir: Path, accelerator: Accelerator, keep: bool =
     raw_model = build.create(config, num_classes)
     if device.type == "cpu" and config.mixed_precision == "bf16":
         build.use_plain_attention(raw_model)
-    if keep:
+    if keep and accelerator.is_main_process:
         memory.check_disk(run_dir, config, cost.count_parameters(raw_model))
-        if accelerator.is_main_process:
-            write_atomically(run_dir / "config.json", json.dumps(config.to_dict(), indent=1))
     facts = _facts(config, splits, raw_model, device)
     parts = memory.accumulation_steps(config, num_classes, accelerator)
     batches = TrainBatches(splits, config, parts, accelerator.process_index, device)

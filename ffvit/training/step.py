@@ -51,6 +51,7 @@ class Run:
     bad_images: dict[str, list] = field(default_factory=lambda: {"train": [], "validation": []})
     weights_sha256: dict[str, str] = field(default_factory=dict)
     first_epoch_here: int = 0  # of this process
+    folder_mark: tuple[int, int] | None = None  # by which the first process knows the run's folder again
     saved_at: float = -math.inf  # by time.monotonic(), which may begin with the machine
 
     @property
