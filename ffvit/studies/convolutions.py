@@ -15,7 +15,10 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from ffvit.data.loader import Batch
+from ffvit.evidence.scoring import choose
 from ffvit.models.ff import Branch, PatchFeatureMixer
+from ffvit.settings.experiment import Experiment
+from ffvit.studies import lit_views
 
 ROUNDING = 1e-9  # of the largest value: sums in another order, in double precision
 
@@ -63,10 +66,10 @@ def as_convolutions(model: PatchFeatureMixer) -> PatchFeatureMixer:
     return rebuilt
 
 
-def equality(model: PatchFeatureMixer, images: Tensor) -> pd.DataFrame:
+def equality(name: str, model: PatchFeatureMixer, images: Tensor) -> pd.DataFrame:
     """How far a layer of each kind, and the whole network, are from their convolutions, in outputs and gradients.
 
-    images: (B, C, H, W). Differences are of the largest value.
+    name: of the model, to be shown. images: (B, C, H, W). Differences are of the largest value.
     """
     model = copy.deepcopy(model).eval().double()
     rebuilt = as_convolutions(model)
@@ -81,6 +84,7 @@ def equality(model: PatchFeatureMixer, images: Tensor) -> pd.DataFrame:
         outputs, gradients = _differences(ours, theirs, given)
         rows.append(
             {
+                "Model": name,
                 "Part": what,
                 "Predicted": "the same function",
                 "Outputs differ by": f"{outputs:.1e}",
@@ -89,6 +93,18 @@ def equality(model: PatchFeatureMixer, images: Tensor) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def trained(experiment: Experiment, model: str, **settings: Any) -> tuple[Any, Iterable[Batch], str]:
+    """A model of an experiment as its first seed's run left it, batches of its test images, and a sentence on the weights."""
+    [(config, weights)] = choose(experiment, model, experiment.seeds_of(model)[:1])
+    return *lit_views.prepare(config, weights, **settings), lit_views.source(weights)
+
+
+def receptive_fields(experiment: Experiment, models: list[str], **settings: Any) -> dict[str, np.ndarray]:
+    """The receptive field of each of these models, trained, by label. settings: of Config, such as max_eval_images."""
+    runs = {experiment.variants[name].label: trained(experiment, name, **settings) for name in models}
+    return {label: receptive_field(model, batches) for label, (model, batches, _) in runs.items()}
 
 
 def receptive_field(model: nn.Module, batches: Iterable[Batch]) -> np.ndarray:
@@ -137,6 +153,20 @@ def receptive_fields_table(fields: dict[str, np.ndarray], patch_size: int) -> pd
             }
         )
     return pd.DataFrame(rows)
+
+
+def receptive_fields_summary(fields: dict[str, np.ndarray], patch_size: int) -> str:
+    """What was found of each model, in words."""
+    told = []
+    for label, field in fields.items():
+        found, even = reach(field, patch_size), reach(np.ones_like(field), patch_size)
+        all_of_it = "every pixel counts" if (field > 0).all() else f"{(field == 0).sum()} pixels do not count"
+        where = "nearer than even" if found["distance"] < even["distance"] else "no nearer than even"
+        told.append(
+            f"{label}: {all_of_it}; {found['own'] / even['own']:.1f} times its share on the own patch, and it looks {where} "
+            f"({found['distance']:.2f} of {even['distance']:.2f} px)"
+        )
+    return "\n".join(told)
 
 
 def receptive_fields_figure(fields: dict[str, np.ndarray], patch_size: int) -> Figure:
