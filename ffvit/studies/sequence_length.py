@@ -108,18 +108,16 @@ def measure(kind: Kind, num_tokens: int, shape: Shape, device: str = "cpu") -> M
     with _one_thread():
         clock = time.process_time if device == "cpu" else time.perf_counter
         for _ in range(1 + REPEATS):
+            _clear(block, x)
             began = clock()
             _both_ways(block, x)
             times.append(clock() - began)
     watched = _watched_on_cpu if device == "cpu" else _watched_on_gpu
-    return Measurement(
-        kind,
-        num_tokens,
-        cost.count_macs(block, (num_tokens, shape.embed_dim)),
-        min(times[1:]),  # in the first, kernels are chosen
-        watched(lambda: block(x))[0],
-        watched(lambda: _both_ways(block, x))[1],
-    )
+    _clear(block, x)
+    kept, _ = watched(lambda: block(x))
+    _, peak = watched(lambda: _both_ways(block, x))
+    counted = cost.count_macs(block, (num_tokens, shape.embed_dim))
+    return Measurement(kind, num_tokens, counted, min(times[1:]), kept, peak)  # in the first, kernels are chosen
 
 
 def exponent(tokens: Sequence[int], values: Sequence[float]) -> tuple[float, float, float]:
@@ -264,10 +262,13 @@ def _block(kind: Kind, num_tokens: int, shape: Shape) -> Block:
     return block
 
 
-def _both_ways(block: Block, x: Tensor) -> None:
-    """Forward and backward, with gradients that are new ones."""
+def _clear(block: Block, x: Tensor) -> None:
+    """Take the gradients away: their memory is to be allocated while it is watched."""
     block.zero_grad()
     x.grad = None
+
+
+def _both_ways(block: Block, x: Tensor) -> None:
     block(x).sum().backward()
     if x.device.type != "cpu":
         torch.accelerator.synchronize()
