@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ffvit.models  # noqa: F401  # registers the models
+from ffvit.commands.missing import waves
+from ffvit.launching.jobs import Job
 from ffvit.models import build
 from ffvit.models.ff import PatchFeatureMixer
 from ffvit.models.resample import grid_of
@@ -209,6 +211,16 @@ def test_a_variant_starts_from_the_model_that_it_varies():
     assert {name.partition("_")[0] for name, first in starts.items() if first == "vit"} == {"vit"}
     assert {first for name, first in starts.items() if name.endswith("_anew")} == {""}
     assert {first for name, first in starts.items() if name.startswith("ff") and not name.endswith("_anew")} == {"ff"}
+
+
+def test_runs_wait_for_those_whose_weights_they_start_from(tmp_path):
+    configs = load_experiment("digits-resolution").configs()
+    jobs = [Job(c.run_id, c, tmp_path / c.run_id, {}) for c in reversed(configs)]
+    first, second = waves(jobs)
+    assert {job.config.initial_weights for job in first} == {""} and len(first) + len(second) == len(configs)
+    for job in first:
+        job.is_trained = True
+    assert [len(wave) for wave in waves(jobs)] == [len(configs)]
 
 
 def test_where_a_file_of_weights_lies_is_no_part_of_a_run():
