@@ -7,7 +7,10 @@ from torch import nn
 
 from ffvit.data.loader import Batch
 from ffvit.models.ff import PatchFeatureMixer
+from ffvit.settings.experiment import load_experiment
 from ffvit.studies import convolutions
+from ffvit.system.errors import InputError
+from ffvit.training.run import train
 
 SMALL = dict(img_size=16, patch_size=4, in_chans=1, num_classes=3, embed_dim=8, depth=2, num_heads=2)
 
@@ -95,3 +98,15 @@ def test_the_summary_says_what_does_not_count_and_who_looks_near():
         "near: every pixel counts; 6.0 times its share on the own patch, and it looks nearer than even"
     )
     assert told[1].startswith("blind: 16 pixels do not count; 0.0 times") and "no nearer than even" in told[1]
+
+
+def test_receptive_fields_are_of_the_runs_that_an_experiment_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr("ffvit.settings.config.RUNS", tmp_path)
+    experiment = load_experiment("digits")
+    config = experiment.config("ff", epochs=1, warmup_epochs=0, device="cpu", max_train_images=64)
+    train(config, config.run_dir)
+    fields, source = convolutions.receptive_fields(experiment, ["ff"], max_eval_images=8)
+    assert fields.keys() == {"FF only"} and fields["FF only"].shape == (8, 8)
+    assert "of run ff-seed0 of digits" in source
+    with pytest.raises(InputError, match="vit-seed0 holds no run; train it first"):
+        convolutions.receptive_fields(experiment, ["vit"])

@@ -101,10 +101,14 @@ def trained(experiment: Experiment, model: str, **settings: Any) -> tuple[Any, I
     return *lit_views.prepare(config, weights, **settings), lit_views.source(weights)
 
 
-def receptive_fields(experiment: Experiment, models: list[str], **settings: Any) -> dict[str, np.ndarray]:
-    """The receptive field of each of these models, trained, by label. settings: of Config, such as max_eval_images."""
+def receptive_fields(experiment: Experiment, models: list[str], **settings: Any) -> tuple[dict[str, np.ndarray], str]:
+    """The receptive field of each of these models, trained, by label, and whose weights they are.
+
+    settings: of Config, such as max_eval_images.
+    """
     runs = {experiment.variants[name].label: trained(experiment, name, **settings) for name in models}
-    return {label: receptive_field(model, batches) for label, (model, batches, _) in runs.items()}
+    fields = {label: receptive_field(model, batches) for label, (model, batches, _) in runs.items()}
+    return fields, " ".join(weights for _, _, weights in runs.values())
 
 
 def receptive_field(model: nn.Module, batches: Iterable[Batch]) -> np.ndarray:
