@@ -241,6 +241,13 @@ def test_a_cost_that_grows_linearly_contradicts(monkeypatch):
     assert finding.verdict == CONTRADICTED and finding.measured.startswith("2.00 x")
 
 
+def test_a_cost_that_grows_quadratically_is_not_linear(monkeypatch):
+    finding = model_checks.linear_in_tokens(claims.TINY)
+    assert finding.verdict == REPRODUCED and finding.measured.startswith("2.00 x")
+    monkeypatch.setattr(cost, "count_macs", lambda model, size: size[0] ** 2)
+    assert model_checks.linear_in_tokens(claims.TINY).verdict == CONTRADICTED
+
+
 def test_other_tokens_or_shapes_contradict():
     assert model_checks.tokens("ff_base_patch16_224", 16**2 + 1).verdict == CONTRADICTED
     assert model_checks.shapes("192 x 24").verdict == CONTRADICTED

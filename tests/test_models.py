@@ -327,6 +327,17 @@ def test_an_author_checkpoint_put_in_place_by_hand_is_loaded(hub):
     assert all(torch.equal(value, trained.state_dict()[key]) for key, value in loaded.items())
 
 
+def test_published_weights_load_into_a_model_of_another_size_in_one_call(hub):
+    trained = timm.create_model("ff_tiny_patch16_224")
+    author_file(trained, hub / "linear-tiny-checkpoint.pth")
+    loaded = timm.create_model("ff_tiny_patch16_224", pretrained=True, img_size=288)
+    trained.set_input_size(288)
+    assert loaded.num_tokens == 18 * 18 + 1
+    assert all(torch.equal(value, trained.state_dict()[key]) for key, value in loaded.state_dict().items())
+    with pytest.raises(InputError, match="img_size 290x290 is not divisible by patch_size 16"):
+        timm.create_model("ff_tiny_patch16_224", pretrained=True, img_size=290)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of torch, for sparse tensors
 @pytest.mark.parametrize("num_classes", [1000, 7])
 @pytest.mark.parametrize(

@@ -46,6 +46,16 @@ def chosen_runs(
     return chosen
 
 
+def waves(jobs: list[Job]) -> list[list[Job]]:
+    """The jobs in groups, one after the other: a run that starts from another's weights comes after that."""
+    found, left = [], jobs
+    while left:
+        names = {job.name for job in left if not job.is_trained}
+        found.append([job for job in left if job.config.first_run not in names])
+        left = [job for job in left if job.config.first_run in names]
+    return found
+
+
 def main(arguments: list[str]) -> int:
     parser = Parser("ffvit missing", __doc__)
     add_shared(parser)
@@ -85,8 +95,16 @@ def main(arguments: list[str]) -> int:
             )
             for c, state in left
         ]
-        looked = outlook(experiment, jobs, side_by_side, children, done)
-        failed, stopped = run(jobs, side_by_side, deadline, children, looked)
+        failed: list[Job] = []
+        stopped, later = 0, len(jobs)
+        for wave in waves(jobs):
+            later -= len(wave)
+            looked = outlook(experiment, wave, side_by_side, children, done, later)
+            failed_here, stopped = run(wave, side_by_side, deadline, children, looked)
+            failed, done = failed + failed_here, done + len(wave)
+            if stopped:
+                stopped += later
+                break
     for job in failed:
         print(f"error: {job.error}", file=sys.stderr)
     if stopped:

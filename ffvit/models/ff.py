@@ -20,7 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ffvit.models.resample import Grid, over_grid, resample_mlp, resample_norm
+from ffvit.models.resample import Grid, grid_of, over_grid, resample_mlp, resample_norm, set_hidden_dim
 from ffvit.models.weights import create_by_timm
 from ffvit.system.errors import InputError
 
@@ -33,6 +33,7 @@ CHOICES = {
     "pos_embed": ("learn", "none"),
     "weight_init": ("trunc_normal", "default"),
 }
+FIRST_OVER_PATCHES = "blocks.0.mix_patches.mix.fc1.weight"  # (hidden, tokens), where patches are mixed by feed-forward
 AUTHOR_WEIGHTS = "https://github.com/lukemelas/do-you-even-need-attention/releases/download/v0.0.1/"
 
 
@@ -216,6 +217,7 @@ class PatchFeatureMixer(nn.Module):
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.patches, self.features = patches, features
         self.global_pool, self.weight_init = global_pool, weight_init
+        self.patch_hidden_dim = patch_hidden_dim
         self.grad_checkpointing = False
 
         if stem == "conv":
@@ -315,6 +317,35 @@ class PatchFeatureMixer(nn.Module):
             self.pos_encoding.pos_embed = nn.Parameter(drawn.unflatten(2, new))
         self.patch_embed.set_input_size(new_size)
         self.img_size, self.grid_size, self.num_tokens = new_size, new, prefix + new[0] * new[1]
+
+    def grid_in(self, state: dict[str, Tensor]) -> Grid | None:
+        """The grid of patches that weights are of; None where no weight tells. Raises InputError for one of no known shape."""
+        stored, taken = state.get("pos_encoding.pos_embed"), state.get(FIRST_OVER_PATCHES)
+        position_map: Grid | None = None
+        if stored is not None and stored.ndim == 4:
+            position_map = (stored.shape[2], stored.shape[3])
+        if self.patches == "ff":
+            if taken is None or taken.ndim != 2:
+                return None
+            patches = taken.shape[1] - (self.cls_token is not None)
+            unknown = position_map is None and taken.shape[1] == self.num_tokens
+            return self.grid_size if unknown else grid_of(patches, position_map)
+        own_map = self.pos_encoding and tuple(self.pos_encoding.pos_embed.shape[2:])
+        return position_map if own_map == self.grid_size else None  # a map of another size is drawn at any
+
+    def take_hidden_dim(self, state: dict[str, Tensor]) -> None:
+        """Have as many hidden units over patches as weights have, where no patch_hidden_dim was asked for."""
+        if self.patches == "ff" and self.patch_hidden_dim is None:
+            for branch in self.modules():
+                if isinstance(branch, Branch) and branch.transposed and isinstance(branch.mix, Mlp):
+                    set_hidden_dim(branch.mix, len(state[FIRST_OVER_PATCHES]))
+
+    def variant_of(self, state: dict[str, Tensor]) -> str:
+        """Of which width over patches weights are, where it is not the model's."""
+        taken, own = state.get(FIRST_OVER_PATCHES), self.state_dict().get(FIRST_OVER_PATCHES)
+        if taken is None or own is None or taken.ndim != 2 or len(taken) == len(own):
+            return ""
+        return f"patch_hidden_dim={len(taken)}"
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

@@ -1,6 +1,7 @@
 """The model of a run: made by `timm.create_model` from the run's settings, and refused before any work where it does not fit."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -9,6 +10,7 @@ import torch
 from timm.optim import list_optimizers
 from torch import nn
 
+from ffvit.models.weights import load_weights
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError, suggest
 
@@ -34,6 +36,21 @@ def create(config: Config, num_classes: int) -> nn.Module:
             f"model '{config.model}' has nothing in {empty[0]}: make the widths in model_args larger than 0"
         )
     return model
+
+
+def start_from(model: nn.Module, file: Path) -> None:
+    """Put a file's weights into a model that will be trained, resampled where they are of another image size.
+
+    Raises InputError for what cannot be loaded, and for weights of another shape than the settings give the model.
+    """
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    load_weights(model, file)
+    for name, value in model.state_dict().items():
+        if shapes[name] != tuple(value.shape):  # a record's settings say all of its model
+            raise InputError(
+                f"{file}: {name} is {tuple(value.shape)}, by the settings {shapes[name]}: set model_args = "
+                f"{{ patch_hidden_dim = {len(value)} }}"
+            )
 
 
 def check(config: Config) -> None:

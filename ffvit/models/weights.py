@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import build_model_with_cfg, get_pretrained_cfg
 from torch import Tensor, nn
 
+from ffvit.models.resample import at_size_of, image_size
 from ffvit.system.errors import InputError
 from ffvit.system.files import replacing, seal, sha256_of
 
@@ -50,6 +51,8 @@ def load_weights(model: nn.Module, path: str | Path, sha256: str | None = None) 
     """Load a checkpoint, every key and shape of it, into a model of this library or of timm.
 
     path: our `.safetensors`, or an author's `.pth`. sha256: refuse a file with another hash.
+    Weights of another image size are resampled to the model's, see ffvit.models.resample. The parameters are new ones then,
+    and a feed-forward layer over patches has the file's hidden width, unless the model was given a patch_hidden_dim.
     Raises InputError for a file that is missing, damaged, not safe to read, much too large, or of another model, and
     for weights that are not finite.
     """
@@ -66,14 +69,33 @@ def load_weights(model: nn.Module, path: str | Path, sha256: str | None = None) 
         else:
             with torch.serialization.safe_globals(AUTHOR_TYPES):
                 content = torch.load(path, map_location="cpu", weights_only=True)
-    load_strictly(model, _state_dict_in(content, path), path)
+    state = _state_dict_in(content, path)
+    try:
+        twin = at_size_of(state, model)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if twin is None:
+        load_strictly(model, state, path)
+    else:
+        _load_resampled(model, twin, state, path)
     return model
+
+
+def _load_resampled(model: Any, twin: Any, state: dict[str, Tensor], path: Path) -> None:
+    """Load weights into the model's twin of their size, and make that the model, at its own size."""
+    own = model.state_dict()
+    _refuse_misfit(twin, twin.state_dict(), state, path)
+    _refuse_not_finite(own, state, path)
+    twin.load_state_dict({key: value.to(own[key]) for key, value in state.items()}, assign=True)
+    twin.set_input_size(image_size(model.patch_embed.grid_size, model))
+    model.__dict__.update(twin.__dict__)
 
 
 def create_by_timm(model_class: type[Model], name: str, pretrained: bool, **kwargs) -> Model:
     """timm's `build_model_with_cfg`. pretrained: fetch the author's file into torch's hub folder, once, and load it.
 
-    timm replaces a classifier of another size and adapts the first convolution to other channels; all else must fit.
+    timm replaces a classifier of another size and adapts the first convolution to other channels; weights are loaded at
+    their own image size, and resampled to img_size where the model can be; all else must fit.
     Raises InputError for a model without published weights, without a network, and for a file that is damaged.
     """
     if not pretrained:
@@ -81,6 +103,7 @@ def create_by_timm(model_class: type[Model], name: str, pretrained: bool, **kwar
     url = getattr(get_pretrained_cfg(name), "url", None)
     if not url:
         raise InputError(f"no weights of {name} were published; timm.list_pretrained() tells which models have some")
+    img_size = kwargs.pop("img_size", None) if hasattr(model_class, "set_input_size") else None
     place = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     fitting = partial(_fitting, path=place)
     try:
@@ -88,7 +111,12 @@ def create_by_timm(model_class: type[Model], name: str, pretrained: bool, **kwar
             with torch.device("meta"):
                 _refuse_bomb(place, build_model_with_cfg(model_class, name, pretrained=False, **deepcopy(kwargs)))
         with torch.serialization.safe_globals(AUTHOR_TYPES):
-            return build_model_with_cfg(model_class, name, pretrained=True, pretrained_filter_fn=fitting, **kwargs)
+            model: Any = build_model_with_cfg(
+                model_class, name, pretrained=True, pretrained_filter_fn=fitting, **kwargs
+            )
+        if img_size is not None:
+            model.set_input_size(img_size)
+        return model
     except InputError:
         raise
     except (OSError, http.client.HTTPException) as error:

@@ -26,6 +26,8 @@ Label = Annotated[str, Field(min_length=1, json_schema_extra={"machine": True})]
 # timm's policies of automatic augmentation: AutoAugment, RandAugment, AugMix, 3-Augment.
 POLICY = r"|(v0|v0r|original|originalr|3a|rand|augmix)(-(m|mstd|n|p|w|t|d|b|a|inc)[\d.]+)*"
 
+WEIGHT_FILES = (".safetensors", ".pth")
+
 
 def machine(default: Any) -> Any:
     """A setting that decides no result: beyond rounding, and which process draws which random number."""
@@ -50,6 +52,10 @@ class Config:
     drop_rate: Share = 0.0
     drop_path_rate: Share | None = 0.0  # None: the model's own
     model_args: dict[str, Any] = Field(default_factory=dict)  # such as patch_size, embed_dim, depth, num_heads
+
+    # What training starts from, resampled to img_size: a .safetensors or .pth file, or a model of the experiment, whose run
+    # of the same seed is then trained first. In a comparison, "grid" is the model that it varies. Empty: random weights
+    initial_weights: str = ""
 
     # Images
     dataset: Annotated[str, Field(min_length=1)]  # "digits", a hub id, or a local folder of images
@@ -137,6 +143,19 @@ class Config:
         return RUNS / self.experiment / self.run_id
 
     @property
+    def first_run(self) -> str:
+        """The run of this experiment that gives the initial weights, by its id; empty: none does."""
+        named = self.initial_weights and Path(self.initial_weights).suffix not in WEIGHT_FILES
+        return f"{self.initial_weights}-seed{self.seed}" if named else ""
+
+    @property
+    def initial_file(self) -> Path | None:
+        """Where the initial weights are; None: they are random."""
+        if self.first_run:
+            return RUNS / self.experiment / self.first_run / "last.safetensors"
+        return Path(self.initial_weights).expanduser() if self.initial_weights else None
+
+    @property
     def total_epochs(self) -> int:
         return self.epochs + self.cooldown_epochs
 
@@ -222,6 +241,12 @@ def _check(c: Config) -> None:
     )
     _check_model_args("model_args", c.model_args)
 
+    need(
+        not c.first_run or re.fullmatch(r"[\w.-]*\w", c.initial_weights),
+        f"initial_weights must be a file ({' or '.join(WEIGHT_FILES)}) or a model of the experiment, got "
+        f"{c.initial_weights!r:.80}",
+    )
+    need(c.initial_weights != c.name, f"initial_weights: {c.name!r:.80} cannot start from itself")
     need(0 < c.crop_scale[0] <= c.crop_scale[1] <= 1, f"crop_scale must be shares of the area, got {c.crop_scale}")
     need(0 < c.crop_ratio[0] <= c.crop_ratio[1], f"crop_ratio must be (smallest, largest), got {c.crop_ratio}")
     need(

@@ -18,6 +18,8 @@ Several axes under `vary` are crossed, the first varying fastest. `change` varie
     title = "The models at equal multiply-adds"
     change = { vit = { model_args = { depth = 10 } } }           # vit_matched
 
+A run may start from another's weights: `initial_weights = "grid"` in a value, from those of the model that is varied.
+
 Two models of a comparison are held against each other where `planned` names them; `against` names, for an axis, the value
 that all others of it are held against.
 """
@@ -176,6 +178,8 @@ class Experiment(_File):
         variant = self.variants.get(model)
         own = {**variant.settings, "label": variant.label} if variant else {"label": model, "model": model}
         given = resolve(merge(self.settings, own, overrides, {"seed": seed}))
+        if given.get("initial_weights") == GRID:
+            given["initial_weights"] = variant.of if variant and variant.of else model
         return Config(**{"experiment": self.name, "name": model, **given})
 
     def configs(self) -> list[Config]:
@@ -284,6 +288,26 @@ def _check(experiment: Experiment) -> None:
     for variant in experiment.variants.values():
         if len(set(variant.seeds)) < len(variant.seeds):
             raise InputError(f"{variant.name}: seeds must differ, got {variant.seeds}")
+        _check_start(experiment, variant)
+
+
+def _check_start(experiment: Experiment, variant: Variant) -> None:
+    """Raise InputError where the run whose weights a run starts from is none of the experiment, or follows on it."""
+    followed = [variant.name]
+    while first := _start_of(experiment, followed[-1]):
+        if first not in experiment.variants:
+            known = suggest(first, experiment.variants)
+            raise InputError(f"{followed[-1]}: initial_weights: there is no model '{first}'{known}")
+        if unseeded := set(variant.seeds) - set(experiment.seeds_of(first)):
+            raise InputError(f"{followed[-1]}: initial_weights: '{first}' has no seed {min(unseeded)}")
+        if first in followed:
+            raise InputError(f"{variant.name}: initial_weights go in a circle: {', '.join(followed)}, {first}")
+        followed.append(first)
+
+
+def _start_of(experiment: Experiment, model: str) -> str:
+    config = experiment.config(model)
+    return config.initial_weights if config.first_run else ""
 
 
 def _value(axis: str, value: Any) -> Value:

@@ -31,6 +31,7 @@ def deciding(values: dict) -> dict:
     if values["model"].startswith("lit_") and values["model_args"].get("deformable", True):
         # Batch norms see a part of a batch at a time; how many parts there are is then no matter of the machine.
         kept["parts"] = values["num_processes"] * values["accumulation_steps"]
+    kept["initial_weights"] = Path(values["initial_weights"]).name  # where a file lies is no part of a run
     if values["streaming"]:  # a stream's order is of its readers
         kept |= {name: values[name] for name in ("num_workers", "num_processes", "accumulation_steps")}
     return kept

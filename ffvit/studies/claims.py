@@ -152,15 +152,17 @@ CLAIMS = (
     Claim(
         "Cost can be linear in sequence length when that hidden width is fixed",
         "Section 3.5",
-        "linear",
-        note="Needs a model with such a layer, its cost at several lengths, and whether it still learns. One abstract says "
-        "attention takes O(n^2) memory, the other does not",
+        "linear: 2 x at 2 x the tokens",
+        partial(model_checks.linear_in_tokens, TINY),
+        "Of multiply-adds, patch_hidden_dim fixed; time and memory at many lengths: notebook 14. One abstract says attention "
+        "takes O(n^2) memory, the other does not: in one kernel it does not",
     ),
     Claim(
         "The model works only at a fixed sequence length",
         "Section 3.5",
         "fixed length",
         partial(model_checks.fixed_length, TINY),
+        "As it stands; resampled to the new grid, its weights work at another length: notebook 15",
     ),
     Claim(
         "Patch embedding and training procedure may explain more of ViT's strength than attention does",

@@ -90,14 +90,13 @@ def patches_are_a_full_convolution(name: str, *_) -> Finding:
 
 def quadratic_in_tokens(name: str, *_) -> Finding:
     """Multiply-adds of a patch branch, hidden width 4 N as usual, at the model's sequence length and at twice that."""
+    return _at_twice_the_tokens(_model(name), None, 4)
+
+
+def linear_in_tokens(name: str, *_) -> Finding:
+    """The same with the hidden width fixed at that of the model's own length."""
     model = _model(name)
-    costs = []
-    for length in (model.num_tokens, 2 * model.num_tokens):
-        with torch.device("meta"):
-            branch = ff.Branch("patches", "ff", length, model.embed_dim, num_heads=1, mlp_ratio=4.0, drop_rate=0.0)
-        costs.append(cost.count_macs(branch, (length, model.embed_dim)))
-    once, twice = costs
-    return of_model(f"{twice / once:.2f} x the multiply-adds ({once:,}, then {twice:,})", twice == 4 * once)
+    return _at_twice_the_tokens(model, 4 * model.num_tokens, 2)
 
 
 def fixed_length(name: str, *_) -> Finding:
@@ -127,6 +126,18 @@ def _model(name: str, device: str = "cpu") -> Any:  # torch gives the parts of a
             if parameter.ndim == 1:
                 nn.init.normal_(parameter, std=0.02)
     return model
+
+
+def _at_twice_the_tokens(model: Any, hidden_dim: int | None, times: int) -> Finding:
+    """times: how many times the multiply-adds there are to be."""
+    shape = dict(num_heads=1, mlp_ratio=4.0, drop_rate=0.0, hidden_dim=hidden_dim)
+    costs = []
+    for length in (model.num_tokens, 2 * model.num_tokens):
+        with torch.device("meta"):
+            branch = ff.Branch("patches", "ff", length, model.embed_dim, **shape)
+        costs.append(cost.count_macs(branch, (length, model.embed_dim)))
+    once, twice = costs
+    return of_model(f"{twice / once:.2f} x the multiply-adds ({once:,}, then {twice:,})", twice == times * once)
 
 
 def _random(*shape: int) -> Tensor:

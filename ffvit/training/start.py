@@ -1,6 +1,7 @@
 """A run before its first update: every part of it, and what its record says of it."""
 
 import datetime
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,8 @@ from ffvit.models import cost, ff, from_config
 from ffvit.settings.config import Config
 from ffvit.settings.same_run import code_of
 from ffvit.system import provenance
+from ffvit.system.errors import InputError
+from ffvit.system.files import sha256_of
 from ffvit.training import memory, optim, processes
 from ffvit.training.run import Run
 
@@ -30,6 +33,8 @@ def set_up(config: Config, run_dir: Path, accelerator: Accelerator, keep: bool =
     splits = load_splits(config)
     num_classes = len(splits.classes)
     raw_model = from_config.create(config, num_classes)
+    if config.initial_file:
+        _start_from(raw_model, config)
     if device.type == "cpu" and config.mixed_precision == "bf16":
         from_config.use_plain_attention(raw_model)
     if keep and accelerator.is_main_process:
@@ -71,20 +76,34 @@ def set_up(config: Config, run_dir: Path, accelerator: Accelerator, keep: bool =
     )
 
 
+def _start_from(model: nn.Module, config: Config) -> None:
+    file = cast(Path, config.initial_file)
+    if config.first_run and not file.is_file():
+        raise InputError(
+            f"{config.run_id} starts from the weights of {config.first_run}, and there are none at {os.path.relpath(file)}: "
+            f"train that first, by ffvit train --experiment {config.experiment} --model {config.initial_weights} --seed {config.seed}"
+        )
+    build.start_from(model, file)
+
+
 def _facts(config: Config, splits: Splits, model: nn.Module, device: torch.device) -> dict:
     """What the record says of a run besides its numbers, as it was at the start."""
     local = Path(config.dataset).expanduser().is_dir()
+    of_a_file = config.initial_file and not config.first_run
     return {
         "run_id": config.run_id,
         "code": code_of(config.model),
-        # A local folder's path is its owner's business; the fingerprint says which images they were.
-        "config": config.to_dict() | ({"dataset": Path(config.dataset).resolve().name} if local else {}),
+        # A local path is its owner's business; the fingerprint says which images they were, the hash which weights.
+        "config": config.to_dict()
+        | ({"dataset": Path(config.dataset).resolve().name} if local else {})
+        | ({"initial_weights": Path(config.initial_weights).name} if of_a_file else {}),
         "model": {
             "name": config.model,
             "parameters": cost.count_parameters(model),
             "macs": cost.count_macs(model, (config.in_chans, config.img_size, config.img_size)),
             **ff.cell(model),
         },
+        **({"initial_weights_sha256": sha256_of(config.initial_file)} if config.initial_file else {}),
         "dataset": {
             "fingerprint": splits.fingerprint,
             "images": splits.sizes,
