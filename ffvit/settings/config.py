@@ -55,7 +55,7 @@ class Config:
     model_args: dict[str, Any] = Field(default_factory=dict)  # such as patch_size, embed_dim, depth, num_heads
 
     # Images
-    dataset: Annotated[str, Field(min_length=1)]  # "digits", a hub id, or a local folder of images
+    dataset: Annotated[str, Field(min_length=1)]  # "digits", "definitions", a hub id, or a local folder of images
     train_split: str = "train"
     validation_split: str = ""  # scored after every epoch; empty: hold out validation_fraction of the training images
     validation_fraction: Share = 0.1
