@@ -57,14 +57,15 @@ from ffvit.data.splits import first_images, load_splits
 from ffvit.evidence.belonging import belonging
 from ffvit.evidence.records import load_records
 from ffvit.launching import launch as launcher
-from ffvit.models import build
+from ffvit.models import from_config
 from ffvit.models.weights import load_weights
 from ffvit.settings.config import Config
 from ffvit.settings.experiment import load_experiment
 from ffvit.system.errors import InputError
 from ffvit.system.files import ROOT, write_atomically
 from ffvit.system.lifetime import STOPPED
-from ffvit.training import checkpoint, run
+from ffvit.training import checkpoint
+from ffvit.training import train as trainer
 from ffvit.training.evaluate import evaluate
 from ffvit.training.manifest import find_state
 from ffvit.training.processes import create_accelerator
@@ -223,24 +224,28 @@ def worker(broken: dict, words: list[str]) -> int:
     broken: kind, at which update, in which rank (if not given: all); trace: where to note every update.
     """
     rank = int(os.environ.get("RANK", 0))
-    make_update, finish = run.make_update, run.finish
+    make_update, finish = trainer.make_update, trainer.finish
 
     def note(**facts) -> None:
         if "trace" in broken:
             with open(f"{broken['trace']}-{rank}.jsonl", "a") as file:
                 file.write(json.dumps(facts) + "\n")
 
-    def update(run, batches, meter) -> None:
+    def update(run, batches, meter) -> float:
         number, images = run.update + 1, []
         kind = broken.get("kind") if number == broken.get("update") and rank == broken.get("rank", rank) else None
-        rates = [group["lr"] for group in run.optimizer.param_groups]
 
         def taken(batch):
             images.append(sha256([batch.images, batch.target]))
             return batch._replace(images=batch.images * math.nan) if kind == "nan" else batch
 
-        make_update(run, map(taken, batches), meter)
-        note(update=number, images=images, rates=rates, random_state=random_state())
+        lr = make_update(run, map(taken, batches), meter)
+        note(
+            update=number,
+            images=images,
+            rates=[group["lr"] for group in run.optimizer.param_groups],
+            random_state=random_state(),
+        )
         if kind:
             Path("broken").write_text(str(time.monotonic()))
         match kind:
@@ -253,6 +258,7 @@ def worker(broken: dict, words: list[str]) -> int:
                 os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
             case "full disk":
                 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        return lr
 
     def finish_too(run) -> None:
         measured = ("images_per_s", "data_wait_percent", "seconds", "cpu_seconds")
@@ -263,7 +269,7 @@ def worker(broken: dict, words: list[str]) -> int:
         note(update="end", history=history, random_state=random_state(), **hashes)
         finish(run)
 
-    run.make_update, run.finish = update, finish_too
+    trainer.make_update, trainer.finish = update, finish_too
     return ffvit(["worker", *words])
 
 
@@ -622,7 +628,7 @@ DATASETS = {
 
 
 def malicious(count: int) -> Iterator[str]:
-    model = build.create(digits(), 10)
+    model = from_config.create(digits(), 10)
     for number, (kind, forge) in enumerate((CHECKPOINTS | DATASETS).items()):
         suffix = ".safetensors" if "safetensors" in kind or kind.startswith("with") else ".pth"
         path = Path(f"forged{number}{suffix if kind in CHECKPOINTS else ''}").resolve()
@@ -713,7 +719,7 @@ def wrong_images(count: int) -> Iterator[str]:
 
 
 def weights_no_numbers(count: int) -> Iterator[str]:
-    model = build.create(digits(), 10)
+    model = from_config.create(digits(), 10)
     for kind, value in (("nan", math.nan), ("inf", math.inf)):
         state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
         state["head.weight"][0, 0] = value
@@ -790,7 +796,7 @@ def evaluation(count: int) -> Iterator[str]:
             accelerator = create_accelerator(config, Path())
             torch.manual_seed(0)
             loader = eval_loader(images.select(range(size)), config, accelerator.process_index)
-            found = evaluate(build.create(config, 10), loader, 10, accelerator.device, accelerator.reduce)
+            found = evaluate(from_config.create(config, 10), loader, 10, accelerator.device, accelerator.reduce)
             facts = dict(size=size, ranks=ranks, batch=batch, images=found.images, loss=found.loss)
             facts |= dict(percent=[found.top1_percent, found.top5_percent], confusion=found.confusion.tolist())
             if accelerator.is_main_process:

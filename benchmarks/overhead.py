@@ -24,12 +24,12 @@ from ffvit.data.batches import TrainBatches
 from ffvit.data.images import eval_transform, train_transform
 from ffvit.data.splits import load_splits
 from ffvit.launching.launch import KEEP_MEMORY
-from ffvit.models import build
+from ffvit.models import from_config
 from ffvit.settings.config import Config
 from ffvit.settings.experiment import load_experiment
 from ffvit.training import progress
 from ffvit.training.optim import peak_lr
-from ffvit.training.run import train
+from ffvit.training.train import train
 
 PAIRS = 3
 NOTE = (
@@ -88,7 +88,7 @@ def bare(case: str) -> float:
     """The same run as anybody would write it down: seconds from the first batch to the last score."""
     c = config(case)
     splits = load_splits(c)
-    model = build.create(c, len(splits.classes))
+    model = from_config.create(c, len(splits.classes))
     train_images = PlainImages(splits.train, train_transform(c))
     loader = torch.utils.data.DataLoader(train_images, c.batch_size, shuffle=True, drop_last=True)
     validation = torch.utils.data.DataLoader(PlainImages(splits.validation, eval_transform(c)), c.batch_size)

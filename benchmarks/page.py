@@ -20,8 +20,8 @@ from ffvit.evidence.records import load_records
 from ffvit.evidence.reported import reported
 from ffvit.settings.experiment import load_experiment
 from ffvit.studies import architecture, ledger, lit_stages, study_tables
+from ffvit.studies.finding import MODEL
 from ffvit.studies.report_results import WORDS
-from ffvit.studies.verdicts import MODEL
 from ffvit.system import provenance
 from ffvit.system.files import ROOT, write_atomically
 

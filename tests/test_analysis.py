@@ -10,15 +10,15 @@ import pytest
 from ffvit.evidence import drawing
 from ffvit.evidence.measured import everything, measured, sources
 from ffvit.evidence.records import load_records
-from ffvit.evidence.statistics import Difference, difference, holm, interval
+from ffvit.evidence.seed_statistics import Difference, difference, holm, interval
 from ffvit.settings.experiment import Experiment, load_experiment
-from ffvit.studies import agreement, report_results, study_plots, study_tables
+from ffvit.studies import mistakes, report_results, study_plots, study_tables
 from ffvit.system.errors import InputError
 from ffvit.system.files import RESULTS
 
 STUDY, DIGITS = load_experiment("cifar10"), load_experiment("digits")
 RECORDED = json.loads((RESULTS / "digits/ff-seed0.json").read_text())
-FIGURES = (study_plots.accuracy_by_cost, study_plots.comparisons, agreement.per_class, agreement.agreement_figure)
+FIGURES = (study_plots.accuracy_by_cost, study_plots.comparisons, mistakes.per_class, mistakes.agreement_figure)
 CELLS = {
     "ff": ("ff", "ff"),
     "vit": ("attention", "ff"),
@@ -97,7 +97,7 @@ def test_models_are_compared_by_seed_and_not_by_order():
 def test_runs_on_different_images_are_no_pair_and_both_are_named():
     records = [made("ff"), made("vit")]
     records[1]["dataset"]["fingerprint"] = "another"
-    for table in (study_tables.pairs, agreement.agreement):
+    for table in (study_tables.pairs, mistakes.agreement):
         with pytest.raises(InputError, match="ff-seed0 and vit-seed0 of cifar10 are of different images"):
             table(STUDY, records)
 
@@ -184,7 +184,7 @@ def test_sources_name_the_runs_of_all_parts():
 
 def test_agreement_is_as_counted_by_hand():
     records = [made("ff", mistakes="0:1 1:2 2:3"), made("vit", mistakes="1:2 2:5 3:1 4:1")]
-    found = {(a.first, a.second): a for a in agreement.agreements(STUDY, records)}
+    found = {(a.first, a.second): a for a in mistakes.agreements(STUDY, records)}
     both = found["ff", "vit"]
     assert both.pairs == 1 and both.errors == pytest.approx((30, 40))
     assert both.both == pytest.approx(20) and both.independent == pytest.approx(12)  # images 1 and 2; 0.3 x 0.4
@@ -197,7 +197,7 @@ def test_agreement_is_as_counted_by_hand():
 def test_seeds_of_a_model_are_all_paired_and_averaged():
     answers = ("0:1 1:1", "0:1 1:2", "")
     records = [made("ff", seed, mistakes=text) for seed, text in enumerate(answers)]
-    seeds = agreement.agreements(STUDY, records)[0]
+    seeds = mistakes.agreements(STUDY, records)[0]
     assert seeds.pairs == 3 and seeds.both == pytest.approx(20 / 3)
     assert seeds.overlap == pytest.approx(100 / 3)  # 100, 0 and 0
     assert seeds.same_answer == pytest.approx(50)  # of the one pair with common mistakes
@@ -206,7 +206,7 @@ def test_seeds_of_a_model_are_all_paired_and_averaged():
 def test_records_without_mistakes_leave_a_blank():
     records = [made("ff"), made("vit"), made("vit", 1)]
     del records[0]["results"]["mistakes"]
-    table = agreement.agreement(STUDY, records)
+    table = mistakes.agreement(STUDY, records)
     assert row(table, **{"Runs of": "FF only; ViT"})["Wrong (%)"] == "mistakes not recorded"
     assert row(table, **{"Runs of": "ViT"})["Pairs of runs"] == 1
 
@@ -245,7 +245,7 @@ def test_no_trial_is_a_row_that_says_so():
 @pytest.mark.parametrize("experiment", ["digits", "cifar10-cpu", "imagenet"])
 def test_nothing_run_makes_tables_and_figures_that_say_so(experiment):
     experiment = load_experiment(experiment)
-    for make in (study_tables.study, study_tables.pairs, agreement.agreement):
+    for make in (study_tables.study, study_tables.pairs, mistakes.agreement):
         assert (make(experiment, []) == "not run").any(axis=None)
     for draw in FIGURES:
         assert "not run" in texts(draw(experiment, []))
@@ -332,4 +332,4 @@ def test_of_many_classes_those_at_either_end_are_shown():
 
 
 def _classes(records):
-    return [t.get_text() for t in agreement.per_class(STUDY, records).axes[0].get_xticklabels()]
+    return [t.get_text() for t in mistakes.per_class(STUDY, records).axes[0].get_xticklabels()]

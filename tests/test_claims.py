@@ -12,7 +12,7 @@ from ffvit.evidence.reported import CSV, load_reported
 from ffvit.models import cost, ff
 from ffvit.settings.experiment import load_experiment
 from ffvit.studies import claim_checks, claims, ledger, model_checks, report_results
-from ffvit.studies.verdicts import CONTRADICTED, NOT_COMPARABLE, NOT_RUN, REPRODUCED, VERDICTS, Finding
+from ffvit.studies.finding import CONTRADICTED, NOT_COMPARABLE, NOT_RUN, REPRODUCED, VERDICTS, Finding
 from ffvit.system.files import EXPERIMENTS
 
 WELL, NOT_WELL = "Without attention a transformer does", "Attention without feed-forward layers"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tracked import tracked
 
-from ffvit.models import build
+from ffvit.models import from_config
 from ffvit.settings.config import Config
 from ffvit.settings.experiment import Experiment, load_experiment
 from ffvit.settings.given import config_from_dict, parse_setting, with_defaults
@@ -68,7 +68,7 @@ def test_lit_on_imagenet_is_trained_as_published(model, recipe, drop_path_rate):
     ours = config.warmup_epochs, config.schedule_per, config.clip_grad, config.repeated_augmentation
     assert ours == (deit if model == "lit_ti" else swin)
     with torch.device("meta"):
-        blocks = build.create(config, 10).blocks
+        blocks = from_config.create(config, 10).blocks
     assert blocks[-1].drop_path.drop_prob == pytest.approx(drop_path_rate)  # the model's own
 
 

@@ -16,7 +16,7 @@ from timm.optim import create_optimizer_v2
 from torch.nn import functional as F
 
 import ffvit  # noqa: F401  registers the models
-from ffvit.models import build, ff
+from ffvit.models import ff, from_config
 from ffvit.models.cost import count_macs, count_parameters
 from ffvit.models.ff import PatchFeatureMixer
 from ffvit.models.weights import AUTHOR_NAMES, load_weights
@@ -370,24 +370,26 @@ def test_a_damaged_or_unsafe_download_is_refused_by_name(hub):
 
 def test_an_unknown_model_is_refused_with_a_close_name(digits_config):
     with pytest.raises(InputError, match="did you mean 'ff_tiny_patch16_224'"):
-        build.create(replace(digits_config, model="ff_tinny_patch16_224"), 10)
+        from_config.create(replace(digits_config, model="ff_tinny_patch16_224"), 10)
 
 
 @pytest.mark.parametrize("name", ["ff_tiny_patch16_224", "vit_tiny_patch16_224"])
 def test_create_refuses_an_image_that_the_models_own_patches_do_not_divide(digits_config, name):
     with pytest.raises(InputError, match="img_size 40 is not divisible by.*16"):
-        build.create(replace(digits_config, model=name, img_size=40, model_args={}), 10)
+        from_config.create(replace(digits_config, model=name, img_size=40, model_args={}), 10)
 
 
 @pytest.mark.parametrize("name", ["attention_only_tiny_patch16_224", "vit_tiny_patch16_224"])
 def test_create_refuses_a_width_that_the_heads_do_not_divide(digits_config, name):
     with pytest.raises(InputError, match="num_heads"):
-        build.create(replace(digits_config, model=name, model_args=dict(patch_size=2, embed_dim=66, num_heads=4)), 10)
+        from_config.create(
+            replace(digits_config, model=name, model_args=dict(patch_size=2, embed_dim=66, num_heads=4)), 10
+        )
 
 
 def test_create_refuses_a_setting_that_the_model_does_not_take(digits_config):
     with pytest.raises(InputError, match="resnet18.*cannot have the shape"):
-        build.create(replace(digits_config, model="resnet18"), 10)
+        from_config.create(replace(digits_config, model="resnet18"), 10)
 
 
 def variant(**options):

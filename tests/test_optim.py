@@ -10,7 +10,7 @@ from timm.loss import SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from ffvit.models import build
+from ffvit.models import from_config
 from ffvit.settings.experiment import load_experiment
 from ffvit.training import optim
 
@@ -79,7 +79,7 @@ def names_by_decay(model, config):
 @pytest.mark.parametrize("name", ["ff_tiny", "attention_only", "ff_attention", "deit_tiny"])
 def test_matrices_decay_and_vectors_biases_and_tokens_do_not(name):
     config = imagenet(name, model_args=dict(depth=2))
-    model = build.create(config, 10)
+    model = from_config.create(config, 10)
     groups = names_by_decay(model, config)
     parameters = dict(model.named_parameters())
     spared = {n for n, p in parameters.items() if p.ndim <= 1 or n.endswith(".bias") or n in model.no_weight_decay()}
@@ -87,7 +87,9 @@ def test_matrices_decay_and_vectors_biases_and_tokens_do_not(name):
 
 
 def test_positions_of_the_reports_model_decay_as_the_authors_did():
-    groups = names_by_decay(build.create(imagenet(model_args=dict(depth=1)), 10), imagenet(model_args=dict(depth=1)))
+    groups = names_by_decay(
+        from_config.create(imagenet(model_args=dict(depth=1)), 10), imagenet(model_args=dict(depth=1))
+    )
     assert {"pos_encoding.pos_embed", "pos_encoding.cls_pos_embed"} <= groups[0.05]
     assert "cls_token" in groups[0.0]
 
@@ -107,7 +109,7 @@ def lit(name, **settings):
 )
 def test_lits_offset_weights_have_a_rate_of_their_own_and_all_groups_the_official_sizes(name, spared, decayed, offsets):
     with torch.device("meta"):
-        model = build.create(lit(name), 1000)
+        model = from_config.create(lit(name), 1000)
     optimizer = optim.create_optimizer(lit(name), model)
     counts = [(len(g["params"]), sum(p.numel() for p in g["params"])) for g in optimizer.param_groups]
     assert counts == [spared, decayed, offsets]
@@ -126,7 +128,7 @@ def is_in(parameter, group):
 
 def test_with_offsets_at_the_whole_rate_there_is_no_third_group():
     with torch.device("meta"):
-        model = build.create(lit("lit_ti"), 10)
+        model = from_config.create(lit("lit_ti"), 10)
     assert len(optim.create_optimizer(lit("lit_ti", offset_lr_ratio=1), model).param_groups) == 2
 
 
@@ -145,7 +147,7 @@ def test_after_the_warm_up_offsets_of_lit_stay_at_1e_5(name, per_epoch):
 
 def rates_of_offsets(config, per_epoch):
     with torch.device("meta"):
-        model = build.create(config, 10)
+        model = from_config.create(config, 10)
     scheduler = optim.create_scheduler(config, optim.create_optimizer(config, model), per_epoch)
     rates = {}
     for update in range(config.total_epochs * per_epoch):

@@ -29,9 +29,9 @@ from ffvit.evidence.scoring import score
 from ffvit.models import ff
 from ffvit.settings.experiment import Experiment, load_experiment
 from ffvit.studies import (
-    agreement,
     architecture,
     lit_stages,
+    mistakes,
     one_run,
     report_results,
     reproduction,
@@ -41,7 +41,7 @@ from ffvit.studies import (
 from ffvit.system.errors import InputError
 from ffvit.system.files import EXPERIMENTS, RESULTS, write_atomically
 from ffvit.training.evaluate import Evaluation
-from ffvit.training.run import train
+from ffvit.training.train import train
 
 MACHINE = {"device": "cpu", "gpu": None, "processes": 1, "cpu": "A Processor", "cpu_cores": 2}
 
@@ -411,7 +411,7 @@ def test_an_experiment_of_the_same_name_and_other_shapes_shows_nothing_of_the_re
         study_tables.study(other, found),
         study_tables.pairs(other, found),
         study_tables.trials(other, trials),
-        agreement.agreement(other, found),
+        mistakes.agreement(other, found),
         reproduction.table(other, found, found),
         lit_stages.measured_table(other, found),
     ]
@@ -581,7 +581,7 @@ def shown_tables(experiment, found):
     yield study_tables.study(experiment, found)
     yield study_tables.pairs(experiment, found)
     yield study_tables.trials(experiment, found)
-    yield agreement.agreement(experiment, found)
+    yield mistakes.agreement(experiment, found)
     yield reproduction.table(experiment, found, found)
 
 
@@ -647,8 +647,8 @@ def test_hostile_texts_stand_in_figures_as_they_are(hostile_records, tmp_path):
         (study_plots.accuracy_by_cost(experiment, found), [*hostile.LABELS[:2], hostile.TITLE]),
         (study_plots.comparisons(experiment, found), [hostile.LABELS[2], "{few} | $x$", hostile.TITLE]),
         (study_plots.learning_rates(experiment, found), hostile.LABELS[:2]),
-        (agreement.per_class(experiment, found), hostile.LABELS),
-        (agreement.agreement_figure(experiment, found), [*hostile.LABELS[:2], hostile.TITLE]),
+        (mistakes.per_class(experiment, found), hostile.LABELS),
+        (mistakes.agreement_figure(experiment, found), [*hostile.LABELS[:2], hostile.TITLE]),
         (one_run.confusion(evaluations, found[0]["dataset"]["class_names"]), hostile.LABELS),
     ):
         drawing.save(figure, tmp_path / "f.svg", source=sources(measured(experiment, found)))

@@ -292,7 +292,9 @@ def test_status_succeeds_and_unknown_experiment_is_named(capsys):
 
 def test_runs_are_chosen_by_model_seed_and_part(experiment):
     def chosen(models=(), seeds=(), part="", **settings):
-        return [config.run_id for config in missing.choose(experiment, list(models), list(seeds), part, **settings)]
+        return [
+            config.run_id for config in missing.chosen_runs(experiment, list(models), list(seeds), part, **settings)
+        ]
 
     assert chosen() == ["ff-seed0", "ff-seed1", "ff_10-seed0"]
     assert chosen(seeds=[0]) == ["ff-seed0", "ff_10-seed0"]

@@ -25,20 +25,21 @@ from ffvit.data.batches import eval_loader
 from ffvit.data.splits import load_splits
 from ffvit.launching import launch as launching
 from ffvit.launching.launch import _own_gpus, launch
-from ffvit.models import build, weights
+from ffvit.models import from_config, weights
 from ffvit.settings import run_folder
 from ffvit.settings.experiment import load_experiment
 from ffvit.system import lifetime
 from ffvit.system.errors import InputError, Stopped, TrainingError
 from ffvit.system.files import ROOT, RUNS
 from ffvit.system.lifetime import STOPPED
-from ffvit.training import checkpoint, memory, run, start
+from ffvit.training import checkpoint, memory, start
+from ffvit.training import train as trainer
 from ffvit.training.evaluate import evaluate
 from ffvit.training.manifest import find_state
 from ffvit.training.optim import peak_lr
 from ffvit.training.processes import create_accelerator
 from ffvit.training.resume import go_on_from_checkpoint
-from ffvit.training.run import train
+from ffvit.training.train import train
 
 
 def digits(model="ff", **settings):
@@ -121,7 +122,7 @@ def test_run_that_left_out_checkpoints_goes_on_from_an_older_one_to_the_same_wei
     config = digits(epochs=3, max_train_images=128, checkpoint_seconds=3600.0)
     train(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(run, "finish", lambda run: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(trainer, "finish", lambda run: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "pieces")
     assert [path.name for path in (tmp_path / "pieces" / "checkpoints").iterdir()] == ["00000002"]  # after epoch 1
@@ -146,7 +147,7 @@ def test_folder_of_another_run_is_left_alone(tmp_path):
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_epoch(tmp_path, monkeypatch):
-    evaluate, calls = run.evaluate, []
+    evaluate, calls = trainer.evaluate, []
 
     def poisoned(model, *arguments):
         calls.append(1)
@@ -154,7 +155,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_epoch(tmp_path, monkeypatch):
             next(model.parameters()).data.fill_(float("nan"))
         return evaluate(model, *arguments)
 
-    monkeypatch.setattr(run, "evaluate", poisoned)
+    monkeypatch.setattr(trainer, "evaluate", poisoned)
     with pytest.raises(TrainingError, match="validation loss is nan in epoch 2, by update 2; the last good checkpoint"):
         train(digits(epochs=3, max_train_images=64), tmp_path)
     states, _, _ = checkpoint.load_state(find_state(tmp_path / "checkpoints")[0])
@@ -288,7 +289,7 @@ def test_an_empty_path_is_refused_and_not_taken_for_the_current_folder(option):
 
 
 def test_finished_run_removes_its_own_checkpoints_and_nothing_else(tmp_path, monkeypatch):
-    config, make_update = digits(max_train_images=128), run.make_update
+    config, make_update = digits(max_train_images=128), trainer.make_update
     others = {"notes.txt": "of years", "20240101/photo.png": "png", "00000009/mine.txt": "text", ".2024/x": ""}
 
     def put_something_there(run, *rest):
@@ -297,7 +298,7 @@ def test_finished_run_removes_its_own_checkpoints_and_nothing_else(tmp_path, mon
             (tmp_path / "checkpoints" / name).parent.mkdir(exist_ok=True)
             (tmp_path / "checkpoints" / name).write_text(text)
 
-    monkeypatch.setattr(run, "make_update", put_something_there)
+    monkeypatch.setattr(trainer, "make_update", put_something_there)
     train(config, tmp_path)
     left = {name: text for name, text in contents(tmp_path / "checkpoints").items() if text is not None}
     assert left == {name: text.encode() for name, text in others.items()}
@@ -332,9 +333,9 @@ def test_folder_that_goes_while_a_run_is_trained_ends_it_and_is_not_made_anew(tm
         return changed
 
     if last:
-        monkeypatch.setattr(run, "finish", changing(run.finish, lambda run: True))
+        monkeypatch.setattr(trainer, "finish", changing(trainer.finish, lambda run: True))
     else:
-        monkeypatch.setattr(run, "make_update", changing(run.make_update, lambda run: run.update == 2))
+        monkeypatch.setattr(trainer, "make_update", changing(trainer.make_update, lambda run: run.update == 2))
     with pytest.raises(TrainingError, match="run has been deleted, moved or replaced while .* up to update"):
         train(digits(max_train_images=128), tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").glob("*")} <= {".lock", ".start.lock"}
@@ -411,7 +412,7 @@ def test_images_changed_after_training_began_are_refused_and_put_back_the_run_go
     config = digits(dataset=images(), max_train_images=0, batch_size=32)
     train(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(run, "score_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(trainer, "score_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "pieces")
     images(turned=1)
@@ -441,7 +442,7 @@ FORGED = {
 def test_progress_that_no_run_writes_is_refused_by_name_and_kept(tmp_path, monkeypatch):
     config = digits(max_train_images=128)
     with monkeypatch.context() as patch:
-        patch.setattr(run, "score_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(trainer, "score_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path)
     path, _ = find_state(tmp_path / "checkpoints")
@@ -462,7 +463,7 @@ def test_progress_that_no_run_writes_is_refused_by_name_and_kept(tmp_path, monke
 
 
 def test_checkpoint_of_another_run_is_no_start_for_this_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "score_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(trainer, "score_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     for seed in (0, 1):
         with pytest.raises(KeyboardInterrupt):
             train(digits(max_train_images=64, seed=seed), tmp_path / str(seed))
@@ -739,7 +740,7 @@ def test_a_cluster_that_asks_for_its_machine_gets_it_and_the_run_goes_on_later(t
 def test_lit_is_scored_by_the_statistics_that_are_saved_though_each_process_has_its_own(tmp_path):
     config = lit(num_processes=2)
     launch(config, tmp_path, on_line=quiet)
-    model = build.create(config, 10)
+    model = from_config.create(config, 10)
     weights.load_weights(model, tmp_path / "last.safetensors")
     alone = dataclasses.replace(config, num_processes=1)
     score = evaluate(model, eval_loader(load_splits(alone).validation, alone), 10)
@@ -785,7 +786,7 @@ def test_dry_run_says_what_a_run_costs_and_leaves_nothing(tmp_path, capsys):
 
 
 def out_of_memory_above(count, monkeypatch):
-    create = build.create
+    create = from_config.create
 
     def creating(config, num_classes):
         model = create(config, num_classes)
@@ -799,7 +800,7 @@ def out_of_memory_above(count, monkeypatch):
         model.forward = limited
         return model
 
-    monkeypatch.setattr(build, "create", creating)
+    monkeypatch.setattr(from_config, "create", creating)
 
 
 def test_out_of_memory_names_the_batch_to_try_and_keeps_the_recipe(tmp_path, monkeypatch):

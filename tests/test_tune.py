@@ -79,7 +79,7 @@ def command(experiment, tmp_path, monkeypatch):
     """ffvit tune, of which each trial is made by the function given instead of by training; and the trials there are."""
     made = []
     monkeypatch.setattr(tune, "read_shared", lambda options: (experiment, {}))
-    monkeypatch.setattr(tune, "places", lambda jobs: (2, 0))
+    monkeypatch.setattr(tune, "slots", lambda jobs: (2, 0))
     monkeypatch.setattr(tune, "outlook", lambda experiment, jobs_, *rest: jobs.Outlook(jobs_, 2, []))
     monkeypatch.setattr(tune, "RUNS", tmp_path)
     monkeypatch.setattr(tune.records, "load_trials", lambda name: list(made))

@@ -20,7 +20,7 @@ from ffvit.studies import lit_attention, lit_offsets, lit_views
 from ffvit.studies.lit_attention import MeanAttention
 from ffvit.system.errors import InputError
 from ffvit.system.files import ROOT
-from ffvit.training.run import train
+from ffvit.training.train import train
 
 SMALL = dict(
     img_size=32,

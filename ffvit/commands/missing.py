@@ -16,7 +16,7 @@ from pathlib import Path
 from ffvit.commands.arguments import Parser, add_shared, read_shared
 from ffvit.commands.status import DONE, IMAGES, RECORDED, TRAINED, UNSCORED, standings
 from ffvit.launching.children import Children
-from ffvit.launching.jobs import Job, environment, outlook, places, run, say
+from ffvit.launching.jobs import Job, environment, outlook, run, say, slots
 from ffvit.settings.config import Config
 from ffvit.settings.experiment import GRID, Experiment
 from ffvit.system.errors import InputError, suggest
@@ -24,7 +24,9 @@ from ffvit.system.files import RESULTS, RUNS
 from ffvit.system.lifetime import STOPPED
 
 
-def choose(experiment: Experiment, models: list[str], seeds: list[int], part: str, **settings: object) -> list[Config]:
+def chosen_runs(
+    experiment: Experiment, models: list[str], seeds: list[int], part: str, **settings: object
+) -> list[Config]:
     """The runs of an experiment that are of these models, seeds and this part; an empty one leaves nothing out.
 
     Raises InputError for a model that the experiment does not have.
@@ -54,7 +56,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     deadline = time.monotonic() + 60 * options.minutes
     experiment, settings = read_shared(options)
-    configs = choose(experiment, options.models, options.seeds, options.part, **settings)
+    configs = chosen_runs(experiment, options.models, options.seeds, options.part, **settings)
     enough = (RECORDED,) if options.record else DONE
     folders = (Path(os.path.relpath(folder)) for folder in (RESULTS, RUNS))  # no home folder in outputs
     stands = {s.config.run_id: s for s in standings(experiment, *folders)}
@@ -69,7 +71,7 @@ def main(arguments: list[str]) -> int:
 
     children = Children()
     with children.passing_signals():
-        side_by_side, gpus = places(options.jobs)
+        side_by_side, gpus = slots(options.jobs)
         where = f"on {gpus} GPU" if gpus else "on the CPU"
         say(f"{len(left)} of {len(configs)} runs are missing; {side_by_side} side by side {where}")
         jobs = [

@@ -24,7 +24,7 @@ from typing import NamedTuple
 from ffvit.commands.arguments import Parser, add_shared, read_shared
 from ffvit.evidence import records
 from ffvit.launching.children import Children
-from ffvit.launching.jobs import Job, environment, outlook, places, run, say
+from ffvit.launching.jobs import Job, environment, outlook, run, say, slots
 from ffvit.settings.config import Config
 from ffvit.settings.experiment import Experiment
 from ffvit.settings.same_run import deciding
@@ -111,7 +111,7 @@ def main(arguments: list[str]) -> int:
     children = Children()
     with children.passing_signals():
         while (now := search(experiment, records.load_trials(experiment.name))).left:
-            side_by_side, gpus = places(options.jobs)
+            side_by_side, gpus = slots(options.jobs)
             more = f", then at least {now.later} more" if now.later else ""
             say(f"{len(now.left)} trials to make{more}; {side_by_side} side by side")
             jobs = []

@@ -13,7 +13,7 @@ from ffvit.system.files import write_atomically
 
 def main(arguments: list[str]) -> int:
     config, run_dir, options = read_run(arguments, "ffvit worker", __doc__)
-    from ffvit.training.run import train  # and torch: --help and a wrong argument are answered without
+    from ffvit.training.train import train  # and torch: --help and a wrong argument are answered without
 
     estimate = train(config, run_dir, options.dry_run)
     if options.estimate and int(os.environ.get("RANK", 0)) == 0:

@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import torch
 
-from ffvit.data.augment import Augmentation, normalise
+from ffvit.data.batch_augmentation import Augmentation, normalise
 from ffvit.data.images import BadImage, check_not_all_bad, eval_transform
 from ffvit.data.loader import Batch, EpochOrder, Images
 from ffvit.settings.config import Config

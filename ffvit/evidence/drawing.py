@@ -16,7 +16,7 @@ from matplotlib.transforms import offset_copy
 
 from ffvit.evidence.escape import drawn, in_one_line
 from ffvit.evidence.measured import NOT_RUN, Measured
-from ffvit.evidence.statistics import interval
+from ffvit.evidence.seed_statistics import interval
 from ffvit.settings.experiment import Experiment
 from ffvit.system.files import write_atomically
 

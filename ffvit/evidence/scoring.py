@@ -8,7 +8,7 @@ import torch
 from ffvit.data.batches import eval_loader
 from ffvit.data.splits import Splits
 from ffvit.evidence.records import open_run, read_object
-from ffvit.models import build
+from ffvit.models import from_config
 from ffvit.models.weights import load_weights
 from ffvit.settings.config import Config, alone
 from ffvit.settings.experiment import Experiment
@@ -16,7 +16,7 @@ from ffvit.system.errors import InputError
 from ffvit.training.evaluate import Evaluation, evaluate
 
 
-def choose(
+def weights_to_score(
     experiment: Experiment, model: str, seeds: list[int], run_dir: str = "", checkpoint: str = "", **settings
 ) -> list[tuple[Config, Path | str]]:
     """Settings and weights to evaluate: the last weights of the seeds' runs, of one run's folder, or any checkpoint."""
@@ -33,7 +33,7 @@ def score(config: Config, weights: str | Path, splits: Splits, device: str = "au
     """Evaluate a checkpoint (a file, ours or the author's) on the test split of a run's settings."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_weights(build.create(config, len(splits.classes)), weights, _sha256_of(weights))
+    model = load_weights(from_config.create(config, len(splits.classes)), weights, _sha256_of(weights))
     return evaluate(model.to(device), eval_loader(splits.test, alone(config)), len(splits.classes), device)
 
 

@@ -101,10 +101,10 @@ def count_macs(config: Config, classes: int) -> int:
     """Multiply-adds of an image, counted on the model itself, without giving it memory."""
     import torch
 
-    from ffvit.models import build, cost
+    from ffvit.models import cost, from_config
 
     with torch.device("meta"):
-        model = build.create(config, classes)
+        model = from_config.create(config, classes)
     return cost.count_macs(model, (config.in_chans, config.img_size, config.img_size))
 
 

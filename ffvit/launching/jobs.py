@@ -265,7 +265,7 @@ def _rewrites() -> bool:
     return sys.stdout.isatty()
 
 
-def places(jobs: int) -> tuple[int, int]:
+def slots(jobs: int) -> tuple[int, int]:
     """How many runs go side by side, where --jobs asks for so many, and how many GPUs there are."""
     import torch
 

@@ -51,7 +51,7 @@ def images_of(values: dict) -> tuple:
 @cache
 def code_of(model: str) -> str:
     """Fingerprint of the code that decides the result of a model, by timm's name; timm's own models are timm's."""
-    files = [*(LIBRARY / "data").glob("*.py"), *(LIBRARY / "training").glob("*.py"), LIBRARY / "models/build.py"]
+    files = [*(LIBRARY / "data").glob("*.py"), *(LIBRARY / "training").glob("*.py"), LIBRARY / "models/from_config.py"]
     own = [file for file in (LIBRARY / "models").glob("*.py") if f"\ndef {model}(" in file.read_text(encoding="utf-8")]
     return hashlib.sha256("\n".join(sorted(map(_bare, [*files, *own]))).encode()).hexdigest()[:16]
 

@@ -28,7 +28,7 @@ from ffvit.evidence.reported import load_reported
 from ffvit.models import ff
 from ffvit.models.cost import exact_costs
 from ffvit.studies.lit_stages import MERGINGS, PLACES, PUBLISHED, Layout
-from ffvit.studies.report_results import GRID, TABLE1
+from ffvit.studies.report_results import GRID_CELLS, TABLE1
 from ffvit.system.files import write_atomically
 
 
@@ -169,7 +169,9 @@ def models_table() -> pd.DataFrame:
 def models_of_the_report() -> list[str]:
     """timm's names for the models of Table 1 and of the grid, those that timm has."""
     return [
-        name for name in dict.fromkeys([*(row[2] for row in TABLE1), *(row[2] for row in GRID)]) if timm.is_model(name)
+        name
+        for name in dict.fromkeys([*(row[2] for row in TABLE1), *(row[2] for row in GRID_CELLS)])
+        if timm.is_model(name)
     ]
 
 

@@ -17,13 +17,13 @@ import torch
 
 from ffvit.evidence.measured import Measured
 from ffvit.evidence.reported import Reported, load_reported, reported
-from ffvit.evidence.statistics import difference, interval
+from ffvit.evidence.seed_statistics import difference, interval
 from ffvit.models import cost
 from ffvit.settings.experiment import Experiment
 from ffvit.settings.recipes import deit
 from ffvit.studies import model_checks, report_results
+from ffvit.studies.finding import NOT_COMPARABLE, Finding, judged, of_model
 from ffvit.studies.report_results import NAMES, PAPER
-from ffvit.studies.verdicts import NOT_COMPARABLE, Finding, judged, of_model
 
 # Points of ImageNet top-1 that a repetition may differ. The report gives one run a model and no spread. DeiT's own code, run
 # again by others for DeiT-tiny's 72.2, gave 71.9, 72.2 and 72.7 (deit repository, issues 32 and 40).

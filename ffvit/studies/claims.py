@@ -13,8 +13,8 @@ from ffvit.evidence.reported import load_reported
 from ffvit.settings.experiment import Experiment
 from ffvit.studies import model_checks
 from ffvit.studies.claim_checks import compare, epochs, larger_is_worse, num_tokens, parameters, top1
+from ffvit.studies.finding import Finding
 from ffvit.studies.report_results import NAMES, PAPER
-from ffvit.studies.verdicts import Finding
 
 DEIT = "arXiv:2012.12877"
 

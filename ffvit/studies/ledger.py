@@ -8,7 +8,7 @@ from ffvit.evidence.measured import Measured
 from ffvit.settings.experiment import Experiment
 from ffvit.studies.claim_checks import POINTS
 from ffvit.studies.claims import CLAIMS, numbers
-from ffvit.studies.verdicts import MODEL, NOT_RUN, REPRODUCED, VERDICTS, Finding
+from ffvit.studies.finding import MODEL, NOT_RUN, REPRODUCED, VERDICTS, Finding
 from ffvit.system import provenance
 
 

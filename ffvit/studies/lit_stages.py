@@ -19,7 +19,7 @@ from ffvit.evidence.drawing import COLORS, MARKERS, MARKS, face, finish, mean_an
 from ffvit.evidence.escape import drawn
 from ffvit.evidence.measured import BLANK, NOT_RUN, Measured, measured
 from ffvit.evidence.reported import Reported, load_reported, reported
-from ffvit.evidence.statistics import difference
+from ffvit.evidence.seed_statistics import difference
 from ffvit.settings.experiment import Experiment
 from ffvit.studies import study_tables
 

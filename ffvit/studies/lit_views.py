@@ -13,7 +13,7 @@ from ffvit.data.loader import Batch
 from ffvit.data.splits import load_splits
 from ffvit.evidence.measured import commit, machine
 from ffvit.evidence.records import open_run
-from ffvit.models import build
+from ffvit.models import from_config
 from ffvit.models.weights import load_weights
 from ffvit.settings.config import Config, alone
 from ffvit.settings.experiment import Experiment
@@ -54,7 +54,7 @@ def prepare(config: Config, weights: str | Path, num_classes: int = 0, **setting
     """
     config = alone(config_from_dict(config.to_dict() | settings))
     splits = load_splits(config)
-    model = build.create(config, num_classes or len(splits.classes))
+    model = from_config.create(config, num_classes or len(splits.classes))
     return load_weights(model, weights), eval_loader(splits.test, config)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ffvit.models import cost, ff
-from ffvit.studies.verdicts import Finding, of_model
+from ffvit.studies.finding import Finding, of_model
 from ffvit.system.errors import InputError
 
 ROUNDING = 1e-5  # two ways to compute the same in single precision, relative to the largest value

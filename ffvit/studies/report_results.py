@@ -32,7 +32,7 @@ TABLE1 = (
     ("Large, P=32", "FF only", "ff_large_patch32_224"),
 )
 # The 2x2 grid at tiny size: what mixes patches, what mixes features, timm's name, where the report gives a number.
-GRID = (
+GRID_CELLS = (
     ("attention", "ff", "deit_tiny_patch16_224", "Table 1"),
     ("ff", "ff", "ff_tiny_patch16_224", "Table 1"),
     ("attention", "attention", "attention_only_tiny_patch16_224", "Section 3.4"),
@@ -98,7 +98,7 @@ def grid_table(experiment: Experiment, found: dict[str, Measured]) -> pd.DataFra
     """The 2x2 grid: the report's ImageNet numbers at tiny size, and this experiment's in their own column."""
     ours = f"{experiment.scope} top-1 measured (%)"
     rows = []
-    for patches, features, name, place in GRID:
+    for patches, features, name, place in GRID_CELLS:
         printed = reported(place, name, "top1") if place else None
         mine = in_cell(experiment, found, patches, features, name)
         reading = reported(place, name, "parameters").note if place == "Section 3.4" else ""
@@ -160,7 +160,7 @@ def grid_figure(experiment: Experiment, found: dict[str, Measured]) -> Figure:
     """The 2x2 grid twice: the report's ImageNet numbers, and what this experiment measured, on one scale."""
     order = ("ff", "attention")
     left, right, left_text, right_text = (np.full((2, 2), kind) for kind in (np.nan, np.nan, object(), object()))
-    for patches, features, name, place in GRID:
+    for patches, features, name, place in GRID_CELLS:
         cell = order.index(patches), order.index(features)
         printed = reported(place, name, "top1").value if place else None
         mine = in_cell(experiment, found, patches, features, name)

@@ -9,7 +9,7 @@ from scipy import stats
 
 from ffvit.evidence.belonging import OTHER_IMAGES, OTHER_SETTINGS, experiment_images, last_weights, unlike
 from ffvit.evidence.measured import NOT_RUN, commit, machine, overlap
-from ffvit.evidence.statistics import LEVEL
+from ffvit.evidence.seed_statistics import LEVEL
 from ffvit.settings.experiment import Experiment
 
 SAME_WEIGHTS, SAME_ACCURACY = "same weights", "same accuracy to the digit"

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ffvit.evidence.belonging import trials_of
 from ffvit.evidence.measured import NOT_RUN, Measured, commit, everything, machine, overlap
-from ffvit.evidence.statistics import difference, holm, interval_words, p_words, verdict
+from ffvit.evidence.seed_statistics import difference, holm, interval_words, p_words, verdict
 from ffvit.settings.experiment import Experiment, Variant
 from ffvit.settings.same_run import deciding
 

@@ -10,8 +10,9 @@ from accelerate import Accelerator
 from ffvit.settings.config import Config
 from ffvit.training import memory, processes, progress
 from ffvit.training.evaluate import evaluate
+from ffvit.training.run import Run
 from ffvit.training.start import set_up
-from ffvit.training.step import Run, make_update, set_rate
+from ffvit.training.step import make_update
 
 SETTLE, MEASURE = 3, 7  # updates before an estimate: memory is allotted and kernels chosen; timed
 
@@ -23,7 +24,6 @@ def dry_run(config: Config, run_dir: Path, accelerator: Accelerator) -> dict:
     """
     run = set_up(config, run_dir, accelerator, keep=False)
     run.model.train()
-    set_rate(run)
     batches, meter, settled_at = run.batches.epoch(0), progress.Meter(), now(run)
     for count in range(1, min(SETTLE + MEASURE, len(run.batches)) + 1):
         make_update(run, batches, meter)

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from timm.utils import ModelEmaV3
 
-from ffvit.models import build
+from ffvit.models import from_config
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError
 from ffvit.training import checkpoint
@@ -86,7 +86,7 @@ def _fits(config: Config, num_classes: int, count: int, accelerator: Accelerator
 
 def _try_update(config: Config, num_classes: int, count: int, accelerator: Accelerator) -> None:
     device = accelerator.device
-    model = build.create(config, num_classes).to(device).train()
+    model = from_config.create(config, num_classes).to(device).train()
     if config.grad_checkpointing:
         cast(Any, model).set_grad_checkpointing(True)  # timm's models have it
     averaged = ModelEmaV3(model).to(device) if config.ema_decay else None

@@ -18,8 +18,8 @@ from ffvit.settings.same_run import differing
 from ffvit.system.errors import InputError, TrainingError
 from ffvit.training import checkpoint, processes, progress
 from ffvit.training.manifest import checkpoints, find_state
+from ffvit.training.run import Run
 from ffvit.training.start import circumstances
-from ffvit.training.step import Run
 
 
 class _Saved(BaseModel):
@@ -38,7 +38,7 @@ class _Saved(BaseModel):
     scaler: dict | None
 
 
-def save_state(run: Run, meter: progress.Meter) -> None:
+def save_checkpoint(run: Run, meter: progress.Meter) -> None:
     """Write a checkpoint of the run as it stands. All processes call this; the first one writes.
 
     Raises TrainingError rather than keep weights or losses that are no numbers, or where the disk is full.

@@ -10,28 +10,28 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3, random_seed
 from torch import nn
 
-from ffvit.data import augment
+from ffvit.data import batch_augmentation
 from ffvit.data.batches import TrainBatches, eval_loader
 from ffvit.data.splits import Splits, load_splits
-from ffvit.models import build, cost, ff
+from ffvit.models import cost, ff, from_config
 from ffvit.settings.config import Config
 from ffvit.settings.same_run import code_of
 from ffvit.system import provenance
 from ffvit.training import memory, optim, processes
-from ffvit.training.step import Run
+from ffvit.training.run import Run
 
 
 def set_up(config: Config, run_dir: Path, accelerator: Accelerator, keep: bool = True) -> Run:
     """Every part of a run at its start. keep: whether anything will be written. Nothing is, here."""
     device = accelerator.device
-    build.check(config)
-    augment.check(config)
+    from_config.check(config)
+    batch_augmentation.check(config)
     random_seed(config.seed)
     splits = load_splits(config)
     num_classes = len(splits.classes)
-    raw_model = build.create(config, num_classes)
+    raw_model = from_config.create(config, num_classes)
     if device.type == "cpu" and config.mixed_precision == "bf16":
-        build.use_plain_attention(raw_model)
+        from_config.use_plain_attention(raw_model)
     if keep and accelerator.is_main_process:
         memory.check_disk(run_dir, config, cost.count_parameters(raw_model))
     facts = _facts(config, splits, raw_model, device)

@@ -1,72 +1,20 @@
-"""One update of a run: batch, loss, gradient, optimiser. Nothing random is stored: see ffvit.training.run."""
+"""One update of a run: batch, loss, gradient, optimiser. Nothing random is stored: see ffvit.training.train."""
 
 import contextlib
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed
-from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
-from timm.data import Mixup
-from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
-from torch import Tensor, nn
 
-from ffvit.data.batches import TrainBatches
-from ffvit.data.loader import Batch, Loader
-from ffvit.data.resident import ResidentEvalLoader
-from ffvit.settings.config import Config
+from ffvit.data.loader import Batch
 from ffvit.training import optim, progress
+from ffvit.training.run import Run
 
 
-@dataclass
-class Run:
-    """The parts of a run, and where it stands."""
-
-    config: Config
-    run_dir: Path
-    accelerator: Accelerator
-    num_classes: int
-    batches: TrainBatches
-    validation: Loader | ResidentEvalLoader
-    accumulation_steps: int
-    raw_model: nn.Module
-    model: nn.Module  # the raw one, as the processes share it
-    cpu_group: torch.distributed.ProcessGroup | None  # of several processes
-    ema: ModelEmaV3 | None
-    optimizer: AcceleratedOptimizer  # torch's, as the processes share it
-    scheduler: Scheduler
-    mix: Mixup | None
-    criterion: nn.Module
-    facts: dict
-    loss_sum: Tensor  # of this process, over the epoch's updates
-    history: list[dict] = field(default_factory=list)  # of whole, scored epochs
-    done: int = 0  # updates of the epoch under way
-    seconds: float = 0.0  # the epoch has taken so far, before an interruption
-    cpu_seconds: float = 0.0  # the same, of processor time; the first process has that of all
-    bad_images: dict[str, list] = field(default_factory=lambda: {"train": [], "validation": []})
-    weights_sha256: dict[str, str] = field(default_factory=dict)
-    first_epoch_here: int = 0  # of this process
-    folder_mark: tuple[int, int] | None = None  # by which the first process knows the run's folder again
-    saved_at: float = -math.inf  # by time.monotonic(), which may begin with the machine
-
-    @property
-    def epoch(self) -> int:
-        """Index of the epoch under way, from 0."""
-        return len(self.history)
-
-    @property
-    def update(self) -> int:
-        return self.epoch * len(self.batches) + self.done
-
-
-def make_update(run: Run, batches: Iterator[Batch], meter: progress.Meter) -> None:
-    """One step of the optimiser, over config.batch_size images of all processes."""
+def make_update(run: Run, batches: Iterator[Batch], meter: progress.Meter) -> float:
+    """One step of the optimiser, over config.batch_size images of all processes. Returns its learning rate."""
     config, accelerator, parts = run.config, run.accelerator, run.accumulation_steps
+    lr = optim.set_rate(config, run.scheduler, run.epoch, run.update)
     for part in range(parts):
         with meter.waiting():
             images, target, bad = next(batches)
@@ -90,6 +38,7 @@ def make_update(run: Run, batches: Iterator[Batch], meter: progress.Meter) -> No
         run.ema.update(run.raw_model)
     run.done += 1
     meter.updates += 1
+    return lr
 
 
 def _reseed(device: torch.device, *key: int) -> None:
@@ -99,8 +48,3 @@ def _reseed(device: torch.device, *key: int) -> None:
     torch.default_generator.manual_seed(seed)  # torch.manual_seed takes ten times as long on a machine without a GPU
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
-
-
-def set_rate(run: Run) -> float:
-    """Set the learning rate of the update that comes next."""
-    return optim.set_rate(run.config, run.scheduler, run.epoch, run.update)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from ffvit.evidence.drawing import COLORS, MARKS, finish, matrix_cell, mean_and_seeds
 from ffvit.evidence.escape import drawn
 from ffvit.evidence.measured import NOT_RUN, Measured, measured
-from ffvit.evidence.statistics import comparable, difference, same_seeds
+from ffvit.evidence.seed_statistics import comparable, difference, same_seeds
 from ffvit.settings.experiment import Experiment
 
 MOST_CLASSES = 30  # whose names can be read
