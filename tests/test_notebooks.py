@@ -1,6 +1,7 @@
 """Every notebook runs top to bottom, makes what it declares, and stops for a parameter it does not know."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -126,7 +127,8 @@ def made(folder):
 
 
 def default_experiment(notebook):
-    return load_experiment("digits-lit" if notebook.models == "lit_*" else "digits")
+    declared = re.search(r'^experiment: str = "([\w-]+)"', notebook.sources[1], re.M)
+    return load_experiment(declared[1] if declared else "digits")
 
 
 @pytest.mark.parametrize("notebook", DRAWN, **BY_NAME)
@@ -189,6 +191,7 @@ def test_a_mistake_in_what_a_notebook_declares_is_named(said, message, tmp_path)
         ({"models": "lit_*"}, {"digits-lit", "imagenet-lit"}),
         ({"models": "lit_*", "varies": "attention"}, {"digits-lit"}),
         ({"varies": "max_train_images"}, {"cifar10-cpu"}),
+        ({"models": "ff_*", "experiments": ["digits", "digits-lit"]}, {"digits"}),
         ({"models": "lit_*", "unless_all": {"deformable": False}}, {"digits-lit", "imagenet-lit"}),
         ({"models": "lit_*", "unless_all": {"drop_rate": 0.0}}, set()),
         ({"models": "lit_*", "unless_all": {"patch_size": 1}}, {"imagenet-lit"}),

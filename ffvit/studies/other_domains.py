@@ -109,12 +109,13 @@ def figure(
 ) -> Figure:
     """Left, what a model sees of one text, cut into its patches; right, accuracy with and without learned positions."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained", width_ratios=[1.15, 1])
-    height, width = experiment.config(experiment.pairs()[0][0]).model_args["patch_size"]
+    width = experiment.config(experiment.pairs()[0][0]).model_args["patch_size"][1]
     pixels = np.asarray(image)
-    used = min(height, len(SYMBOLS))
+    used = int(pixels.any(axis=1).nonzero()[0].max()) + 1  # below, no symbol of this text
     left.imshow(pixels[:used], cmap="Greys", interpolation="nearest", aspect="auto")
     left.set_xticks(np.arange(0, pixels.shape[1], width) - 0.5, labels=[])
-    left.set_yticks(range(used), labels=["␣" if s == " " else s for s in SYMBOLS[:used]], fontsize=5)
+    left.set_yticks(range(used), labels=["␣" if s == " " else s for s in SYMBOLS[:used]], fontsize=7)
+    left.tick_params(axis="y", length=0)
     left.grid(True, axis="x", color="0.8", lw=0.6)
     left.set(xlabel=f"place in the text; a token every {width}, between the lines")
     left.set_title(f"One text ({drawn(kind)}) as its image", loc="left")
