@@ -6,8 +6,10 @@ its rows to `write`, which keeps them as benchmarks/<name>.csv, as a page that s
 """
 
 import csv
+import dataclasses
 import datetime
 import io
+import json
 
 import pandas as pd
 import torch
@@ -18,6 +20,7 @@ from ffvit.evidence.measured import measured
 from ffvit.evidence.notebook_metadata import load_notebooks
 from ffvit.evidence.records import load_records
 from ffvit.evidence.reported import reported
+from ffvit.models.cost import exact_costs
 from ffvit.settings.experiment import load_experiment
 from ffvit.studies import architecture, ledger, lit_stages, study_tables
 from ffvit.studies.finding import MODEL
@@ -202,6 +205,24 @@ def study_text() -> str:
     )
 
 
+def counted_again() -> str:
+    """The content of ffvit/evidence/counted.csv, counted on the models themselves."""
+    wanted: list[tuple[str, dict]] = [(name, {}) for name in architecture.models_of_the_report()]
+    layouts = [layout for _, layout in lit_stages.PUBLISHED.values()]
+    layouts += [
+        lit_stages.Layout("lit_ti", stages, merging) for merging in lit_stages.MERGINGS for stages in lit_stages.PLACES
+    ]
+    wanted += [(layout.model, layout.model_args) for layout in dict.fromkeys(layouts)]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    columns = [field.name for field in dataclasses.fields(counted.Counted)]
+    table.writerow(["model", "model_args", *columns])
+    for name, model_args in wanted:
+        exact = exact_costs(name, **model_args)
+        table.writerow([name, json.dumps(model_args), *(exact[column] for column in columns)])
+    return text.getvalue()
+
+
 def show(name: str, text: str) -> None:
     """Put a generated part in its place."""
     page = ROOT / PLACES[name]
@@ -213,6 +234,6 @@ def show(name: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    write_atomically(counted.CSV, architecture.count_again())
+    write_atomically(counted.CSV, counted_again())
     for name, text in generated().items():
         show(name, text)

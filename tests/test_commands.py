@@ -105,6 +105,8 @@ def test_numbers_that_this_machine_cannot_hold_or_nobody_means_are_refused(capsy
         (["tune", "digits", "--jobs", "1000"], r"--jobs=\d+ fit"),
         (["missing", "digits", "--minutes", "nan"], "--minutes must be a number from 0 on, got nan"),
         (["missing", "digits", "--minutes=-1"], "--minutes must be a number from 0 on, got -1.0"),
+        (["missing", "digits", "--jobs", "2", "epochs=3"], "'epochs' decides a result"),  # in any order
+        (["tune", "digits", "--jobs", "2", "epochs=3"], "'epochs' decides a result"),
         (["train", "--experiment", "digits", "--model", "ff", "seed=" + "9" * 5000], "give --seed"),
         (["train", "--experiment", "digits", "--model", "ff", "epochs=" + "9" * 5000], "epochs must be a valid integer"),
         (["train", "--experiment", "digits", "--model", "ff", "model_args=" + "[" * 5000], "model_args must be a table"),
@@ -405,6 +407,17 @@ def test_forecast_needs_no_torch_and_is_empty_where_nothing_is_known(tmp_path, m
     monkeypatch.setattr(forecast, "paces_here", lambda experiment: known)
     told = forecast.forecast(digits.model_copy(update={"name": "nowhere"}), side_by_side=3)
     assert told.startswith("12 runs to train take 2 h 01 min, until ")
+
+
+def test_forecast_names_what_was_never_measured_beside_what_was(monkeypatch, no_gpu):
+    digits = load_experiment("digits")
+    monkeypatch.setattr(
+        forecast, "paces_here", lambda experiment: [forecast.pace_of(facts(digits.config("ff"), 100.0))]
+    )
+    told = forecast.forecast(digits.model_copy(update={"name": "nowhere"}), side_by_side=3)
+    assert told.startswith("3 runs to train take 30 min") and told.endswith(
+        "9 more, of which nothing was measured, come on top"
+    )
 
 
 def test_line_of_the_whole_is_plain_in_a_log_and_rewritten_in_a_terminal():

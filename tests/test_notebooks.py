@@ -151,12 +151,12 @@ def test_notebook_works_without_any_record(notebook, run, tmp_path):
 
 
 def test_a_table_or_figure_that_is_not_declared_is_refused(tmp_path):
-    story = artefacts.open("05_attention_only", "digits", str(tmp_path), str(tmp_path))
+    story = artefacts.open_story("05_attention_only", "digits", str(tmp_path), str(tmp_path))
     for name, message in {"atention_only": "; did you mean 'attention_only'", "lit/attention_only": ""}.items():
         with pytest.raises(InputError, match=f"05_attention_only.ipynb does not declare '{name}' as .csv.*{message}"):
             story.table(pd.DataFrame(), name, "")
     with pytest.raises(InputError, match="04_table1.ipynb does not declare 'table1' as .svg or .png"):
-        artefacts.open("04_table1", "digits", str(tmp_path)).figure(plt.figure(), "table1")
+        artefacts.open_story("04_table1", "digits", str(tmp_path)).figure(plt.figure(), "table1")
     assert not list(tmp_path.iterdir())
 
 

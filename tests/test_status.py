@@ -147,6 +147,14 @@ def test_record_of_older_code_is_told(experiment, look, tmp_path):
     assert "recorded 0\n" in told and "recorded 1 (by older code)\n" in told
 
 
+def test_run_trained_here_by_older_code_is_told(experiment, look, tmp_path):
+    for seed, code in ((0, code_of("ff_tiny_patch16_224")), (1, "another")):
+        finish_run(tmp_path, experiment.config("ff", seed))
+        put_own(tmp_path, whole(experiment.config("ff", seed)) | {"code": code})
+    told = status.report(experiment, list(look().values()), "x")
+    assert "trained here 0\n" in told and "trained here 1 (by older code)\n" in told
+
+
 @pytest.mark.parametrize("make", [begin_run, finish_run])
 def test_folder_of_a_run_with_other_settings_is_in_the_way(experiment, look, tmp_path, make):
     make(tmp_path, experiment.config("ff"), 1, base_lr=1.0)

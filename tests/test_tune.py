@@ -21,14 +21,15 @@ SEARCHED = [name for name in tracked("experiments/*.toml") if load_experiment(na
 @pytest.fixture(scope="module")
 def experiment():
     searched = {"settings": {"epochs": 8}, "base_lr": [4e-3, 8e-3], "weight_decay": [0.05, 0.2]}
+    searched["crop_scale"] = [[0.5, 1.0], [0.8, 1.0]]
     return Experiment(**load_experiment("cifar10-small").model_dump() | {"tuning": searched})
 
 
 def trained(config) -> dict:
-    """A trial that is best at the model's rate of BEST_RATE, and with the larger weight decay for ViT alone."""
+    """A trial that is best at the model's rate of BEST_RATE, with small crops, and with the larger weight decay for ViT alone."""
     top1 = 60 - abs(math.log2(config.base_lr / BEST_RATE[config.name]))
     top1 += config.weight_decay if config.name == "vit" else -config.weight_decay
-    return {"config": config.to_dict(), "history": [{"validation_top1_percent": top1}]}
+    return {"config": config.to_dict(), "history": [{"validation_top1_percent": top1 - config.crop_scale[0]}]}
 
 
 def whole_search(experiment) -> tuple[list[dict], dict]:
@@ -45,14 +46,17 @@ def test_each_model_gets_its_own_best_settings(experiment):
     _, found = whole_search(experiment)
     assert {model: values["base_lr"] for model, values in found.items()} == BEST_RATE
     assert {model for model, values in found.items() if values["weight_decay"] == 0.2} == {"vit"}
+    assert all(values["crop_scale"] == [0.5, 1.0] for values in found.values())
 
 
 def test_no_model_is_best_at_an_edge_of_the_rates_and_all_get_the_same_trials(experiment):
     trials, found = whole_search(experiment)
-    at_first_decay = [t["config"] for t in trials if t["config"]["weight_decay"] == 0.05]
+    at_first_decay = [
+        t["config"] for t in trials if t["config"]["weight_decay"] == 0.05 and t["config"]["crop_scale"][0] == 0.5
+    ]
     rates = {m: sorted(c["base_lr"] for c in at_first_decay if c["name"] == m) for m in found}
     assert set(map(tuple, rates.values())) == {(5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 32e-3, 64e-3)}
-    assert len(trials) == len(found) * (8 + 1)
+    assert len(trials) == len(found) * (8 + 1 + 1)
 
 
 def test_a_rate_at_the_edge_that_ties_with_the_best_is_not_the_end(experiment):
@@ -121,12 +125,13 @@ def test_failed_trial_is_told_and_ends_the_search_once_the_others_of_its_round_a
     run, made = command
 
     def nan(job, children):
-        if job.name == "ff-base_lr0.004-weight_decay0.05":
+        if job.name == "ff-base_lr0.004-weight_decay0.05-crop_scale0.5-1":
             raise TrainingError("training ended with exit code 2:\nerror: training loss of process 0 is nan")
 
     assert run(nan) == 2
     assert (
-        "error: ff-base_lr0.004-weight_decay0.05: error: training loss of process 0 is nan" in capsys.readouterr().err
+        "error: ff-base_lr0.004-weight_decay0.05-crop_scale0.5-1: error: training loss of process 0 is nan"
+        in capsys.readouterr().err
     )
     assert len(made) == 7 and {t["config"]["base_lr"] for t in made} == {4e-3, 8e-3}  # no further round
 

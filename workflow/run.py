@@ -17,19 +17,9 @@ sys.path.insert(0, str(ROOT))  # the library beside this file, also in a copy of
 
 from ffvit.launching.forecast import forecast  # noqa: E402
 from ffvit.settings.experiment import load_experiment  # noqa: E402
+from ffvit.system import provenance  # noqa: E402
 from ffvit.system.errors import InputError, in_words  # noqa: E402
-from ffvit.system.machine import TRAINING_MB, require_room  # noqa: E402
-
-
-def gpu_count() -> int:
-    """GPUs that runs may use, without importing torch: this must answer at once when there is nothing to do."""
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return len([d for d in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if d.strip() not in ("", "-1")])
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+from ffvit.system.machine import TRAINING_MB, require_room, threads_each  # noqa: E402
 
 
 def snakemake(arguments: list[str]) -> int:
@@ -52,10 +42,10 @@ def guarded() -> Iterator[None]:
 
 def on_this_machine(jobs: int, runs_per_gpu: int, settings: dict[str, str]) -> list[str]:
     """Snakemake's arguments for jobs side by side here; adds to the settings what they may take."""
-    gpus = gpu_count()
+    gpus = len(provenance.gpus())
     places = gpus * runs_per_gpu
     jobs = jobs or places or (os.cpu_count() or 1) + 1  # while a kernel starts, it waits
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = threads_each(jobs)
     settings |= {"gpus": str(gpus), "runs_per_gpu": str(runs_per_gpu), "threads": str(threads)}
     os.environ["FFVIT_RUNS_PER_GPU"] = str(runs_per_gpu)  # for ffvit train, which chooses the GPU
     return ["--cores", str(jobs * threads), "--resources", f"gpu={places}"]
@@ -117,7 +107,7 @@ def main() -> int:
     arguments += ["--forceall"] if options.task == "figures" else []
     arguments += [*options.snakemake, "--config", *(f"{name}={value}" for name, value in settings.items())]
     if options.task == "reproduce" and not profile:
-        at_once = options.jobs or gpu_count() * options.runs_per_gpu or os.cpu_count() or 1
+        at_once = options.jobs or len(provenance.gpus()) * options.runs_per_gpu or os.cpu_count() or 1
         if told := forecast(experiment, at_once):
             print(f"{told}; Ctrl-C at any moment: the same command goes on")
     # The system frees this lock when the process dies, however it dies; Snakemake's own would outlive a kill.

@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[], help="only these")
     parser.add_argument("--part", default="", help="only this comparison; grid: the grid")
     parser.add_argument("--record", action="store_true", help="put the records into results/, to be committed")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     deadline = time.monotonic() + 60 * options.minutes
     experiment, settings = read_shared(options)
     configs = chosen_runs(experiment, options.models, options.seeds, options.part, **settings)

@@ -100,8 +100,7 @@ def _standing(config: Config, experiment: Experiment, there: Records, results_di
         if theirs := belonging.other_images(record, there.images):
             problems.append(belonging.of_different_images(theirs, record))
         if state == RECORDED:
-            of_older_code = "code" in record and records.is_of_older_code(record)  # older files name no code
-            return Standing(config, RECORDED, "by older code" if of_older_code else "", problems)
+            return Standing(config, RECORDED, _age(record), problems)
     try:
         finished, path = (folder / "training.json").exists(), None
         if not finished:
@@ -113,6 +112,7 @@ def _standing(config: Config, experiment: Experiment, there: Records, results_di
                 problems.append(f"{folder} holds a run with other settings: delete the folder to train this one")
             elif own:
                 state = belonging.unlike(own, experiment, there.images) or TRAINED
+                detail = _age(own) if state == TRAINED else ""
             else:
                 state, detail, facts = _without_record(config, folder, path)
                 if facts and (theirs := belonging.other_images(facts, there.images)):
@@ -125,6 +125,11 @@ def _standing(config: Config, experiment: Experiment, there: Records, results_di
             else f"{folder} is damaged ({type(error).__name__}: {error}): {AGAIN}"
         )
     return Standing(config, state, detail, problems)
+
+
+def _age(record: dict) -> str:
+    """Whether a record is of other code than today's. The oldest files do not say which."""
+    return "by older code" if "code" in record and records.is_of_older_code(record) else ""
 
 
 def _without_record(config: Config, folder: Path, checkpoint: Path | None) -> tuple[str, str, dict]:

@@ -47,7 +47,7 @@ class Search(NamedTuple):
 def search(experiment: Experiment, trials: list[dict]) -> Search:
     """Where the search stands by these trials, which are as records.load_trials gives them."""
     plan = {name: values for name, values in experiment.tuning.items() if name != "settings"}
-    models = [variant.name for variant in experiment.of(experiment.main)]
+    models = [variant.name for variant in experiment.main_variants]
     scores = {key(t["config"]): t["history"][-1]["validation_top1_percent"] for t in trials}
     made = set()
     # What is searched later stands at its first value until then.
@@ -65,9 +65,7 @@ def search(experiment: Experiment, trials: list[dict]) -> Search:
             scored = {m: {key(c.to_dict()): v for v, c in zip(values, tried[m].values())} for m in models}
             best = {m: scored[m][max(scored[m], key=scores.__getitem__)] for m in models}
             # A rate at the edge that is as good as the best may have a better one beyond it.
-            alike = {
-                v for m in models for k, v in scored[m].items() if scores[k] == max(map(scores.__getitem__, scored[m]))
-            }
+            alike = [v for m in models for k, v in scored[m].items() if scores[k] == max(scores[k] for k in scored[m])]
             beyond = _beyond(values, alike) if name == "base_lr" else []
             if not beyond:
                 break
@@ -93,7 +91,7 @@ def name_of(experiment: Experiment, config: Config) -> str:
     return "-".join([config.name, *map("".join, zip(values, shown))])
 
 
-def _beyond(values: list[float], best: set[float]) -> list[float]:
+def _beyond(values: list[float], best: list[float]) -> list[float]:
     """The next rate below the lowest and above the highest, where that is some model's best."""
     low, high = min(values), max(values)
     return [*([low / STEP] if low in best else []), *([high * STEP] if high in best else [])]
@@ -102,7 +100,7 @@ def _beyond(values: list[float], best: set[float]) -> list[float]:
 def main(arguments: list[str]) -> int:
     parser = Parser("ffvit tune", __doc__)
     add_shared(parser)
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     deadline = time.monotonic() + 60 * options.minutes
     experiment, settings = read_shared(options)
     if not experiment.tuning:

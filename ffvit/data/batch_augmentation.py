@@ -1,7 +1,7 @@
 """Augmentation of many small images at once, on the device that trains: timm's transforms of ffvit.data.images as tensor operations.
 
 Random resized crop, flip and RandAugment with the increasing operations (Cubuk et al. 2019, arXiv:1909.13719, as timm has
-them), each image with numbers of its own. A pixel differs from Pillow's by rounding at most (tests/test_augment.py).
+them), each image with numbers of its own. A pixel differs from Pillow's by rounding at most (tests/test_batch_augmentation.py).
 
 The numbers are drawn on the host, so that which image gets which operation is known there. Nothing here waits for a GPU:
 no constant is copied to it twice, nothing is read back.

@@ -68,7 +68,7 @@ class Story:
         return [self.figures_dir / file for file in made if str(file.with_suffix("")) == own and file.suffix in formats]
 
 
-def open(notebook: str, experiment: str = "", results_dir: str = "", figures_dir: str = "") -> Story:
+def open_story(notebook: str, experiment: str = "", results_dir: str = "", figures_dir: str = "") -> Story:
     """Open what a notebook declares to need of an experiment, and say what that is.
 
     notebook: its name, such as "04_table1". results_dir: the records in a folder; empty: those in results/ and this

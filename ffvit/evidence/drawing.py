@@ -61,13 +61,13 @@ def save(figure: Figure, *paths: Path, source: str) -> None:
 
 def style_of(experiment: Experiment, name: str) -> tuple:
     """Colour, dashes and marker of a model: those of its place in the grid, in every comparison and whatever was run."""
-    names = [variant.name for variant in experiment.of(experiment.main)]
+    names = [variant.name for variant in experiment.main_variants]
     own = name if name in names else experiment.variants[name].of
     i = names.index(own)
     return COLORS[i % len(COLORS)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)]
 
 
-def matrix_cell(panel: Axes, column: int, row: int, value: float | None, text: str, framed: bool) -> None:
+def matrix_cell(panel: Axes, column: int, row: int, value: float | None, text: str, framed: bool = False) -> None:
     """A cell of a matrix of percentages; hatched where it is blank."""
     blank: dict[str, Any] = dict(facecolor="none", edgecolor="0.7", hatch="///", lw=0)
     filled: dict[str, Any] = dict(facecolor=plt.get_cmap("Blues")((value or 0) / 100), lw=0)
@@ -115,7 +115,7 @@ def finish(*panels: Axes, blank: str = NOT_RUN) -> None:
 
 def legend(figure: Figure, experiment: Experiment, models: list[Measured], more: Sequence[Line2D] = ()) -> None:
     """Below the panels: the look of the models drawn, one entry a model of the grid, and what else there is to say."""
-    names = [variant.name for variant in experiment.of(experiment.main)]
+    names = [variant.name for variant in experiment.main_variants]
     shown = {m.name if m.name in names else experiment.variants[m.name].of for m in models}
     handles = []
     for name in sorted(shown, key=names.index):

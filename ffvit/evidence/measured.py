@@ -72,7 +72,7 @@ def _measured(experiment: Experiment, records: list[dict], parts: list[str]) -> 
                 features=mine[0]["model"]["features"],
                 parameters=mine[0]["model"]["parameters"],
                 macs=mine[0]["model"]["macs"],
-                top1_percent=[r["results"]["top1_percent"] for r in mine],
+                top1_percent=[top1(r) for r in mine],
                 run_ids=[r["run_id"] for r in mine],
                 origin=" and ".join(sorted({origin(r) for r in mine})),
                 commits=sorted({commit(r) for r in mine}),
@@ -115,6 +115,11 @@ def overlap(records: list[dict]) -> str:
             found.setdefault(words, []).append(record["run_id"])
     words_of = [what if len(runs) == len(records) else f"{what} ({', '.join(runs)})" for what, runs in found.items()]
     return f" Images in two roles: {'; '.join(words_of)}." if found else ""
+
+
+def top1(record: dict) -> float:
+    """Percent of the test images."""
+    return record["results"]["top1_percent"]
 
 
 def commit(record: dict) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from scipy import stats
 
 from ffvit.evidence.belonging import of_different_images
-from ffvit.evidence.measured import Measured
+from ffvit.evidence.measured import Measured, top1
 from ffvit.system.errors import InputError
 
 LEVEL = 0.95
@@ -39,7 +39,7 @@ def interval(values: list[float]) -> tuple[float, float] | None:
 
 def difference(first: Measured, second: Measured) -> Difference:
     """first - second, paired by seed. Raises InputError for runs on different images."""
-    return Difference([_top1(a) - _top1(b) for a, b in same_seeds(first, second)])
+    return Difference([top1(a) - top1(b) for a, b in same_seeds(first, second)])
 
 
 def holm(p_values: list[float]) -> list[float]:
@@ -68,10 +68,6 @@ def same_seeds(first: Measured, second: Measured) -> list[tuple[dict, dict]]:
     """Records of two models, pair by pair."""
     one, other = ({r["config"]["seed"]: r for r in m.records} for m in (first, second))
     return [comparable(one[seed], other[seed]) for seed in one if seed in other]
-
-
-def _top1(record: dict) -> float:
-    return record["results"]["top1_percent"]
 
 
 def _has_spread(values: list[float]) -> bool:

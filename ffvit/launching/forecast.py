@@ -125,15 +125,17 @@ def side_by_side_s(durations: Iterable[float], places: int, begun: Iterable[floa
 def forecast(experiment: Experiment, side_by_side: int) -> str:
     """What the pipeline still has to train of an experiment, and until when; "" where there is nothing, or nothing known.
 
-    It needs no torch, and answers from what was measured before.
+    It needs no torch, and answers from what was measured before; of what was not, it says how much there is.
     """
     missing = [c for c in experiment.configs() if not (c.run_dir / "training.json").is_file()]
     known = paces_here(experiment) if missing else []
-    seconds = [(epoch_s(config, known) or math.nan) * config.total_epochs + BESIDES_S for config in missing]
-    total = side_by_side_s(seconds, side_by_side)
-    if not missing or math.isnan(total):
+    epochs = [(config.total_epochs, epoch_s(config, known)) for config in missing]
+    seconds = [count * each + BESIDES_S for count, each in epochs if each]
+    if not seconds:
         return ""
-    return f"{len(missing)} runs to train take {spoken(total)}, until {clock(total)}, as they took before"
+    total, unknown = side_by_side_s(seconds, side_by_side), len(missing) - len(seconds)
+    told = f"{len(seconds)} runs to train take {spoken(total)}, until {clock(total)}, as they took before"
+    return f"{told}; {unknown} more, of which nothing was measured, come on top" if unknown else told
 
 
 def spoken(seconds: float) -> str:

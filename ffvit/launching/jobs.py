@@ -28,6 +28,7 @@ from ffvit.launching.launch import RUNS_PER_GPU, estimate, train_run
 from ffvit.settings.config import Config
 from ffvit.settings.experiment import Experiment
 from ffvit.system.errors import InputError, Stopped, TrainingError
+from ffvit.system.machine import threads_each
 
 LINE_EVERY_S = 30
 REWRITTEN_EVERY_S = 5  # in a terminal
@@ -91,7 +92,7 @@ class Job:
 
 def environment(config: Config, jobs: int, gpus: int) -> dict[str, str]:
     """What the processes of a run find set, where so many runs share the machine."""
-    threads = max(1, (os.cpu_count() or 1) // (jobs * config.num_processes))
+    threads = threads_each(jobs * config.num_processes)
     runs_per_gpu = math.ceil(jobs / gpus) if gpus else 1
     return {"OMP_NUM_THREADS": str(threads), **os.environ, RUNS_PER_GPU: str(runs_per_gpu)}
 

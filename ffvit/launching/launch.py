@@ -23,7 +23,7 @@ from ffvit.settings import run_folder
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError, Stopped, TrainingError, in_words
 from ffvit.system.files import read_object, write_atomically
-from ffvit.system.machine import LOADING_MB, TRAINING_MB, require_room
+from ffvit.system.machine import LOADING_MB, TRAINING_MB, require_room, threads_each
 
 RUNS_PER_GPU = "FFVIT_RUNS_PER_GPU"  # how many runs share a GPU; a variable of the environment, so that kernels have it
 # On CPUs, glibc gives the memory of every update back to the system and takes it again, page by page.
@@ -142,10 +142,9 @@ def _environment(config: Config) -> dict[str, str]:
     """What the processes of a run find set, if nobody set it before."""
     import torch
 
-    threads = str(max(1, (os.cpu_count() or 1) // config.num_processes))
     on_cpu = config.device == "cpu" or config.device == "auto" and not torch.accelerator.is_available()
     processor = {"ACCELERATE_USE_CPU": "true"} if on_cpu else {}
-    return {"OMP_NUM_THREADS": threads, **processor, **KEEP_MEMORY}
+    return {"OMP_NUM_THREADS": str(threads_each(config.num_processes)), **processor, **KEEP_MEMORY}
 
 
 @contextlib.contextmanager

@@ -20,10 +20,9 @@ NotNegative = Annotated[int, Field(ge=0, le=10**9)]
 Amount = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Channels = Annotated[
-    tuple[float, ...], Field(strict=False)
-]  # one value each; a list, as files have it, becomes a tuple
+Channels = Annotated[tuple[float, ...], Field(strict=False)]  # a value each; of files, a list, which becomes a tuple
 Pair = Annotated[tuple[float, float], Field(strict=False)]
+Label = Annotated[str, Field(min_length=1, json_schema_extra={"machine": True})]
 # timm's policies of automatic augmentation: AutoAugment, RandAugment, AugMix, 3-Augment.
 POLICY = r"|(v0|v0r|original|originalr|3a|rand|augmix)(-(m|mstd|n|p|w|t|d|b|a|inc)[\d.]+)*"
 
@@ -40,9 +39,7 @@ class Config:
     # What is run
     experiment: str
     name: Annotated[str, Field(pattern=r"^[\w.-]*\w$", max_length=100)]  # of the model; run id: <name>-seed<seed>
-    label: Annotated[
-        str, Field(min_length=1, json_schema_extra={"machine": True})
-    ]  # of the model in tables and legends
+    label: Label  # of the model in tables and legends
     model: Annotated[str, Field(min_length=1)]  # a name that timm.create_model knows
     seed: NotNegative = 0
     recipe: str = ""
@@ -72,9 +69,7 @@ class Config:
     augment: Literal["image", "batch"] = "image"  # each in the loader; or many at a time, on the device, with in_memory
     streaming: bool = False  # read the training images from parquet files as they are needed, on disk or on the hub
     shuffle_buffer: Count = 4096  # streaming: images that are mixed with one another
-    bad_images: Literal["refuse", "skip"] = (
-        "refuse"  # what to do with a file that is no whole image; skipped ones are recorded
-    )
+    bad_images: Literal["refuse", "skip"] = "refuse"  # files that are no whole images; skipped ones are recorded
 
     # Augmentation and regularisation
     crop_scale: Pair = (0.08, 1.0)
@@ -84,7 +79,7 @@ class Config:
     random_erasing: Probability = 0.0
     interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
     crop_pct: Annotated[float, Field(gt=0, le=10)] = (
-        0.875  # evaluation resizes to img_size / crop_pct, then crops the centre
+        0.875  # evaluation resizes to img_size / crop_pct, and crops the centre
     )
     repeated_augmentation: NotNegative = 0  # DeiT: 3, each image appears three times in a global batch
     mixup: Amount = 0.0
@@ -183,8 +178,13 @@ def _in_words(error: Any) -> str:
     if error["type"] == "missing" and len(error["loc"]) == 1:
         return f"a run needs the setting '{name}' too"
     rule = RULES.get((name, error["type"]), error["msg"].removeprefix("Input should "))
-    given = repr(error["input"])
-    return f"{name} must {rule}, got {given if len(given) < 80 else given[:77] + '...'}"
+    return f"{name} must {rule}, got {short(error['input'])}"
+
+
+def short(value: object) -> str:
+    """A value in an error message."""
+    text = repr(value)
+    return text if len(text) < 80 else f"{text[:77]}..."
 
 
 # Arguments of models that say how many layers are made one by one: what has more takes minutes before it can be refused.

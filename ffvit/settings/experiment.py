@@ -32,7 +32,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from ffvit.settings.config import SETTINGS, Config
+from ffvit.settings.config import SETTINGS, Config, short
 from ffvit.settings.given import merge, resolve
 from ffvit.system.errors import InputError, suggest
 from ffvit.system.files import EXPERIMENTS
@@ -133,6 +133,10 @@ class Experiment(_File):
     def main(self) -> str:
         """The comparison whose models stand for the experiment: the grid, or the first one where there is no grid."""
         return "" if self.models else next(iter(self.compare))
+
+    @property
+    def main_variants(self) -> list[Variant]:
+        return self.of(self.main)
 
     def parts(self) -> dict[str, str]:
         """Title of the grid, where there is one, and of each comparison, by name."""
@@ -303,6 +307,5 @@ def _in_words(error: Any) -> str:
         return f"needs '{key}'"
     if error["type"] == "extra_forbidden":
         return f"'{key}' is no part of an experiment{suggest(key, _File.model_fields)}"
-    given = repr(error["input"])
     rule = error["msg"].removeprefix("Input should ").removeprefix("Value error, ")
-    return f"{key} must {rule}, got {given if len(given) < 80 else given[:77] + '...'}"
+    return f"{key} must {rule}, got {short(error['input'])}"

@@ -1,11 +1,8 @@
 """Notebook 01: the architecture drawn from the model (Figures 1 and 2), and what every model costs."""
 
-import csv
-import dataclasses
 import html
 import inspect
 import io
-import json
 import textwrap
 from pathlib import Path
 from typing import cast
@@ -22,12 +19,10 @@ from pygments import highlight
 from pygments.formatters import ImageFormatter, SvgFormatter
 from pygments.lexers import PythonLexer
 
-from ffvit.evidence.counted import Counted, counted
+from ffvit.evidence.counted import counted
 from ffvit.evidence.drawing import COLORS
 from ffvit.evidence.reported import load_reported
 from ffvit.models import ff
-from ffvit.models.cost import exact_costs
-from ffvit.studies.lit_stages import MERGINGS, PLACES, PUBLISHED, Layout
 from ffvit.studies.report_results import GRID_CELLS, TABLE1
 from ffvit.system.files import write_atomically
 
@@ -173,19 +168,3 @@ def models_of_the_report() -> list[str]:
         for name in dict.fromkeys([*(row[2] for row in TABLE1), *(row[2] for row in GRID_CELLS)])
         if timm.is_model(name)
     ]
-
-
-def count_again() -> str:
-    """The content of ffvit/evidence/counted.csv, counted on the models themselves."""
-    wanted: list[tuple[str, dict]] = [(name, {}) for name in models_of_the_report()]
-    layouts = [layout for _, layout in PUBLISHED.values()]
-    layouts += [Layout("lit_ti", stages, merging) for merging in MERGINGS for stages in PLACES]
-    wanted += [(layout.model, layout.model_args) for layout in dict.fromkeys(layouts)]
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    columns = [field.name for field in dataclasses.fields(Counted)]
-    table.writerow(["model", "model_args", *columns])
-    for name, model_args in wanted:
-        exact = exact_costs(name, **model_args)
-        table.writerow([name, json.dumps(model_args), *(exact[column] for column in columns)])
-    return text.getvalue()

@@ -80,7 +80,7 @@ def costs(layout: Layout) -> Counted:
 def layouts(experiment: Experiment) -> dict[str, Layout]:
     """The LITs of an experiment's grid by name, in its order. A setting that is not given is LIT's own."""
     found = {}
-    for variant in experiment.of(experiment.main):
+    for variant in experiment.main_variants:
         config = experiment.config(variant.name)
         if config.model in PUBLISHED:
             stages = config.model_args.get("attention_stages", OWN)

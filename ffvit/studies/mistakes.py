@@ -63,7 +63,7 @@ def agreement(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
 def agreements(experiment: Experiment, records: list[dict]) -> list[Agreement]:
     """Every model of the grid with itself, then with each other. Raises InputError for runs on different images."""
     found = measured(experiment, records)
-    names = [variant.name for variant in experiment.of(experiment.main)]
+    names = [variant.name for variant in experiment.main_variants]
     return [_agreement(n, n, found) for n in names] + [
         _agreement(*two, found) for two in itertools.combinations(names, 2)
     ]

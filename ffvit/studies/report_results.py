@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from ffvit.evidence.counted import counted
-from ffvit.evidence.drawing import style_of
+from ffvit.evidence.drawing import matrix_cell, style_of
 from ffvit.evidence.escape import drawn
 from ffvit.evidence.measured import BLANK, NOT_RUN, Measured
 from ffvit.evidence.reported import reported
@@ -77,7 +76,7 @@ def table1(experiment: Experiment, found: dict[str, Measured]) -> pd.DataFrame:
                 ours: str(found.get(name, NOT_RUN)),
                 "Params exact": f"{found[name].parameters:,}" if name in found else "",
             }
-            for name, variant in {v.name: v for v in experiment.of(experiment.main)}.items()
+            for name, variant in {v.name: v for v in experiment.main_variants}.items()
         ]
         table = pd.concat([table, pd.DataFrame(own)], ignore_index=True)
         table.insert(6, ours, table.pop(ours))
@@ -184,44 +183,13 @@ def grid_figure(experiment: Experiment, found: dict[str, Measured]) -> Figure:
     )
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 3.9), layout="constrained")
     for panel, (values, text, title) in zip(axes, panels):
-        sns.heatmap(
-            values,
-            ax=panel,
-            vmin=0,
-            vmax=100,
-            cmap="Blues",
-            cbar=False,
-            linewidths=3,
-            linecolor="white",
-            square=True,
-        )
         for (row, column), value in np.ndenumerate(values):
-            blank = np.isnan(value)
-            if blank:
-                panel.add_patch(
-                    Rectangle(
-                        (column + 0.03, row + 0.03),
-                        0.94,
-                        0.94,
-                        facecolor="none",
-                        edgecolor="0.7",
-                        hatch="///",
-                        lw=0,
-                    )
-                )
-            panel.text(
-                column + 0.5,
-                row + 0.5,
-                text[row, column],
-                ha="center",
-                va="center",
-                fontsize=11,
-                color="white" if value > 55 else "black",
-                bbox=dict(facecolor="white", edgecolor="none") if blank else None,
-            )
+            matrix_cell(panel, column, row, None if np.isnan(value) else value, str(text[row, column]))
+        panel.set(xlim=(0, 2), ylim=(2, 0), aspect="equal")
+        panel.set_xticks([0.5, 1.5], [WORDS[k] for k in order])
+        panel.set_yticks([0.5, 1.5], [WORDS[k] for k in order], rotation=90, va="center")
+        panel.spines[:].set_visible(False)
         panel.set(title=title, xlabel="features mixed by", ylabel="patches mixed by")
-        panel.set_xticklabels([WORDS[k] for k in order])
-        panel.set_yticklabels([WORDS[k] for k in order], rotation=90, va="center")
         panel.tick_params(length=0)
     figure.suptitle("Top-1 accuracy of the four ways to mix patches and features", x=0.01, ha="left")
     return figure

@@ -95,7 +95,7 @@ def learning_rates(experiment: Experiment, trials: list[dict]) -> Figure:
     """Validation top-1 of the trials against the learning rate, a line a model; ringed: the rate it was given."""
     trials = trials_of(experiment, trials)
     figure, panel = plt.subplots(figsize=(8.4, 4.8), layout="constrained")
-    for variant in experiment.of(experiment.main):
+    for variant in experiment.main_variants:
         style, chosen = style_of(experiment, variant.name), experiment.config(variant.name).base_lr
         best: dict[float, float] = {}  # of the trials at a rate
         for trial in (t for t in trials if t["config"]["name"] == variant.name):

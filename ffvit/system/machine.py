@@ -22,3 +22,8 @@ def require_room(setting: str, given: int, processes_each: int, mb: int) -> None
             f"{setting}={given} are too many processes for {cores} cores and {memory_mb / 1000:,.0f} GB of memory: "
             f"{setting}={fit} fit"
         )
+
+
+def threads_each(processes: int) -> int:
+    """Threads for each of so many processes that share this machine's cores."""
+    return max(1, (os.cpu_count() or 1) // processes)

@@ -60,7 +60,9 @@ def gpus() -> list[str]:
     if visible is None:
         return [name for _, _, name in rows]
     names = {key: name for index, uuid, name in rows for key in (index, uuid)}
-    return [names[key] for key in visible.split(",") if key in names]
+    # A part of a GPU has a name that is not listed here.
+    keys = [key.strip() for key in visible.split(",")] if rows else []
+    return [names.get(key, key) for key in keys if key not in ("", "-1")]
 
 
 def versions() -> dict:
