@@ -111,7 +111,7 @@ def figure(
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained", width_ratios=[1.15, 1])
     width = experiment.config(experiment.pairs()[0][0]).model_args["patch_size"][1]
     pixels = np.asarray(image)
-    used = int(pixels.any(axis=1).nonzero()[0].max()) + 1  # below, no symbol of this text
+    used = int(np.flatnonzero(pixels.any(axis=1)).max()) + 1  # below, no symbol of this text
     left.imshow(pixels[:used], cmap="Greys", interpolation="nearest", aspect="auto")
     left.set_xticks(np.arange(0, pixels.shape[1], width) - 0.5, labels=[])
     left.set_yticks(range(used), labels=["␣" if s == " " else s for s in SYMBOLS[:used]], fontsize=7)
