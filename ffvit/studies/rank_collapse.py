@@ -264,8 +264,8 @@ def conclusion(experiment: Experiment, found: dict[str, Measured], trained: dict
         points = difference(found[reference], found[name]).points
         verdict = _as_the_report(points, interval(points), limit)
         said.append(
-            f"{experiment.variants[name].label}: {verdict}; its tokens end {depths.with_skips[-1]:.2g} from alike with "
-            f"skip connections, {depths.without_skips[-1]:.1g} without"
+            f"{experiment.variants[name].label}: {verdict}; relative residual after the last block "
+            f"{depths.with_skips[-1]:.2g} with skip connections, {depths.without_skips[-1]:.2g} without"
         )
     return ".\n".join(said) + "." if said else "No reading has runs beside those of FF only: nothing to say."
 
