@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ffvit.data import resident
+from ffvit.data import embedded, resident
 from ffvit.data.batches import TrainBatches, eval_loader
 from ffvit.data.images import decode, read, train_transform
 from ffvit.data.loader import AugmentedImages, EpochOrder
@@ -411,6 +411,32 @@ def test_real_imagenet_files_load_at_full_size(shared):
     assert len(splits.classes) == 1000
     assert next(TrainBatches(splits, settings).epoch(0)).images.shape == (2, 3, 224, 224)
     assert [len(batch.images) for batch in eval_loader(splits.test, settings)] == [2, 1]
+
+
+def test_definitions_are_texts_of_five_kinds_each_of_them_once():
+    splits = load_splits(load_experiment("definitions").config("ff"))
+    assert splits.sizes == {"train": 5760, "validation": 640, "test": 1600}
+    assert splits.fingerprint == "ebcbfc57043f6293"  # that of the records
+    assert np.bincount(splits.test["label"]).tolist() == [320] * 5
+    texts = [np.asarray(image).tobytes() for part in (splits.train, splits.test) for image in part["image"]]
+    assert len(set(texts)) == len(texts) == 7360
+
+
+def test_training_sees_a_text_as_it_is():
+    settings = load_experiment("definitions").config("ff", max_train_images=64, max_eval_images=32)
+    splits = load_splits(settings)
+    stored = {np.asarray(image).tobytes() for image in splits.train["image"]}
+    [batch] = TrainBatches(splits, settings).epoch(0)
+    assert {image.mul(255).byte().numpy().tobytes() for image in batch.images} == stored
+
+
+def test_a_text_is_an_image_of_its_symbols_in_their_places():
+    image = embedded.text_image("a cat" + " z" * 40)
+    assert image.shape == (64, 64)
+    assert image.sum(axis=0).tolist() == [255] * 64  # one symbol a place, and those beyond 64 are left out
+    read = "".join(embedded.SYMBOLS[row] for row in image.argmax(axis=0))
+    assert read == ("a cat" + " z" * 40)[:64]
+    assert embedded.text_image("it")[:, 2:].max() == 0  # where a text has ended, nothing stands
 
 
 def test_digits_are_those_of_scikit_learn():

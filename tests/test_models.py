@@ -482,7 +482,7 @@ def test_a_convolutional_stem_gives_a_token_for_each_patch_and_sees_beyond_it():
     tokens[0, 5].sum().backward()
     rows = x.grad[0, 0].abs().sum(dim=1).nonzero().flatten()
     assert rows.min() < 4 and rows.max() >= 7  # of token 5 the patch has rows 4 to 7
-    with pytest.raises(InputError, match="patch_size 6 is no power of 2"):
+    with pytest.raises(InputError, match="patch_size 6x6 is no square of a power of 2"):
         PatchFeatureMixer(img_size=12, patch_size=6, stem="conv")
 
 
@@ -570,7 +570,7 @@ def test_positions_are_resampled_as_timm_does_it():
 @pytest.mark.parametrize(
     "option, size, told",
     [
-        (dict(), dict(img_size=18), "img_size 18x18 is not divisible by patch_size 4"),
+        (dict(), dict(img_size=18), "img_size 18 is not divisible by patch_size 4"),
         (dict(), dict(patch_size=8), "patch_size 8: weights of patches of 4 px"),
         (dict(features="attention"), dict(img_size=32), "train it at this size"),
     ],
@@ -582,3 +582,25 @@ def test_a_size_that_a_model_cannot_have_is_refused_and_leaves_it_as_it_is(optio
     with pytest.raises(InputError, match=told):
         model.set_input_size(**size)
     assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("name", ["ff_tiny_patch16_224", "vit_tiny_patch16_224"])
+def test_patches_as_high_as_the_image_make_a_sequence_of_its_columns(name):
+    shape = SMALL | dict(img_size=12, patch_size=[12, 2], num_heads=3)
+    model = timm.create_model(name, **shape).eval()
+    assert model.patch_embed.grid_size == (1, 6)
+    images = torch.randn(1, 1, 12, 12, requires_grad=True)
+    model.patch_embed(images)[0, 4].sum().backward()  # the fifth token takes columns 8 and 9 whole, and no other
+    assert images.grad[0, 0].abs().sum(dim=0).nonzero().flatten().tolist() == [8, 9]
+
+
+def test_patches_that_are_no_squares_are_named_with_both_sides():
+    with pytest.raises(InputError, match="img_size 12 is not divisible by patch_size 12x5"):
+        PatchFeatureMixer(img_size=12, patch_size=(12, 5))
+    with pytest.raises(InputError, match="stem='conv' .* patch_size 4x2 is no square of a power of 2"):
+        PatchFeatureMixer(img_size=12, patch_size=(4, 2), stem="conv")
+    model = PatchFeatureMixer(**SMALL | dict(img_size=12, patch_size=(12, 2)))
+    with pytest.raises(InputError, match=r"expected 7 tokens \(image 12x12, patch 12x2\), got 13 \(image 12x24\)"):
+        model(torch.zeros(1, 1, 12, 24))
+    model.set_input_size((12, 24))
+    assert model(torch.zeros(1, 1, 12, 24)).shape == (1, 5)

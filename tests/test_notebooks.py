@@ -21,7 +21,8 @@ from ffvit.evidence.notebook_metadata import load_notebook, load_notebooks
 from ffvit.settings.experiment import load_experiment
 from ffvit.settings.parameters import check
 from ffvit.system.errors import InputError
-from ffvit.system.files import NOTEBOOKS, ROOT
+from ffvit.system.files import EXPERIMENTS, NOTEBOOKS, ROOT
+from ffvit.training.train import train
 
 DECLARED = 'experiment: str = "digits"\nepochs: int = 0\nbase_lr: float = 0.0'
 VALUES = {"experiment": "digits", "epochs": 3, "base_lr": 1}
@@ -153,6 +154,35 @@ def test_notebook_works_without_any_record(notebook, run, tmp_path):
     assert all("not run" in table for table in tables.values())
 
 
+@pytest.mark.parametrize(
+    "name, experiment, models, said",
+    [
+        ("18_patch_mixer", "digits", ["ff", "vit"], "training made the maps more local in"),
+        (
+            "19_rank_collapse",
+            "digits-attention-only",
+            ["attention_only", "unprojected", "over_tokens", "ff"],
+            "nothing to say",
+        ),
+    ],
+)
+def test_notebook_that_looks_into_weights_makes_what_it_declares(
+    name, experiment, models, said, run, tmp_path, monkeypatch
+):
+    text = (EXPERIMENTS / f"{experiment}.toml").read_text().replace("depth = 12", "depth = 2")
+    file = tmp_path / f"{experiment}.toml"
+    file.write_text(text.replace("[settings]", "[settings]\nepochs = 1\nwarmup_epochs = 0\nmax_train_images = 64"))
+    monkeypatch.setattr("ffvit.settings.config.RUNS", tmp_path / "runs")
+    for model in models:
+        config = load_experiment(file).config(model)
+        train(config, config.run_dir)
+    notebook = load_notebook(NOTEBOOKS / f"{name}.ipynb")
+    where = {"results_dir": str(tmp_path)} if "records" in notebook.needs else {}
+    printed = run(name, experiment=str(file), images=20, figures_dir=str(tmp_path / "figures"), **where)
+    assert said in printed
+    assert made(tmp_path / "figures") == set(notebook.files(load_experiment(experiment)))
+
+
 def test_a_table_or_figure_that_is_not_declared_is_refused(tmp_path):
     story = artefacts.open_story("05_attention_only", "digits", str(tmp_path), str(tmp_path))
     for name, message in {"atention_only": "; did you mean 'attention_only'", "lit/attention_only": ""}.items():
@@ -194,6 +224,7 @@ def test_a_mistake_in_what_a_notebook_declares_is_named(said, message, tmp_path)
         ({"models": "lit_*"}, {"digits-lit", "imagenet-lit"}),
         ({"models": "lit_*", "varies": "attention"}, {"digits-lit"}),
         ({"varies": "max_train_images"}, {"cifar10-cpu"}),
+        ({"models": "ff_*", "experiments": ["digits", "digits-lit"]}, {"digits"}),
         ({"models": "lit_*", "unless_all": {"deformable": False}}, {"digits-lit", "imagenet-lit"}),
         ({"models": "lit_*", "unless_all": {"drop_rate": 0.0}}, set()),
         ({"models": "lit_*", "unless_all": {"patch_size": 1}}, {"imagenet-lit"}),

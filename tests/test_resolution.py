@@ -166,7 +166,7 @@ def test_training_starts_from_the_run_of_the_same_seed(tmp_path, monkeypatch):
 def test_weights_that_would_change_the_models_shape_are_refused_with_the_setting_to_give(tmp_path):
     save_weights(tmp_path / "w.safetensors", small())
     with pytest.raises(InputError, match=r"is \(68, 37\), by the settings \(148, 37\): set .* patch_hidden_dim = 68"):
-        build.start_from(small(img_size=24), tmp_path / "w.safetensors")
+        from_config.start_from(small(img_size=24), tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from ffvit.data.loader import Batch
 from ffvit.evidence.records import open_run
 from ffvit.models.lit import AbsoluteLIT
 from ffvit.settings.experiment import Experiment, load_experiment
-from ffvit.studies import lit_attention, lit_offsets, lit_views
+from ffvit.studies import lit_attention, lit_offsets, lit_views, trained_models
 from ffvit.studies.lit_attention import MeanAttention
 from ffvit.system.errors import InputError
 from ffvit.system.files import ROOT
@@ -373,23 +373,23 @@ def run_dir(tmp_path_factory):
 
 
 def test_a_picture_says_whose_weights_it_shows(run_dir, tmp_path):
-    told = lit_views.source(run_dir / "last.safetensors")
+    told = trained_models.source(run_dir / "last.safetensors")
     assert told.startswith("Weights: last.safetensors of run all-seed0 of digits-lit, trained here, commit ")
     given = "Weights: lit_ti.pth, a file that was given; not trained here."
-    assert lit_views.source(tmp_path / "lit_ti.pth") == given
-    assert lit_views.source("https://example.org/lit_ti.pth") == given
+    assert trained_models.source(tmp_path / "lit_ti.pth") == given
+    assert trained_models.source("https://example.org/lit_ti.pth") == given
 
 
 def test_a_runs_model_comes_with_as_many_of_its_test_images_as_asked_for(run_dir):
     config = open_run(run_dir)[0]
-    model, loader = lit_views.prepare(config, run_dir / "last.safetensors", max_eval_images=100, batch_size=64)
+    model, loader = trained_models.prepare(config, run_dir / "last.safetensors", max_eval_images=100, batch_size=64)
     assert isinstance(model, AbsoluteLIT) and [len(batch.images) for batch in loader] == [64, 36]
     with pytest.raises(InputError, match=r"head.weight is \(10, 32\), the model's \(7, 32\)"):
-        lit_views.prepare(config, run_dir / "last.safetensors", num_classes=7)
+        trained_models.prepare(config, run_dir / "last.safetensors", num_classes=7)
     with pytest.raises(InputError, match="'there_is_none' is no folder, and no id of the hub"):
-        lit_views.prepare(config, run_dir / "last.safetensors", dataset="there_is_none")
+        trained_models.prepare(config, run_dir / "last.safetensors", dataset="there_is_none")
     with pytest.raises(InputError, match="'data_set'"):
-        lit_views.prepare(config, run_dir / "last.safetensors", data_set="digits")
+        trained_models.prepare(config, run_dir / "last.safetensors", data_set="digits")
 
 
 @pytest.mark.machine

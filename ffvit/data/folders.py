@@ -17,6 +17,7 @@ import PIL.Image
 from datasets.data_files import SPLIT_KEYWORDS
 from huggingface_hub.constants import HF_HUB_CACHE
 
+from ffvit.data.embedded import EMBEDDED
 from ffvit.system.errors import InputError, suggest
 from ffvit.system.files import ROOT
 
@@ -29,8 +30,8 @@ Parts = tuple[str, ...]  # of the path of a file or folder below another
 
 
 def find_folder(dataset: str) -> Path | None:
-    """The folder that a dataset is; None for "digits" and for names of the hub."""
-    if dataset == "digits":
+    """The folder that a dataset is; None for what is embedded and for names of the hub."""
+    if dataset in EMBEDDED:
         return None
     try:
         folder = Path(dataset).expanduser()

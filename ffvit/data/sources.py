@@ -1,8 +1,6 @@
-"""Where images come from: the embedded digits, a folder of one's own, or the hub."""
+"""Where images come from: those that come with a dependency, a folder of one's own, or the hub."""
 
 import contextlib
-import importlib.metadata
-import io
 import itertools
 import json
 import re
@@ -14,13 +12,12 @@ from typing import Any
 
 import datasets
 import fsspec
-import numpy as np
-import PIL.Image
 import pyarrow.parquet
 from datasets.data_files import sanitize_patterns
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard
 
+from ffvit.data.embedded import EMBEDDED
 from ffvit.data.folders import (
     OUTSIDE,
     allowed_places,
@@ -45,8 +42,10 @@ def open_splits(wanted: list[str], config: Config) -> dict[str, datasets.Dataset
     """
     dataset = config.dataset
     place = _place(dataset)
-    if place == "digits":
-        return _choose(_digits(), wanted, dataset)
+    if place in EMBEDDED:
+        whole = EMBEDDED[dataset]()  # a stratified fifth is the test split
+        split = whole.train_test_split(0.2, seed=SPLIT_SEED, stratify_by_column="label")
+        return _choose(split, wanted, dataset)
     if isinstance(place, Path):
         with opening(dataset):
             if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
@@ -72,7 +71,7 @@ def parquet_files(wanted: list[str], config: Config) -> tuple[dict[str, list[str
     """Paths or addresses by split, none of them opened, and what a dataset card tells of them."""
     dataset = config.dataset
     place = _place(dataset)
-    if place != "digits" and not (isinstance(place, Path) and not _parquet_below(place, dataset)):
+    if place not in EMBEDDED and not (isinstance(place, Path) and not _parquet_below(place, dataset)):
         builder, files = _builder(place, dataset)
         if files and all(path.endswith(".parquet") for path in itertools.chain(*files.values())):
             return _choose(files, wanted, dataset), builder.info
@@ -182,14 +181,14 @@ def opening(dataset: str) -> Iterator[None]:
             cause = cause.__cause__
         reason = (str(cause) or type(cause).__name__).splitlines()[0]
         raise InputError(
-            f"dataset '{dataset}' cannot be opened: {reason}. Give 'digits', a hub id (with network, and `hf auth login` "
+            f"dataset '{dataset}' cannot be opened: {reason}. Give 'digits' or 'definitions', a hub id (with network, and `hf auth login` "
             "for gated sets such as ILSVRC/imagenet-1k), or a local folder"
         ) from None
 
 
 def _place(dataset: str) -> Path | str:
-    """A folder, or "digits" or a hub id as they are."""
-    if dataset == "digits":
+    """A folder, or a name of EMBEDDED or a hub id as they are."""
+    if dataset in EMBEDDED:
         return dataset
     if folder := find_folder(dataset):
         return folder.resolve()
@@ -198,7 +197,7 @@ def _place(dataset: str) -> Path | str:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", dataset):  # datasets would take "json" for any such file in this folder
         raise InputError(
             f"dataset '{dataset}' is no folder, and no id of the hub, which has an owner, such as 'uoft-cs/cifar10': give "
-            "one of them, or 'digits'"
+            "one of them, or 'digits' or 'definitions'"
         )
     return dataset
 
@@ -299,20 +298,3 @@ def _check_files(files: dict[str, list[str]], label: str, classes: list[str], da
         own = classes_of(footer, label)
         if own is not None:
             check_class_names(own, classes, f"{dataset}, {Path(path).name}")
-
-
-def _digits() -> datasets.DatasetDict:
-    """scikit-learn's 1,797 handwritten digits, 8x8, 17 grey levels; a stratified fifth is the test split."""
-    # Its file, read without importing scikit-learn: that takes a second in every process of a pipeline of small runs.
-    file = importlib.metadata.distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
-    table = np.loadtxt(str(file), delimiter=",")  # 64 pixels from 0 to 16, then the digit
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(d) for d in range(10)])}
-    )
-    images = []
-    for pixels in table[:, :64].reshape(-1, 8, 8):
-        encoded = io.BytesIO()  # as BMP: png bytes, and with them the fingerprint, differ between versions of zlib
-        PIL.Image.fromarray(np.round(pixels / 16 * 255).astype(np.uint8)).save(encoded, "BMP")
-        images.append({"bytes": encoded.getvalue(), "path": None})
-    whole = datasets.Dataset.from_dict({"image": images, "label": table[:, 64].astype(int).tolist()}, features)
-    return whole.train_test_split(0.2, seed=SPLIT_SEED, stratify_by_column="label")

@@ -34,7 +34,8 @@ class Notebook:
     # For which experiments it is: those with such a model (a pattern of timm's names) ...
     models: str = "*"
     varies: str = ""  # ... in which this axis is compared ...
-    unless_all: dict = field(default_factory=dict)  # ... and not all of which have one of these settings.
+    unless_all: dict = field(default_factory=dict)  # ... and not all of which have one of these settings ...
+    experiments: list[str] = field(default_factory=list)  # ... of these names, where no setting tells; empty: of any.
 
     @property
     def name(self) -> str:
@@ -50,7 +51,8 @@ class Notebook:
         mine = [config | config["model_args"] for config in configs if fnmatch(config["model"], self.models)]
         left_out = (all(config.get(key) == value for config in mine) for key, value in self.unless_all.items())
         axes = {axis for comparison in experiment.compare.values() for axis in comparison.vary}
-        return bool(mine) and not any(left_out) and (not self.varies or self.varies in axes)
+        named = not self.experiments or experiment.name in self.experiments
+        return named and bool(mine) and not any(left_out) and (not self.varies or self.varies in axes)
 
     def files(self, experiment: Experiment | None) -> list[str]:
         """What it makes of an experiment, as paths in figures/."""

@@ -36,7 +36,8 @@ Seconds = Annotated[float, Field(ge=0, le=10**12)]
 Text = Annotated[str, Field(min_length=1)]
 NUMBER = "(0|[1-9][0-9]{0,8})"
 PAIR = f"{NUMBER}:{NUMBER}"  # index of an image, and the wrong class
-Cell = Literal["ff", "attention"] | None
+Patches = Literal["ff", "attention"] | None
+Features = Literal["ff", "attention", "attention_over_tokens", "attention_unprojected"] | None
 
 
 class _Part(BaseModel):
@@ -66,8 +67,8 @@ class _Model(_Part):
     name: Text
     parameters: Count
     macs: Count
-    patches: Cell
-    features: Cell
+    patches: Patches
+    features: Features
 
 
 class _Images(_Part):

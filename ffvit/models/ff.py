@@ -115,12 +115,14 @@ class ConvStem(nn.Module):
     batch norms. Each convolution doubles the channels, up to embed_dim.
     """
 
-    def __init__(self, img_size: tuple[int, int], patch_size: int, in_chans: int, embed_dim: int):
+    def __init__(self, img_size: tuple[int, int], patch_size: tuple[int, int], in_chans: int, embed_dim: int):
         super().__init__()
-        halvings = int(math.log2(patch_size))
-        if 2**halvings != patch_size or patch_size < 2:
-            raise InputError(f"stem='conv' halves the image again and again: patch_size {patch_size} is no power of 2")
-        self.patch_size = (patch_size, patch_size)
+        side, halvings = patch_size[0], int(math.log2(patch_size[0]))
+        if patch_size != (side, side) or 2**halvings != side or side < 2:
+            raise InputError(
+                f"stem='conv' halves the image again and again: patch_size {_by(patch_size)} is no square of a power of 2"
+            )
+        self.patch_size = patch_size
         self.set_input_size(img_size)
         widths = [in_chans, *(max(1, embed_dim >> left) for left in range(halvings - 1, -1, -1))]
         layers: list[nn.Module] = []
@@ -159,7 +161,8 @@ class PositionEncoding(nn.Module):
 class PatchFeatureMixer(nn.Module):
     """The report's architecture (Figure 1): patches, class token, positions, blocks, norm, head on the class token.
 
-    Args, in timm's words: img_size and patch_size in pixels; patches, features: "ff" or "attention", what mixes
+    Args, in timm's words: img_size and patch_size in pixels, of a square or (height, width): patches as high as the image
+    make a sequence of its columns. patches, features: "ff" or "attention", what mixes
     them; patches_first: order of the two branches in a block; position_grid: side of the stored position map,
     None for the image's own. num_heads is read by attention over patches.
 
@@ -181,7 +184,7 @@ class PatchFeatureMixer(nn.Module):
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
-        patch_size: int = 16,
+        patch_size: int | tuple[int, int] = 16,
         in_chans: int = 3,
         num_classes: int = 1000,
         embed_dim: int = 192,
@@ -206,9 +209,8 @@ class PatchFeatureMixer(nn.Module):
         for name, choices in CHOICES.items():
             if given[name] not in choices:
                 raise InputError(f"{name}='{given[name]}': choose one of {', '.join(map(repr, choices))}")
-        self.img_size = to_2tuple(img_size)  # height, width
-        if any(side % patch_size for side in self.img_size):
-            raise InputError(f"img_size {img_size} is not divisible by patch_size {patch_size}")
+        self.img_size, patch = to_2tuple(img_size), to_2tuple(patch_size)  # height, width
+        _check_divisible(self.img_size, patch)
         if "attention" in (patches, features.replace("_over_tokens", "")) and embed_dim % num_heads:
             raise InputError(f"embed_dim {embed_dim} is not divisible by num_heads {num_heads}")
         if patch_hidden_dim is not None and (patches != "ff" or patch_hidden_dim < 1):
@@ -221,9 +223,9 @@ class PatchFeatureMixer(nn.Module):
         self.grad_checkpointing = False
 
         if stem == "conv":
-            self.patch_embed: PatchEmbed | ConvStem = ConvStem(self.img_size, patch_size, in_chans, embed_dim)
+            self.patch_embed: PatchEmbed | ConvStem = ConvStem(self.img_size, patch, in_chans, embed_dim)
         else:
-            self.patch_embed = PatchEmbed(self.img_size, patch_size, in_chans, embed_dim, strict_img_size=False)
+            self.patch_embed = PatchEmbed(self.img_size, patch, in_chans, embed_dim, strict_img_size=False)
             self.patch_embed.requires_grad_(stem != "frozen")
         self.grid_size = self.patch_embed.grid_size
         class_token = global_pool == "token"
@@ -255,10 +257,10 @@ class PatchFeatureMixer(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) images -> (B, N, D) tokens after the final norm; token 0 is the class token, where there is one."""
         if x.shape[2:] != self.img_size:
-            patch = self.patch_embed.patch_size[0]
+            patch, prefix = self.patch_embed.patch_size, self.cls_token is not None
             raise InputError(
                 f"this model has a fixed length: expected {self.num_tokens} tokens (image {_by(self.img_size)}, patch "
-                f"{patch}), got {x.shape[2] // patch * (x.shape[3] // patch) + (self.cls_token is not None)} (image {_by(x.shape[2:])}). "
+                f"{_side(patch)}), got {x.shape[2] // patch[0] * (x.shape[3] // patch[1]) + prefix} (image {_by(x.shape[2:])}). "
                 f"Resize the images, create the model with img_size={tuple(x.shape[2:])}, or resample this one with "
                 f"model.set_input_size({tuple(x.shape[2:])})"
             )
@@ -297,15 +299,14 @@ class PatchFeatureMixer(nn.Module):
         """
         new_size, patch = to_2tuple(img_size or self.img_size), self.patch_embed.patch_size
         if patch_size is not None and to_2tuple(patch_size) != tuple(patch):
-            raise InputError(f"patch_size {patch_size}: weights of patches of {patch[0]} px cannot take others")
-        if any(side % patch[0] for side in new_size):
-            raise InputError(f"img_size {_by(new_size)} is not divisible by patch_size {patch[0]}")
+            raise InputError(f"patch_size {patch_size}: weights of patches of {_side(patch)} px cannot take others")
+        _check_divisible(new_size, patch)
         if self.features == "attention":
             raise InputError(
                 "attention over features has a width of as many tokens as there are: train it at this size"
             )
         old: Grid = self.grid_size
-        new: Grid = (new_size[0] // patch[0], new_size[1] // patch[0])
+        new: Grid = (new_size[0] // patch[0], new_size[1] // patch[1])
         prefix = self.num_tokens - old[0] * old[1]
         for branch in self.modules():
             if isinstance(branch, Branch):
@@ -368,8 +369,18 @@ class PatchFeatureMixer(nn.Module):
         self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
 
 
+def _check_divisible(img_size: tuple[int, int], patch_size: tuple[int, int]) -> None:
+    if any(side % of_patch for side, of_patch in zip(img_size, patch_size)):
+        raise InputError(f"img_size {_side(img_size)} is not divisible by patch_size {_side(patch_size)}")
+
+
 def _by(size) -> str:
     return "x".join(str(side) for side in size)
+
+
+def _side(size: tuple[int, int]) -> str:
+    """Of a square, its side."""
+    return str(size[0]) if size[0] == size[1] else _by(size)
 
 
 _CFG = dict(

@@ -58,7 +58,7 @@ class Config:
     initial_weights: str = ""
 
     # Images
-    dataset: Annotated[str, Field(min_length=1)]  # "digits", a hub id, or a local folder of images
+    dataset: Annotated[str, Field(min_length=1)]  # "digits", "definitions", a hub id, or a local folder of images
     train_split: str = "train"
     validation_split: str = ""  # scored after every epoch; empty: hold out validation_fraction of the training images
     validation_fraction: Share = 0.1

@@ -15,7 +15,7 @@ from dataclasses import replace
 import timm
 import torch
 
-from ffvit.evidence.measured import Measured
+from ffvit.evidence.measured import NOT_RUN, Measured
 from ffvit.evidence.reported import Reported, load_reported, reported
 from ffvit.evidence.seed_statistics import difference, interval
 from ffvit.models import cost
@@ -31,6 +31,7 @@ POINTS = 0.5
 # The behaviour of models is judged here, the scale beside the verdict; digits, and CIFAR-10 cut down to an hour, have too few
 # pixels or too little training.
 CARRIES = ("ImageNet", "CIFAR-10", "CIFAR-10, small models")
+OTHER_DOMAINS = ("definitions",)  # scopes that are not of images
 # "Surprisingly well" is said of these two: their distance in Table 1 is the limit, in points, between well and not well.
 CLOSE_TO = ("deit_base_patch16_224", "ff_base_patch16_224")
 
@@ -128,6 +129,19 @@ def larger_is_worse(
 ) -> Finding:
     """Only ImageNet's experiment has two sizes of a model."""
     return compare(base, large, True, experiment, found, limit=0) if experiment.scope == "ImageNet" else Finding()
+
+
+def other_domain(
+    attention: tuple[str, str, str],
+    feed_forward: tuple[str, str, str],
+    experiment: Experiment,
+    found: dict[str, Measured],
+) -> Finding:
+    """What was measured outside images: the report says nothing of it that could be reproduced or contradicted."""
+    if experiment.scope not in OTHER_DOMAINS:
+        return Finding()
+    finding = compare(attention, feed_forward, False, experiment, found)
+    return replace(finding, tolerance="", note="the report leaves it open") if finding.measured != NOT_RUN else finding
 
 
 def close() -> float:

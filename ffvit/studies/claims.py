@@ -12,7 +12,7 @@ from ffvit.evidence.measured import Measured
 from ffvit.evidence.reported import load_reported
 from ffvit.settings.experiment import Experiment
 from ffvit.studies import model_checks
-from ffvit.studies.claim_checks import compare, epochs, larger_is_worse, num_tokens, parameters, top1
+from ffvit.studies.claim_checks import compare, epochs, larger_is_worse, num_tokens, other_domain, parameters, top1
 from ffvit.studies.finding import Finding
 from ffvit.studies.report_results import NAMES, PAPER
 
@@ -66,6 +66,10 @@ FF_BASE, FF_LARGE = ("ff", "ff", "ff_base_patch16_224"), ("ff", "ff", "ff_large_
 DEIT_TINY, DEIT_BASE = ("attention", "ff", "deit_tiny_patch16_224"), ("attention", "ff", "deit_base_patch16_224")
 VIT_LARGE = ("attention", "ff", "vit_large_patch32_224")
 ATTENTION_ONLY = ("attention", "attention", "attention_only_tiny_patch16_224")
+# Other readings of it, whose records stand beside FF only's.
+FF_TINY = ("ff", "ff", TINY)
+UNPROJECTED = ("attention", "attention_unprojected", "attention_only_tiny_patch16_224")
+OVER_TOKENS = ("attention", "attention_over_tokens", "attention_only_tiny_patch16_224")
 CLAIMS = (
     Claim(
         "A block is: feed-forward over features, transpose, feed-forward over patches, transpose; repeated N times",
@@ -130,6 +134,20 @@ CLAIMS = (
         "report it had 100 epochs, the others 300",
     ),
     Claim(
+        "The same, read as attention over the transposed map without projections",
+        "Section 3.4",
+        "does not work well",
+        partial(compare, FF_TINY, UNPROJECTED, True),
+        "Held against FF only. Needs an experiment that trains this reading, such as cifar10-small-attention-only",
+    ),
+    Claim(
+        "The same, read as two attentions over the tokens",
+        "Section 3.4",
+        "does not work well",
+        partial(compare, FF_TINY, OVER_TOKENS, True),
+        "Held against FF only. Needs an experiment that trains this reading, such as cifar10-small-attention-only",
+    ),
+    Claim(
         "Large models get worse than base ones on ImageNet-1k alone: without attention",
         "Section 3.3",
         "worse",
@@ -180,6 +198,7 @@ CLAIMS = (
         "How it does in other domains: text, audio",
         "Future work",
         "left open",
-        note="Needs data and models that are not of images",
+        partial(other_domain, DEIT_TINY, FF_TINY),
+        note="The experiment definitions has a small set of texts; audio was not tried",
     ),
 )

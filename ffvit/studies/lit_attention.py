@@ -4,12 +4,10 @@ Pan et al. 2022, arXiv:2105.14217, Figure 3, and the official script (generate_a
 Stages, blocks and heads count from 1.
 """
 
-import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,7 +22,7 @@ from ffvit.data.loader import Batch
 from ffvit.evidence.drawing import COLORS
 from ffvit.evidence.escape import drawn
 from ffvit.models.lit import LIT, Grid
-from ffvit.studies.lit_views import NONE_READABLE, TITLE, Watched, watching
+from ffvit.studies.trained_models import NONE_READABLE, TITLE, Watched, unfused, watching
 from ffvit.system.errors import InputError
 
 MOST_BYTES = 512 * 2**20  # for the attention maps of one block: how many images at a time
@@ -66,7 +64,7 @@ def mean_attention(model: nn.Module, batches: Iterable[Batch]) -> MeanAttention:
     device, count = next(model.parameters()).device, 0
     grids: dict[int, Grid] = {}
     watched: Watched = {attention.attn_drop: partial(add, key) for key, attention in attentions.items()}
-    with _unfused(attentions.values()), watching(model, watched):
+    with unfused(attentions.values()), watching(model, watched):
         for images, target, _ in batches:
             images = images[target >= 0]
             grids = dict(enumerate(model.grids_of(images.shape[2:]), 1))
@@ -163,16 +161,3 @@ def _heat_map(panel: Axes, probabilities: np.ndarray, query: tuple[int, int]) ->
     (row, column), width = query, min(1.6, 45 / probabilities.shape[1])
     square = Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor="none", edgecolor=COLORS[0], lw=width)
     panel.add_patch(square).set_clip_on(False)
-
-
-@contextlib.contextmanager
-def _unfused(attentions: Iterable[Any]) -> Iterator[None]:  # timm declares fused_attn final
-    """Meanwhile attention computes its probabilities step by step: the fused operator shows them to nobody."""
-    fused = {attention: attention.fused_attn for attention in attentions}
-    try:
-        for attention in fused:
-            attention.fused_attn = False
-        yield
-    finally:
-        for attention, was in fused.items():
-            attention.fused_attn = was

@@ -18,7 +18,7 @@ from ffvit.evidence.drawing import COLORS, MARKERS
 from ffvit.evidence.escape import drawn
 from ffvit.models.lit import LIT, DeformableMerging, Grid
 from ffvit.settings.config import Config
-from ffvit.studies.lit_views import NONE_READABLE, TITLE, Watched, watching
+from ffvit.studies.trained_models import NONE_READABLE, TITLE, Watched, watching
 from ffvit.system.errors import InputError
 
 TAPS = np.array([(0, 0), (0, 1), (1, 0), (1, 1)])  # of a merging, down and to the right

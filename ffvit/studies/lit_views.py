@@ -1,29 +1,8 @@
-"""Notebook 11, what its two views of a LIT share: which models, which weights, and how to watch a model at work."""
+"""Notebook 11, which LIT its two views look at."""
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-
-from ffvit.data.batches import eval_loader
-from ffvit.data.loader import Batch
-from ffvit.data.splits import load_splits
-from ffvit.evidence.measured import commit, machine
-from ffvit.evidence.records import open_run
-from ffvit.models import from_config
-from ffvit.models.weights import load_weights
-from ffvit.settings.config import Config, alone
 from ffvit.settings.experiment import Experiment
-from ffvit.settings.given import config_from_dict
 from ffvit.studies.lit_stages import OWN, layouts
 from ffvit.system.errors import InputError
-
-NONE_READABLE = "no image to look at can be read; choose another dataset"
-TITLE: dict[str, Any] = dict(x=0.01, ha="left", fontsize=10)
-Watched = Mapping[nn.Module, Callable[[Tensor], None]]  # to each module, who is shown its output
 
 
 def subjects(experiment: Experiment) -> tuple[str, str]:
@@ -44,45 +23,3 @@ def subjects(experiment: Experiment) -> tuple[str, str]:
         max(with_offsets, key=lambda name: here[name].stages == OWN),
         max(with_attention, key=lambda name: (len(here[name].stages), here[name].merging == "plain")),
     )
-
-
-def prepare(config: Config, weights: str | Path, num_classes: int = 0, **settings) -> tuple[nn.Module, Iterable[Batch]]:
-    """The model of a run or checkpoint, and batches of its test images.
-
-    num_classes: the checkpoint's; 0: as many as the dataset has. settings: of Config, in place of the run's, such as
-    max_eval_images, a random subset, or where the images are now.
-    """
-    config = alone(config_from_dict(config.to_dict() | settings))
-    splits = load_splits(config)
-    model = from_config.create(config, num_classes or len(splits.classes))
-    return load_weights(model, weights), eval_loader(splits.test, config)
-
-
-def source(weights: str | Path) -> str:
-    """One sentence on whose weights a picture shows: those of a run, by id and commit, or of a file from elsewhere."""
-    weights = Path(weights)
-    if not (weights.parent / "training.json").is_file():
-        return f"Weights: {weights.name}, a file that was given; not trained here."
-    config, facts = open_run(weights.parent)
-    return (
-        f"Weights: {weights.name} of run {config.run_id} of {config.experiment}, trained here, "
-        f"commit {commit(facts)}, on {machine(facts)}."
-    )
-
-
-@contextlib.contextmanager
-def watching(model: nn.Module, watched: Watched) -> Iterator[None]:
-    """Meanwhile the model is in evaluation mode, and each module's output is shown to its function."""
-    training = model.training
-    hooks = [
-        module.register_forward_hook(lambda _module, _input, output, see=see: see(output))
-        for module, see in watched.items()
-    ]
-    try:
-        model.eval()
-        with torch.inference_mode():
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        model.train(training)

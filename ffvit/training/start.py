@@ -83,7 +83,7 @@ def _start_from(model: nn.Module, config: Config) -> None:
             f"{config.run_id} starts from the weights of {config.first_run}, and there are none at {os.path.relpath(file)}: "
             f"train that first, by ffvit train --experiment {config.experiment} --model {config.initial_weights} --seed {config.seed}"
         )
-    build.start_from(model, file)
+    from_config.start_from(model, file)
 
 
 def _facts(config: Config, splits: Splits, model: nn.Module, device: torch.device) -> dict:

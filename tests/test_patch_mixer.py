@@ -1,0 +1,167 @@
+"""Maps over patches: what they measure, whose they are, and what is shown where."""
+
+import math
+import os
+from dataclasses import replace
+
+import IPython.display
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+import ffvit.models  # noqa: F401, registers the models
+from ffvit.data.loader import Batch
+from ffvit.evidence import interactive
+from ffvit.settings.experiment import load_experiment
+from ffvit.studies import patch_mixer, trained_models
+from ffvit.studies.patch_mixer import frequency, spread
+from ffvit.system.errors import InputError
+from ffvit.training.train import train
+
+SHAPE = dict(img_size=16, patch_size=4, in_chans=1, num_classes=5, embed_dim=12, depth=2, num_heads=3)
+
+
+def small(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name, **SHAPE).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def batches(size):
+    images = torch.randn(6, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    return [Batch(part, torch.zeros(len(part), dtype=int), []) for part in images.split(size)]
+
+
+# Spread and frequency
+
+
+def test_a_map_of_one_patch_reaches_nowhere_and_two_reach_half_their_distance():
+    single, pair = np.zeros((4, 6)), np.zeros((4, 6))
+    single[1, 2] = 3.0
+    pair[1, 1] = pair[1, 5] = 0.5
+    assert spread(single) == 0
+    assert spread(pair) == pytest.approx(2.0)
+
+
+def test_the_same_weight_everywhere_has_the_spread_of_a_uniform_distribution():
+    grid = (4, 6)
+    assert patch_mixer.without_order(grid)[0] == pytest.approx(math.sqrt((4**2 - 1 + 6**2 - 1) / 12))
+
+
+def test_frequency_is_that_of_a_wave_whatever_its_height_and_mean():
+    columns = np.arange(8)
+    waves = np.stack([7 + 3 * np.cos(2 * np.pi * columns * k / 8) * np.ones((8, 1)) for k in (1, 2, 4)])
+    assert frequency(waves) == pytest.approx([1 / 8, 2 / 8, 4 / 8])
+    checkerboard = (np.indices((8, 8)).sum(axis=0) % 2).astype(float)
+    assert frequency(checkerboard) == pytest.approx(math.hypot(0.5, 0.5))
+    assert np.isnan(frequency(np.ones((8, 8))))
+
+
+def test_noise_has_the_frequency_of_a_map_without_order():
+    noise = np.random.default_rng(0).normal(size=(2000, 5, 5))
+    assert frequency(noise).mean() == pytest.approx(patch_mixer.without_order((5, 5))[1], rel=0.02)
+
+
+# Whose maps
+
+
+def test_what_a_unit_takes_is_how_its_input_depends_on_each_patch():
+    model = small("ff_tiny_patch16_224")
+    branch, units = model.blocks[1].mix_patches, patch_mixer.units_of(model)[1]
+    seen = []
+    branch.mix.fc1.register_forward_hook(lambda _module, _input, output: seen.append(output))
+    normed = torch.randn(1, 17, 12, requires_grad=True)
+    branch.norm.forward = lambda x: x * branch.norm.weight  # the part of it that belongs to a token
+    branch(normed)
+    seen[0][0, 5, 7].backward()  # unit 8 of feature 6
+    assert units.taken[7].ravel() == pytest.approx(normed.grad[0, 1:, 5].numpy(), rel=1e-5)
+    assert units.given[7].ravel() == pytest.approx(branch.mix.fc2.weight[1:, 7].detach().numpy())
+    assert units.taken.shape == units.given.shape == (68, 4, 4)
+
+
+def test_the_strongest_units_come_first():
+    taken, given = np.ones((3, 2, 2)), np.ones((3, 2, 2))
+    taken[1] *= 5
+    given[2] *= 9
+    assert patch_mixer.Units(taken, given).strongest.tolist() == [2, 1, 0]
+
+
+def test_attention_is_the_mean_over_images_whatever_their_batches_and_leaves_nothing_behind():
+    model = small("vit_tiny_patch16_224")
+    fused = model.blocks[0].attn.fused_attn
+    together, apart = (patch_mixer.attention_of(model, batches(size)) for size in (6, 1))
+    assert [maps.shape for maps in together] == [(3, 16, 4, 4)] * 2
+    for a, b in zip(together, apart):
+        assert a.sum(axis=(-2, -1)) == pytest.approx(np.ones((3, 16)))
+        assert a == pytest.approx(b, abs=1e-6)
+    assert not any(module._forward_hooks for module in model.modules())
+    assert model.blocks[0].attn.fused_attn == fused
+
+
+def test_models_without_such_maps_are_refused():
+    with pytest.raises(InputError, match="no feed-forward layer over patches"):
+        patch_mixer.units_of(small("vit_tiny_patch16_224"))
+    with pytest.raises(InputError, match="no attention over patches"):
+        patch_mixer.attention_of(small("ff_tiny_patch16_224"), batches(6))
+    with pytest.raises(InputError, match="digits-attention-only needs a model that is FF only, and a ViT"):
+        patch_mixer.subjects(load_experiment("digits-attention-only"))
+    assert patch_mixer.subjects(load_experiment("digits")) == ("ff", "vit")
+
+
+def test_untrained_is_the_very_model_that_a_run_began_with(tmp_path):
+    still = dict(base_lr=0.0, warmup_lr=0.0, min_lr=0.0, weight_decay=0.0, epochs=1, warmup_epochs=0)
+    config = replace(load_experiment("digits").config("ff", 3, max_train_images=64), **still)
+    train(config, tmp_path)
+    state = torch.random.get_rng_state()
+    before = trained_models.untrained(config, 10).state_dict()
+    assert torch.equal(state, torch.random.get_rng_state())
+    begun = load_file(tmp_path / "last.safetensors")
+    assert begun.keys() == before.keys()
+    assert all(torch.equal(begun[key], before[key]) for key in begun)
+
+
+# What is shown
+
+
+def test_prediction_and_measurement_stand_side_by_side():
+    far, near = np.ones((2, 4, 4)), np.zeros((2, 4, 4))
+    near[:, 1, 1] = 1.0
+    local = patch_mixer.measured([patch_mixer.Units(near, near)], [patch_mixer.Units(far, far)])
+    assert local.loc[0, ["spread", "untrained spread"]].tolist() == pytest.approx([0.0, math.sqrt(2.5)])
+    table = patch_mixer.table({patch_mixer.FF: local, patch_mixer.ATTENTION: local.assign(spread=9.0)})
+    assert table["Predicted: smaller"].tolist() == ["as predicted", "contradicted"]
+    assert "more local in 1 of 1 layers" in patch_mixer.conclusion({patch_mixer.FF: local}, (4, 4))
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_sliders_are_for_jupyterlab_and_a_picture_for_everyone_else(by_hand, monkeypatch):
+    shown, drawn = [], []
+    monkeypatch.setattr(IPython.display, "display", shown.append)
+    monkeypatch.setitem(os.environ, "JPY_SESSION_NAME", "/notebooks/18_patch_mixer.ipynb")
+    if not by_hand:
+        monkeypatch.delenv("JPY_SESSION_NAME")
+    units = patch_mixer.units_of(small("ff_tiny_patch16_224"))
+
+    def draw(layer, unit):
+        drawn.append((layer, unit))
+        return patch_mixer.unit_figure(units, layer, unit)
+
+    interactive.explore(draw, lambda: patch_mixer.layer_figure(units, 2), layer=2, unit=68)
+    assert drawn == ([(1, 1)] if by_hand else [])
+    assert [type(each).__name__ for each in shown][-1] == ("VBox" if by_hand else "Figure")
+    if by_hand:
+        row, _ = shown[-1].children
+        row.children[0].value = 2
+        assert drawn[-1] == (2, 1)
+        assert [slider.max for slider in row.children] == [2, 68]
+    assert not plt.get_fignums()
+
+
+def test_a_layer_that_is_not_there_is_refused():
+    with pytest.raises(InputError, match="layer 3: this model has layers 1 to 2"):
+        patch_mixer.layer_figure(patch_mixer.units_of(small("ff_tiny_patch16_224")), 3)
