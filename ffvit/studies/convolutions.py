@@ -18,7 +18,7 @@ from ffvit.data.loader import Batch
 from ffvit.evidence.scoring import weights_to_score
 from ffvit.models.ff import Branch, PatchFeatureMixer
 from ffvit.settings.experiment import Experiment
-from ffvit.studies import lit_views
+from ffvit.studies import trained_models
 
 ROUNDING = 1e-9  # of the largest value: sums in another order, in double precision
 
@@ -98,7 +98,7 @@ def equality(name: str, model: PatchFeatureMixer, images: Tensor) -> pd.DataFram
 def trained(experiment: Experiment, model: str, **settings: Any) -> tuple[Any, Iterable[Batch], str]:
     """A model of an experiment as its first seed's run left it, batches of its test images, and a sentence on the weights."""
     [(config, weights)] = weights_to_score(experiment, model, experiment.seeds_of(model)[:1])
-    return *lit_views.prepare(config, weights, **settings), lit_views.source(weights)
+    return *trained_models.prepare(config, weights, **settings), trained_models.source(weights)
 
 
 def receptive_fields(experiment: Experiment, models: list[str], **settings: Any) -> tuple[dict[str, np.ndarray], str]:
