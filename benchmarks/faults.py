@@ -43,8 +43,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import datasets
+import matplotlib.pyplot as plt
 import numpy as np
 import page
+import pandas
 import psutil
 import pyarrow.parquet
 import torch
@@ -54,8 +56,9 @@ from safetensors.torch import save, save_file
 from ffvit.__main__ import main as ffvit
 from ffvit.data.batches import eval_loader
 from ffvit.data.splits import first_images, load_splits
+from ffvit.evidence import drawing, escape, tables
 from ffvit.evidence.belonging import belonging
-from ffvit.evidence.records import load_records
+from ffvit.evidence.records import load_records, write_record
 from ffvit.launching import launch as launcher
 from ffvit.models import from_config
 from ffvit.models.weights import load_weights
@@ -785,6 +788,90 @@ def other_runs(count: int) -> Iterator[str]:
     yield "" if found == recorded else f"{len(found) - len(recorded)} of a reader's own images are among the records"
 
 
+# Files that lie about their size, by name: from a path and a good state dict.
+BOMBS: dict[str, Callable] = {
+    "deflated.pth": lambda path, state: save_deflated(path, state),
+    "bytes_without_end.pth": lambda path, state: torch.save({"model": {"norm.bias": Endless()}}, path),
+    "long_header.safetensors": lambda path, state: path.write_bytes(struct.pack("<Q", 2**33) + bytes(100)),
+}
+# What a file of a run may hold that no run writes.
+NO_RUNS = {"a list": "[]", "half a file": '{"config": ', "no text": "\x00", "another program's": '{"model": 1}'}
+TEXTS = ("<img src=x onerror=alert(1)>", "a | b `c` *d*", "\\frac{%s} & # $x", "$\\frac$ ends\nhere {seed} {0}")
+NAMES = ("{seed}.toml", "x: y.toml", "a b'$(touch executed).toml")
+
+
+class Endless:
+    def __reduce__(self):
+        return bytearray, (10**10,)
+
+
+def save_deflated(path: Path, state: dict) -> None:
+    torch.save(state | {"more": torch.zeros(2**26)}, "plain.pth")
+    with zipfile.ZipFile("plain.pth") as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in plain.infolist():
+            packed.writestr(entry.filename, plain.read(entry))
+
+
+def refused(action: Callable[[], object], name: str) -> str:
+    """What went wrong where a file of this name is to be refused by it, with no more than 300 MB taken."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        action()
+    except InputError as error:
+        taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+        return "" if name in str(error) and taken < 300 else f"{name}: {taken:.0f} MB, {error}"
+    except Exception as error:
+        return f"{name}: {type(error).__name__}: {error}"
+    return f"{name}: no error"
+
+
+def put_everywhere(text: str) -> str:
+    """What went wrong where a text is shown in a page, in Markdown, in TeX and in a figure."""
+    table = pandas.DataFrame({text: [text, "plain"]})
+    files = [Path("table.md"), Path("table.tex")]
+    tables.save(table, *files, caption=text, source=text)
+    page, markdown, tex = tables.display(table).to_html(), files[0].read_text(), files[1].read_text()
+    figure, panel = plt.subplots()
+    panel.set_title(escape.drawn(text))
+    drawing.save(figure, Path("figure.svg"), source=text)
+    plt.close(figure)
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    problems = {
+        "a tag in the page": "<img" in page,
+        "a tag in Markdown": "<img" in markdown,
+        "a further cell in Markdown": any(len(re.findall(r"(?<!\\)\|", row)) != 2 for row in rows),
+        "a further row in Markdown": len(rows) != 4,
+        "a command in TeX": bool(re.search(r"\\frac|(?<!\\)[$#&]", tex.partition("\n")[2])),
+        "a comment that ends in TeX": not tex.partition("\n")[2].startswith("\\begin{table}"),
+    }
+    return "; ".join(problem for problem, there in problems.items() if there)
+
+
+def hostile_files(count: int) -> Iterator[str]:
+    model = from_config.create(digits(), 10)
+    for name, forge in BOMBS.items():
+        forge(Path(name), model.state_dict())
+    for name in BOMBS:
+        yield refused(lambda name=name: load_weights(model, Path(name)), name)
+    for file, (kind, content) in itertools.product(("config.json", "training.json"), NO_RUNS.items()):
+        run_dir = Path(f"{file} {kind}".replace("'", ""))
+        run_dir.mkdir()
+        good = {"config.json": digits().to_dict(), "training.json": {"run_id": "ff-seed0"}}
+        for other in good:
+            (run_dir / other).write_text(content if other == file else json.dumps(good[other]))
+        yield refused(lambda run_dir=run_dir: write_record(run_dir, None, ""), file)
+    for text in TEXTS:
+        yield put_everywhere(text)
+    for name in NAMES:
+        Path(name).write_text((ROOT / "experiments/digits.toml").read_text())
+        told = subprocess.run(
+            [sys.executable, "-m", "ffvit", "status", name], capture_output=True, text=True, timeout=120
+        )
+        ended = told.returncode == 0 or told.returncode == 2 and name.partition(".")[0] in told.stderr
+        fine = ended and "Traceback" not in told.stderr and not list(Path.cwd().rglob("executed"))
+        yield "" if fine else f"{name}: exit code {told.returncode}, {told.stderr[-200:]}"
+
+
 SIZES, RANKS, BATCHES = (1, 7, 97, 997), (1, 2, 3), (1, 5, 64)
 
 
@@ -880,6 +967,10 @@ FAULTS = [
           len(RECORDS), len(RECORDS), wrong_records),
     Fault("Records of other runs", "digits' records in an experiment file of that name for ImageNet at another shape; "
           "runs of a reader's own images among them", "neither is in a table", 2, 2, other_runs),
+    Fault("Hostile files", f"weights: {', '.join(BOMBS)}; config.json and training.json that hold {', '.join(NO_RUNS)}; "
+          f"{len(TEXTS)} labels that mean something to HTML, Markdown, TeX and matplotlib, in each; experiment files called "
+          f"{', '.join(NAMES)}", "refused by name, within 300 MB; a text is shown as it is, a file's name is taken or refused",
+          len(BOMBS) + 2 * len(NO_RUNS) + len(TEXTS) + len(NAMES), 0, hostile_files),
     Fault("Evaluation in parts", f"{SIZES} images, by {RANKS} ranks, in batches of {BATCHES}",
           "every image counts once; accuracy, confusion and loss are those of one rank", 36, 36, evaluation),
 ]

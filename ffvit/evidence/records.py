@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ffvit.evidence import belonging
-from ffvit.settings.config import Config
+from ffvit.settings.config import Config, short
 from ffvit.settings.experiment import load_experiment
 from ffvit.settings.given import config_from_dict
 from ffvit.settings.same_run import code_of, images_of
@@ -290,6 +290,7 @@ def write_record(run_dir: Path, evaluation: "Evaluation", fingerprint: str) -> P
     run was made for, and for scores that are none.
     """
     config, facts = open_run(run_dir)
+    _need_whole(Trial, facts, str(run_dir / "training.json"), f"delete the folder {run_dir} to start the run again")
     images = evaluation.images + len(evaluation.bad_images)
     if images != facts["dataset"]["images"]["test"]:
         raise InputError(f"{run_dir}: {images} images scored, its test split has {facts['dataset']['images']['test']}")
@@ -403,6 +404,5 @@ def _in_words(error: Any) -> str:
         return f"needs '{key}'"
     if error["type"] == "value_error":  # one of ours
         return f"{key}.{error['ctx']['error']}" if key else str(error["ctx"]["error"])
-    given = repr(error["input"])
     rule = error["msg"].removeprefix("Input should ").removeprefix("String should ")
-    return f"{key} must {rule}, got {given if len(given) < 80 else given[:77] + '...'}"
+    return f"{key} must {rule}, got {short(error['input'])}"
