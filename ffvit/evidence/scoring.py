@@ -1,7 +1,8 @@
-"""Score weights on a test split, every image once."""
+"""Score weights on a test split, and on the training images where a run asks for it, every image once."""
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,10 +32,19 @@ def choose(
 
 def score(config: Config, weights: str | Path, splits: Splits, device: str = "auto") -> Evaluation:
     """Evaluate a checkpoint (a file, ours or the author's) on the test split of a run's settings."""
+    return _evaluate(config, weights, splits, splits.test, device)
+
+
+def score_train(config: Config, weights: str | Path, splits: Splits, device: str = "auto") -> Evaluation | None:
+    """The same on the images it was trained on, not augmented; None where the run's settings do not ask for it."""
+    return _evaluate(config, weights, splits, splits.train, device) if config.score_train else None
+
+
+def _evaluate(config: Config, weights: str | Path, splits: Splits, images: Any, device: str) -> Evaluation:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_weights(build.create(config, len(splits.classes)), weights, _sha256_of(weights))
-    return evaluate(model.to(device), eval_loader(splits.test, alone(config)), len(splits.classes), device)
+    return evaluate(model.to(device), eval_loader(images, alone(config)), len(splits.classes), device)
 
 
 def _sha256_of(weights: str | Path) -> str | None:
