@@ -1,6 +1,7 @@
 """Every notebook runs top to bottom, makes what it declares, and stops for a parameter it does not know."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -126,7 +127,9 @@ def made(folder):
 
 
 def default_experiment(notebook):
-    return load_experiment("digits-lit" if notebook.models == "lit_*" else "digits")
+    """That of its parameters cell; None where it needs none."""
+    named = re.search(r'^experiment: str = "(.+?)"', notebook.sources[1], re.M)
+    return load_experiment(named[1]) if named else None
 
 
 @pytest.mark.parametrize("notebook", DRAWN, **BY_NAME)
