@@ -317,7 +317,7 @@ def test_any_timm_model_gets_the_experiments_settings():
         (dict(test_fraction=1.0), "test_fraction must be less than 1"),
         (dict(test_fraction=0.5, validation_fraction=0.5), "0.5 and test_fraction 0.5 leave nothing to train on"),
         (
-            dict(streaming=True, validation_split="dev", in_memory=False, score_train=True),
+            dict(streaming=True, validation_split="dev", in_memory=False, augment="image", score_train=True),
             "scores none of them: set score_train=false",
         ),
         (dict(test_fraction=0.1, streaming=True, validation_split="dev"), "streaming holds nothing out.*test_split"),
