@@ -101,7 +101,7 @@ def test_a_line_of_the_picture_is_an_ablation_of_both_models_and_size_and_data_a
     shown = {line.words: [*line.variants] for line in ablations.lines(SMALL)}
     assert shown["convolutional stem"] == ["ff", "vit"]
     assert shown["LayerNorm over channels"] == ["ff"]  # ViT's is over channels as it is
-    assert shown["Order of the branches, turned round"] == ["ff", "vit"]
+    assert shown["order of the branches, turned round"] == ["ff", "vit"]
     assert not [words for words in shown if "wide" in words or "images" in words]
 
 

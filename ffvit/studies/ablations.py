@@ -114,7 +114,8 @@ def lines(experiment: Experiment) -> list[Line]:
     found: dict[tuple[str, str], Line] = {}
     for variant in experiment.variants.values():
         if variant.of and variant.comparison and not OF_SIZE & changed(experiment, variant).keys():
-            words = variant.value_label or experiment.compare[variant.comparison].title
+            title = experiment.compare[variant.comparison].title
+            words = variant.value_label or f"{title[:1].lower()}{title[1:]}"
             line = found.setdefault((variant.comparison, words), Line(words, {}))
             line.variants[variant.of] = variant
     return [*found.values()]
@@ -163,10 +164,11 @@ def effects(experiment: Experiment, records: list[dict]) -> Figure:
         panel.tick_params(axis="y", length=0)
     panel.set_xlabel("effect on test top-1 (points): right of zero it is better than the model as it is")
     finish(panel)
+    panel.grid(False, axis="y")
     seeds = Line2D([], [], color="0.3", marker=".", lw=0, label="a seed")
-    cut = Line2D([], [], color="0.3", lw=1.5, label="95 % interval of the mean; cut where no seed is near")
+    cut = Line2D([], [], color="0.3", lw=1.5, label="95 % interval of the mean, cut where no seed is near")
     legend(figure, experiment, [found[name] for name in grid if name in found], [seeds, cut])
-    figure.suptitle(f"{drawn(experiment.title)}\nOne thing changed at a time, each variant at its own rate.", x=0.01, ha="left")  # fmt: skip
+    figure.suptitle(f"{drawn(experiment.title)}.\nEach variant at its own learning rate.", x=0.01, ha="left")  # fmt: skip
     return figure
 
 
@@ -194,5 +196,7 @@ def _effect(panel: Axes, y: float, points: list[float], style: tuple) -> None:
     color, _, marker = style
     if limits := interval(points):
         panel.plot(limits, [y, y], color=color, lw=1.5)
-    panel.plot(points, [y] * len(points), ".", color=color, markersize=5, markeredgewidth=0, alpha=0.6)
+    panel.plot(
+        points, [y + 0.13] * len(points), ".", color=color, markersize=6, markeredgewidth=0
+    )  # below the interval
     panel.plot(statistics.mean(points), y, marker, color=color, markersize=7)

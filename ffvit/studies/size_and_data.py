@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
 
 from ffvit.evidence.drawing import MARKS, finish, legend, mean_and_seeds, style_of
 from ffvit.evidence.escape import drawn
@@ -124,13 +125,20 @@ def figure(experiment: Experiment, records: list[dict]) -> Figure:
         below.set(xscale="log", xlabel=_words(kind), ylabel="gap (points)")
         for panel in (above, below):
             panel.tick_params(labelleft=True)
+        above.xaxis.set_major_formatter("{x:,.0f}")
+        if kind == DATA:
+            places = {
+                _place(kind, found[v.name]) for vs in series(experiment, kind).values() for v in vs if v.name in found
+            }
+            above.set_xticks(sorted(places))
+            above.xaxis.set_minor_locator(NullLocator())
     finish(*axes.flat)
     kinds = [
         Line2D([], [], color="0.3", marker="o", lw=1.4, label="test images"),
         Line2D([], [], color="0.3", marker="o", markerfacecolor="white", lw=1.0, ls=":", label="training images"),
     ]
     legend(figure, experiment, list(shown.values()), kinds)
-    figure.suptitle(f"{drawn(experiment.title)}\nGap: top-1 of training images less that of test images.\n{MARKS}", x=0.01, ha="left")  # fmt: skip
+    figure.suptitle(f"{drawn(experiment.title)}. Gap: top-1 of training images less that of test images.\n{MARKS}", x=0.01, ha="left")  # fmt: skip
     return figure
 
 
