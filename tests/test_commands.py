@@ -56,6 +56,9 @@ def test_unknown_command_option_or_experiment_is_told_with_the_nearest(capsys):
         (["tune", "digits", "--minute=3x"], "invalid float value: '3x'; ffvit tune --help says more"),
         (["train", "--experiment", "digits", "--sede=3", "--model", "ff"], "did you mean '--seed'?"),
         (["train", "--experiment", "digits", "--model", "ff", "epoch=3"], "did you mean 'epochs'?"),
+        (["train", "--experiment", "digits-ablations", "--model", "ff_conf"], "has no model 'ff_conf', nor has timm; did you mean 'ff_conv'?"),
+        (["missing", "digits-ablations", "--part", "stm"], "digits-ablations has no part 'stm'; did you mean 'stem'?"),
+        (["missing", "digits-ablations", "--models", "ff_conf"], "has no model 'ff_conf'; did you mean 'ff_conv'?"),
         (["score"], "run_dir; ffvit score --help says more"),
     ):  # fmt: skip
         assert ffvit(arguments) == 2

@@ -170,6 +170,12 @@ std = [0.4]
             "against.epochs must",
         ),
         ("seeds = [0, 1]", "seeds = [0, 1]\nplanned = [['ff', 'vit']]", "planned: there is no model 'vit'"),
+        ("[settings]", "[tuned]\nvit = { base_lr = 0.1 }\n[settings]", "tuned: there is no model 'vit'"),
+        (
+            "[settings]",
+            "[tuned]\nff = { base_rl = 0.1 }\n[settings]",
+            "'base_rl' is no setting of a run; did you mean 'base_lr'",
+        ),
     ],
 )
 def test_a_mistake_in_an_experiment_file_is_reported_when_it_is_read(tmp_path, old, new, trouble):
@@ -311,6 +317,10 @@ def test_any_timm_model_gets_the_experiments_settings():
         (dict(test_split=""), "give test_split, or a test_fraction"),
         (dict(test_fraction=1.0), "test_fraction must be less than 1"),
         (dict(test_fraction=0.5, validation_fraction=0.5), "0.5 and test_fraction 0.5 leave nothing to train on"),
+        (
+            dict(streaming=True, validation_split="dev", in_memory=False, augment="image", score_train=True),
+            "scores none of them: set score_train=false",
+        ),
         (dict(test_fraction=0.1, streaming=True, validation_split="dev"), "streaming holds nothing out.*test_split"),
     ],
 )
@@ -331,6 +341,7 @@ def test_settings_that_cannot_work_are_refused(settings, trouble):
         ('name="3"', {"name": "3"}),
         ("mean=[0.5, 0.5]", {"mean": [0.5, 0.5]}),
         ("auto_augment=", {"auto_augment": ""}),
+        ("model_args.stem=conv", {"model_args": {"stem": "conv"}}),
     ],
 )
 def test_a_setting_from_the_shell_is_read_as(text, expected):

@@ -130,9 +130,9 @@ def made(folder):
 
 
 def default_experiment(notebook):
-    """The one its parameters name; a notebook that needs none is run for any."""
-    named = re.search(r'^experiment: str = "(.+)"', notebook.sources[1], re.M)
-    return load_experiment(named[1] if named else "digits")
+    """That of its parameters cell; None where it needs none."""
+    named = re.search(r'^experiment: str = "(.+?)"', notebook.sources[1], re.M)
+    return load_experiment(named[1]) if named else None
 
 
 @pytest.mark.parametrize("notebook", DRAWN, **BY_NAME)

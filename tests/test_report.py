@@ -27,7 +27,7 @@ from ffvit.evidence import belonging, drawing, escape, records, tables
 from ffvit.evidence.measured import everything, measured, overlap, sources
 from ffvit.evidence.records import publish, write_record, write_trial
 from ffvit.evidence.reported import load_reported
-from ffvit.evidence.scoring import score
+from ffvit.evidence.scoring import score, score_train
 from ffvit.models import ff
 from ffvit.settings.experiment import Experiment, load_experiment
 from ffvit.studies import (
@@ -488,6 +488,21 @@ def test_a_record_is_written_beside_its_run(trial):
     assert write_record(folder, evaluation, splits.fingerprint) == folder / "record.json"
 
 
+def test_a_run_that_asks_for_it_has_its_training_images_scored_not_augmented_and_others_have_not(trial):
+    config, folder = trial
+    splits = load_splits(config)
+    weights, evaluation = folder / "last.safetensors", score(config, folder / "last.safetensors", splits)
+    assert score_train(config, weights, splits) is None
+    of_train = score_train(replace(config, score_train=True), weights, splits)
+    assert of_train.images == 64
+    swapped = replace(splits, test=splits.train)  # the training images in the place of the test images
+    assert of_train.top1_percent == score(config, weights, swapped).top1_percent
+    written = [write_record(folder, evaluation, splits.fingerprint, known).read_text() for known in (None, of_train)]
+    without, there = (json.loads(text)["results"].get("train") for text in written)
+    assert without is None
+    assert there == {"images": 64, "loss": of_train.loss, "top1_percent": of_train.top1_percent}
+
+
 def test_a_trial_is_never_published_and_a_record_never_written_over(trial, tmp_path):
     config, folder = trial
     splits = load_splits(config)
@@ -553,9 +568,7 @@ def test_finite_weights_that_compute_no_number_get_no_score(trial):
     config, folder = trial
     weights = load_file(folder / "last.safetensors")
     save_file({name: weight * 1e30 for name, weight in weights.items()}, folder / "huge.safetensors")
-    with pytest.raises(
-        InputError, match="huge.safetensors: the loss over the test images is (nan|inf): .* lower base_lr"
-    ):
+    with pytest.raises(InputError, match="huge.safetensors: the loss over the images is (nan|inf): .* lower base_lr"):
         score(config, folder / "huge.safetensors", load_splits(config))
 
 

@@ -59,6 +59,26 @@ def test_no_model_is_best_at_an_edge_of_the_rates_and_all_get_the_same_trials(ex
     assert len(trials) == len(found) * (8 + 1 + 1)
 
 
+def test_variants_are_searched_too_and_go_on_each_by_itself():
+    content = load_experiment("cifar10-small").model_dump()
+    experiment = Experiment(**content | {"tuning": {"variants": True, "base_lr": [4e-3, 8e-3, 16e-3]}})
+    best = {name: 8e-3 for name in experiment.variants} | {"ff_third": 64e-3, "vit": 4e-3}
+
+    def trained(config):
+        top1 = 60 - abs(math.log2(config.base_lr / best[config.name]))
+        return {"config": config.to_dict(), "history": [{"validation_top1_percent": top1}]}
+
+    trials: list[dict] = []
+    while left := tune.search(experiment, trials).left:
+        trials += map(trained, left)
+    rates = {n: sorted(t["config"]["base_lr"] for t in trials if t["config"]["name"] == n) for n in experiment.variants}
+    assert rates.pop("ff_third") == [4e-3, 8e-3, 16e-3, 32e-3, 64e-3, 128e-3]
+    assert rates.pop("vit") == [2e-3, 4e-3, 8e-3, 16e-3]
+    assert {*map(tuple, rates.values())} == {(4e-3, 8e-3, 16e-3)} and "attention_only_matched" in rates
+    assert {name: own["base_lr"] for name, own in tune.search(experiment, trials).found.items()} == best
+    assert "variants" not in tune.name_of(experiment, experiment.config("vit"))
+
+
 def test_a_rate_at_the_edge_that_ties_with_the_best_is_not_the_end(experiment):
     def level(config):  # as good from 0.008 to 0.128
         top1 = 50.0 if 0.008 <= config.base_lr <= 0.128 else 40.0
@@ -143,5 +163,5 @@ def test_models_train_with_the_settings_that_their_trials_found(name):
     if left:
         pytest.skip(f"{len(left)} trials of {name} are still to be made")
     for name, variant in experiment.variants.items():
-        config, own = experiment.config(name).to_dict(), found[variant.of or name]
+        config, own = experiment.config(name).to_dict(), found.get(name) or found[variant.of or name]
         assert {setting: config[setting] for setting in own} == own, name

@@ -29,8 +29,10 @@ def chosen_runs(
 ) -> list[Config]:
     """The runs of an experiment that are of these models, seeds and this part; an empty one leaves nothing out.
 
-    Raises InputError for a model that the experiment does not have.
+    Raises InputError for a model or part that the experiment does not have.
     """
+    if part and part not in (known := [name or GRID for name in experiment.parts()]):
+        raise InputError(f"{experiment.name} has no part '{part}'{suggest(part, known)}")
     for name in models:
         if name not in experiment.variants:
             raise InputError(f"{experiment.name} has no model '{name}'{suggest(name, experiment.variants)}")

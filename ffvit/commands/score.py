@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from ffvit.commands.arguments import Parser
-from ffvit.evidence.records import open_run
+from ffvit.evidence.records import images_unlike_recorded, open_run, publish, write_record, write_trial
 
 
 def main(arguments: list[str]) -> int:
@@ -23,17 +23,18 @@ def main(arguments: list[str]) -> int:
     run_dir = Path(os.path.relpath(options.run_dir))
     config, _ = open_run(run_dir)
 
-    # With torch, which takes seconds: --help and a run that is not there are answered without.
-    from ffvit.data.splits import load_splits
-    from ffvit.evidence.records import images_unlike_recorded, publish, write_record, write_trial
-    from ffvit.evidence.scoring import score
-
     if options.trial:
         print(f"trial: {os.path.relpath(write_trial(run_dir))}")
         return 0
+
+    # With torch, which takes seconds: --help, a trial and a run that is not there are answered without.
+    from ffvit.data.splits import load_splits
+    from ffvit.evidence.scoring import score, score_train
+
     splits = load_splits(config)
-    evaluation = score(config, run_dir / "last.safetensors", splits)
-    path = write_record(run_dir, evaluation, splits.fingerprint)
+    weights = run_dir / "last.safetensors"
+    evaluation = score(config, weights, splits)
+    path = write_record(run_dir, evaluation, splits.fingerprint, score_train(config, weights, splits))
     if options.record:
         path = publish(run_dir)
     print(

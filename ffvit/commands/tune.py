@@ -7,8 +7,14 @@ An experiment's [tuning] says what is searched, in its order, on validation imag
     base_lr = [4e-3, 8e-3]         # and on by factors of 2, until no model is best at an edge
     weight_decay = [0.05, 0.2]     # then these, each model at its best rate
 
-Every model of the grid gets the same trials: where one of them needs a further rate, all try it. Trials are kept in
-results/<experiment>/trials, in which the search finds its place again after an interruption. What was found is then
+Every model of the grid gets the same trials: where one of them needs a further rate, all try it. With
+
+    variants = true                # each model of every comparison, too
+
+each variant is searched for as well, from the same values on, and each goes on by itself: a further rate is tried by
+those alone that are best at an edge. So efforts are equal but for what it takes to leave the edge.
+
+Trials are kept in results/<experiment>/trials, in which the search finds its place again after an interruption. What was found is then
 written into the experiment's file by a person; a test holds the two together. On Ctrl-C or a signal, the trials
 write their checkpoints and stop, and the same command goes on.
 
@@ -33,6 +39,7 @@ from ffvit.system.files import RUNS
 from ffvit.system.lifetime import STOPPED
 
 STEP = 2  # between two rates
+OPTIONS = ("settings", "variants")  # of [tuning]; what else it has is searched
 
 
 class Search(NamedTuple):
@@ -46,30 +53,36 @@ class Search(NamedTuple):
 
 def search(experiment: Experiment, trials: list[dict]) -> Search:
     """Where the search stands by these trials, which are as records.load_trials gives them."""
-    plan = {name: values for name, values in experiment.tuning.items() if name != "settings"}
-    models = [variant.name for variant in experiment.main_variants]
+    plan = {name: values for name, values in experiment.tuning.items() if name not in OPTIONS}
+    each_by_itself = experiment.tuning.get("variants", False)
+    models = [*experiment.variants] if each_by_itself else [v.name for v in experiment.main_variants]
     scores = {key(t["config"]): t["history"][-1]["validation_top1_percent"] for t in trials}
     made = set()
     # What is searched later stands at its first value until then.
     found = {model: {name: values[0] for name, values in plan.items()} for model in models}
     for name, values in plan.items():
-        values = list(values)
+        own = {m: list(values) for m in models}
         while True:
-            tried = {m: {str(v): trial(experiment, m, **found[m] | {name: v}) for v in values} for m in models}
+            tried = {m: {str(v): trial(experiment, m, **found[m] | {name: v}) for v in own[m]} for m in models}
             wanted = {key(c.to_dict()): c for of_model in tried.values() for c in of_model.values()}
             left = [config for k, config in wanted.items() if k not in scores]
             made |= wanted.keys() & scores.keys()
             if left:
                 after = list(plan)[list(plan).index(name) + 1 :]
                 return Search(left, len(made), sum(len(plan[n]) - 1 for n in after) * len(models), found)
-            scored = {m: {key(c.to_dict()): v for v, c in zip(values, tried[m].values())} for m in models}
+            scored = {m: {key(c.to_dict()): v for v, c in zip(own[m], tried[m].values())} for m in models}
             best = {m: scored[m][max(scored[m], key=scores.__getitem__)] for m in models}
-            # A rate at the edge that is as good as the best may have a better one beyond it.
-            alike = [v for m in models for k, v in scored[m].items() if scores[k] == max(scores[k] for k in scored[m])]
-            beyond = _beyond(values, alike) if name == "base_lr" else []
-            if not beyond:
+            if name != "base_lr":
                 break
-            values = sorted([*values, *beyond])
+            # A rate at the edge that is as good as the best may have a better one beyond it.
+            top = {m: max(map(scores.__getitem__, scored[m])) for m in models}
+            alike = {m: {v for k, v in scored[m].items() if scores[k] == top[m]} for m in models}
+            if not each_by_itself:
+                alike = dict.fromkeys(models, set().union(*alike.values()))
+            beyond = {m: _beyond(own[m], alike[m]) for m in models}
+            if not any(beyond.values()):
+                break
+            own = {m: sorted([*own[m], *beyond[m]]) for m in models}
         for model in models:
             found[model][name] = best[model]
     return Search([], len(made), 0, found)
@@ -86,12 +99,12 @@ def key(config: dict) -> str:
 
 def name_of(experiment: Experiment, config: Config) -> str:
     """ff-base_lr0.008-weight_decay0.05: the model and what is searched."""
-    values = {name: config.to_dict()[name] for name in experiment.tuning if name != "settings"}
+    values = {name: config.to_dict()[name] for name in experiment.tuning if name not in OPTIONS}
     shown = ("-".join(f"{v:g}" for v in (value if isinstance(value, list) else [value])) for value in values.values())
     return "-".join([config.name, *map("".join, zip(values, shown))])
 
 
-def _beyond(values: list[float], best: list[float]) -> list[float]:
+def _beyond(values: list[float], best: set[float]) -> list[float]:
     """The next rate below the lowest and above the highest, where that is some model's best."""
     low, high = min(values), max(values)
     return [*([low / STEP] if low in best else []), *([high * STEP] if high in best else [])]

@@ -93,6 +93,14 @@ class _Epoch(_Part):
     cpu_seconds: Seconds = 0.0
 
 
+class _Known(_Part):
+    """Scores of the training images, not augmented."""
+
+    images: Some
+    loss: Annotated[float, Field(ge=0)]
+    top1_percent: Percent
+
+
 class _Results(_Part):
     images: Some
     loss: Annotated[float, Field(ge=0)]
@@ -102,6 +110,7 @@ class _Results(_Part):
     bad_images: list[dict[str, Any]] = []
     confusion: list[list[Count]] | None = None  # counts, true class by row
     mistakes: Annotated[str, Field(pattern=f"^({PAIR}( {PAIR})*)?$")] | None = None  # see Evaluation.mistakes
+    train: _Known | None = None  # where the run has score_train
 
     @model_validator(mode="after")
     def _agree(self) -> "_Results":
@@ -283,9 +292,12 @@ def is_of_older_code(record: dict) -> bool:
     return record.get("code") != code_of(record["config"]["model"])
 
 
-def write_record(run_dir: Path, evaluation: "Evaluation", fingerprint: str) -> Path:
+def write_record(
+    run_dir: Path, evaluation: "Evaluation", fingerprint: str, of_train: "Evaluation | None" = None
+) -> Path:
     """Join what training left in the run's folder with its score on the test split, as record.json beside it.
 
+    of_train: the score of its training images, where there is one.
     fingerprint: of the images scored, with those of the other splits. Raises InputError where they are not those the
     run was made for, and for scores that are none.
     """
@@ -311,6 +323,8 @@ def write_record(run_dir: Path, evaluation: "Evaluation", fingerprint: str) -> P
     if len(evaluation.confusion) <= MAX_CONFUSION_CLASSES:
         results["confusion"] = evaluation.confusion.tolist()
         results["mistakes"] = evaluation.mistakes
+    if of_train:
+        results["train"] = {"images": of_train.images, "loss": of_train.loss, "top1_percent": of_train.top1_percent}
     path = run_dir / "record.json"
     _need_whole(_Results, results, f"the scores of {run_dir}", "train the run again")
     write_atomically(path, json.dumps(facts | {"results": results}, indent=1) + "\n")

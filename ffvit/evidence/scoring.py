@@ -1,8 +1,9 @@
-"""Score weights on a test split, every image once."""
+"""Score weights on a test split, and on the training images where a run asks for it, every image once."""
 
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,16 +33,25 @@ def weights_to_score(
 
 def score(config: Config, weights: str | Path, splits: Splits, device: str = "auto") -> Evaluation:
     """Evaluate a checkpoint (a file, ours or the author's) on the test split of a run's settings."""
+    return _evaluate(config, weights, splits, splits.test, device)
+
+
+def score_train(config: Config, weights: str | Path, splits: Splits, device: str = "auto") -> Evaluation | None:
+    """The same on the images it was trained on, not augmented; None where the run's settings do not ask for it."""
+    return _evaluate(config, weights, splits, splits.train, device) if config.score_train else None
+
+
+def _evaluate(config: Config, weights: str | Path, splits: Splits, images: Any, device: str) -> Evaluation:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device='{device}', but PyTorch finds no CUDA GPU: set device='auto' or 'cpu'")
     model = load_weights(from_config.create(config, len(splits.classes)), weights, _sha256_of(weights))
-    found = evaluate(model.to(device), eval_loader(splits.test, alone(config)), len(splits.classes), device)
+    found = evaluate(model.to(device), eval_loader(images, alone(config)), len(splits.classes), device)
     if not math.isfinite(found.loss):
         raise InputError(
-            f"{weights}: the loss over the test images is {found.loss}: the weights are finite, and what they compute "
-            "is not; take other weights, or train again with a lower base_lr"
+            f"{weights}: the loss over the images is {found.loss}: the weights are finite, and what they compute is "
+            "not; take other weights, or train again with a lower base_lr"
         )
     return found
 

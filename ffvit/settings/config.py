@@ -64,6 +64,7 @@ class Config:
     validation_fraction: Share = 0.1
     test_split: str = "test"  # scored once, after training, by ffvit score
     test_fraction: Share = 0.0  # of the training images, held out as the test images instead of a test_split; 0: none
+    score_train: bool = machine(False)  # score the training images too, not augmented: how much better they are known
     allow_overlap: bool = False  # one split in two roles, such as ImageNet's validation images as test images too
     image_column: str = ""  # empty: found from the dataset's features
     label_column: str = ""
@@ -280,6 +281,7 @@ def _check(c: Config) -> None:
         )
         need(not c.in_memory, "streaming=true and in_memory=true exclude each other")
         need(not c.repeated_augmentation, "streaming repeats no image within a batch: set repeated_augmentation=0")
+        need(not c.score_train, "streaming passes training images by and scores none of them: set score_train=false")
         need(not c.max_train_images, "streaming reads all training images: set max_train_images=0")
     need(c.train_split, "train_split is empty: name the split to train on")
     need(c.test_split or c.test_fraction, "give test_split, or a test_fraction of the training images")

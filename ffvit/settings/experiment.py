@@ -1,7 +1,7 @@
 """The files of experiments/: which models, which seeds, on which images, with which settings, and what is compared.
 
-Settings of a run come, later ones first, from the caller (notebook, pipeline or shell), the comparison, the model's entry,
-the experiment's own `[settings]`, a named recipe, and the defaults of `Config`. A comparison is data:
+Settings of a run come, later ones first, from the caller (notebook, pipeline or shell), what trials found for the model, the
+comparison, the model's entry, the experiment's own `[settings]`, a named recipe, and the defaults of `Config`. A comparison is data:
 
     [compare.images]
     title = "Fewer training images"
@@ -19,6 +19,11 @@ Several axes under `vary` are crossed, the first varying fastest. `change` varie
     change = { vit = { model_args = { depth = 10 } } }           # vit_matched
 
 A run may start from another's weights: `initial_weights = "grid"` in a value, from those of the model that is varied.
+
+What trials found for a model of the grid or of a comparison, by its name, wins over its entry and over the comparison:
+
+    [tuned]
+    ff_conv = { base_lr = 0.128 }
 
 Two models of a comparison are held against each other where `planned` names them; `against` names, for an axis, the value
 that all others of it are held against.
@@ -110,6 +115,7 @@ class _File(_Checked):
     planned: list[Annotated[tuple[str, str], Field(strict=False)]] = []
     compare: dict[str, Comparison] = {}
     tuning: dict[str, Any] = {}  # what is searched for each model, see ffvit tune
+    tuned: dict[str, dict[str, Any]] = {}  # what was found, by the name of the model
 
 
 class Experiment(_File):
@@ -124,7 +130,9 @@ class Experiment(_File):
         for variant in [*self._grid(), *itertools.chain.from_iterable(map(self._compared, self.compare))]:
             if variant.name in found:
                 raise InputError(f"two models would be called '{variant.name}': give the values of a comparison names")
-            found[variant.name] = variant
+            found[variant.name] = variant.model_copy(
+                update={"settings": merge(variant.settings, self.tuned.get(variant.name, {}))}
+            )
         return found
 
     def of(self, comparison: str = "") -> list[Variant]:
@@ -285,6 +293,9 @@ def _check(experiment: Experiment) -> None:
         for model in pair:
             if model not in experiment.models:
                 raise InputError(f"planned: there is no model '{model}'{suggest(model, experiment.models)}")
+    for name in experiment.tuned:
+        if name not in experiment.variants:
+            raise InputError(f"tuned: there is no model '{name}'{suggest(name, experiment.variants)}")
     for variant in experiment.variants.values():
         if len(set(variant.seeds)) < len(variant.seeds):
             raise InputError(f"{variant.name}: seeds must differ, got {variant.seeds}")

@@ -2,6 +2,7 @@
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from ffvit.settings.config import SETTINGS, Config
 from ffvit.settings.recipes import RECIPES
@@ -86,4 +87,7 @@ def parse_setting(text: str) -> dict:
     try:
         return tomllib.loads(f"{key} = {value}")
     except (ValueError, RecursionError):  # no TOML, a number of thousands of digits, or a nest too deep
-        return {key: value}
+        nested: Any = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        return nested

@@ -11,7 +11,7 @@ from functools import partial
 from ffvit.evidence.measured import Measured
 from ffvit.evidence.reported import load_reported
 from ffvit.settings.experiment import Experiment
-from ffvit.studies import model_checks
+from ffvit.studies import ablations, model_checks, predictions, size_and_data
 from ffvit.studies.claim_checks import compare, epochs, larger_is_worse, num_tokens, other_domain, parameters, top1
 from ffvit.studies.finding import Finding
 from ffvit.studies.report_results import NAMES, PAPER
@@ -26,6 +26,7 @@ class Claim:
     reported: str
     check: Callable[[Experiment, dict[str, Measured]], Finding] | None = None
     note: str = ""  # an oddity of the report, or what it would take to check
+    compared: bool = False  # by the runs of an experiment's comparisons, too
 
 
 def numbers() -> list[Claim]:
@@ -182,17 +183,10 @@ CLAIMS = (
         partial(model_checks.fixed_length, TINY),
         "As it stands; resampled to the new grid, its weights work at another length: notebook 15",
     ),
-    Claim(
-        "Patch embedding and training procedure may explain more of ViT's strength than attention does",
-        "Section 3.5",
-        "a supposition",
-        note="Needs FF only and DeiT trained with and without DeiT's augmentation, and with another embedding, on ImageNet",
-    ),
-    Claim(
-        "What normalisation and initialisation contribute",
-        "Future work",
-        "left open",
-        note="Needs training without or with other norms and initial weights, a seed at a time",
+    # Those of the notebooks that measure them: what the report supposes, leaves open, or what follows from it.
+    *(
+        Claim(p.claim, p.where, p.formula, partial(predictions.check, p), compared=True)
+        for p in (*ablations.PREDICTIONS, *size_and_data.PREDICTIONS)
     ),
     Claim(
         "How it does in other domains: text, audio",

@@ -14,10 +14,10 @@ from ffvit.system import provenance
 
 def ledger(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
     """One row a number or claim of the report: what was measured by these records, or on the model, and the verdict."""
-    found = evidence.measured(experiment, records)
+    found, compared = evidence.measured(experiment, records), evidence.everything(experiment, records)
     rows = []
     for claim in (*numbers(), *CLAIMS):
-        finding = claim.check(experiment, found) if claim.check else Finding()
+        finding = claim.check(experiment, compared if claim.compared else found) if claim.check else Finding()
         rows.append(
             {
                 "Claim": claim.text,

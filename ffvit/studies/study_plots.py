@@ -1,5 +1,6 @@
 """Notebook 08, its plots of accuracy: against what training costs, in every comparison, and by learning rate."""
 
+import math
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -14,6 +15,8 @@ from ffvit.evidence.drawing import MARKS, WHITE, finish, legend, mean_and_seeds,
 from ffvit.evidence.escape import drawn
 from ffvit.evidence.measured import NOT_RUN, Measured, everything
 from ffvit.settings.experiment import Experiment
+
+PANELS_IN_A_ROW = 4
 
 
 def accuracy_by_cost(experiment: Experiment, records: list[dict]) -> Figure:
@@ -69,9 +72,13 @@ def comparisons(experiment: Experiment, records: list[dict]) -> Figure:
     """Test top-1 in every comparison, a panel each: value by value of what is varied, and as in the grid."""
     found = everything(experiment, records)
     parts = [part for part in experiment.parts() if part]
+    columns = min(PANELS_IN_A_ROW, max(1, len(parts)))
+    rows = max(1, math.ceil(len(parts) / columns))
     figure, axes = plt.subplots(
-        1, max(1, len(parts)), figsize=(1.6 + 3.6 * max(1, len(parts)), 4.6), layout="constrained", squeeze=False
+        rows, columns, figsize=(1.6 + 3.6 * columns, 0.9 + 3.7 * rows), layout="constrained", squeeze=False
     )
+    for panel in axes.flat[max(1, len(parts)) :]:
+        panel.set_axis_off()
     for panel, part in zip(axes.flat, parts):
         variants = experiment.of(part)
         ticks = list(dict.fromkeys(v.value_label or "changed" for v in variants))
@@ -85,7 +92,7 @@ def comparisons(experiment: Experiment, records: list[dict]) -> Figure:
                 mean_and_seeds(panel, x, m.top1_percent, style)
         panel.set(title=drawn(experiment.compare[part].title), xlim=(-0.5, len(ticks) + 0.5), ylabel="test top-1 (%)")
         panel.set_xticks(range(len(ticks) + 1), ["as in the grid", *map(drawn, ticks)], rotation=20, ha="right")
-    finish(*axes.flat)
+    finish(*axes.flat[: max(1, len(parts))])
     legend(figure, experiment, list(found.values()))
     figure.suptitle(f"{drawn(experiment.title)}.\n{MARKS}", x=0.01, ha="left")
     return figure

@@ -9,9 +9,15 @@ class InputError(Exception):
     """Something a person gave us is wrong. The message names what, where, and the cure."""
 
 
+MOST_KNOWN = 60  # names that a message lists
+
+
 def suggest(wrong: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(wrong, known, n=1)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"
+    """The nearest of the names there are, or all of them where they are few, to end a message with."""
+    known = sorted(known)
+    if close := difflib.get_close_matches(wrong, known, n=1):
+        return f"; did you mean '{close[0]}'?"
+    return f"; known: {', '.join(known)}" if len(known) <= MOST_KNOWN else ""
 
 
 # What to do where the system refuses a file or folder.

@@ -1,0 +1,170 @@
+"""Notebooks 16 and 17: a prediction is an inequality written down before measuring, and judged by its interval over seeds."""
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from ffvit.evidence.measured import NOT_RUN, Measured
+from ffvit.evidence.seed_statistics import difference, interval, interval_words
+from ffvit.settings.experiment import Experiment, Variant
+from ffvit.settings.same_run import deciding
+from ffvit.studies.claim_checks import CARRIES
+from ffvit.studies.finding import NOT_COMPARABLE, Finding, judged
+
+HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
+FF, VIT = ("ff", "ff"), ("attention", "ff")  # cells of the grid: what mixes patches, what mixes features
+SEARCHED = {"name", "base_lr"}  # a variant has its own, so they are no part of what is changed
+Cell = tuple[str, str]
+Run = Callable[[Experiment, dict[str, Measured]], Measured | None]  # which of the runs measured, of all comparisons
+Points = Callable[[Experiment, dict[str, Measured]], list[float]]  # one value a seed; none where a run is not there
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """That a number, which each seed gives once, is above zero."""
+
+    claim: str
+    where: str  # in the report, or what else it follows from
+    formula: str  # an inequality, in the words of its notebook
+    points: Points
+
+
+def changed(experiment: Experiment, variant: Variant) -> dict[str, Any]:
+    """The settings, and arguments of the model, in which a variant differs from the model of the grid that it is of."""
+    mine, base = (_flat(deciding(experiment.config(name).to_dict())) for name in (variant.name, variant.of))
+    return {key: mine.get(key) for key in sorted({*mine, *base} - SEARCHED) if mine.get(key) != base.get(key)}
+
+
+def top1_less(first: Measured, second: Measured) -> list[float]:
+    return difference(first, second).points
+
+
+def as_it_is(cell: Cell) -> Run:
+    """The model of the grid in a cell."""
+    return lambda experiment, found: _base(experiment, found, cell)
+
+
+def with_change(cell: Cell, **change: Any) -> Run:
+    """The same with these settings changed, among others where need be."""
+
+    def run(experiment: Experiment, found: dict[str, Measured]) -> Measured | None:
+        fits = [m for m, what in _variants(experiment, found, cell) if change.items() <= what.items()]
+        return fits[0] if fits else None
+
+    return run
+
+
+def with_most(cell: Cell, setting: str) -> Run:
+    """The same with the largest value of a setting that was tried beside the model's own."""
+    return _extreme(cell, setting, max)
+
+
+def with_least(cell: Cell, setting: str) -> Run:
+    """The same with the smallest value of a setting that was tried beside the model's own."""
+    return _extreme(cell, setting, min)
+
+
+def less(better: Run, worse: Run, values: Callable[[Measured, Measured], list[float]] = top1_less) -> Points:
+    """One run less another, seed by seed. values: of two runs, by default in top-1."""
+
+    def points(experiment: Experiment, found: dict[str, Measured]) -> list[float]:
+        a, b = better(experiment, found), worse(experiment, found)
+        return values(a, b) if a and b else []
+
+    return points
+
+
+def beyond(first: Points, second: Points) -> Points:
+    """One difference less another, of which both have the same seeds."""
+    return lambda *of: [ours - theirs for ours, theirs in zip(first(*of), second(*of))]
+
+
+def judge(points: list[float]) -> str:
+    """Whether values, one a seed, are above zero: by their 95 % interval, which must be clear of it."""
+    limits = interval(points)
+    if not limits or limits[0] <= 0 <= limits[1]:
+        return UNDECIDED
+    return HOLDS if limits[0] > 0 else FAILS
+
+
+def table(predictions: Iterable[Prediction], experiment: Experiment, found: dict[str, Measured]) -> pd.DataFrame:
+    """One row a prediction: what was to be above zero, what it was, and whether it holds."""
+    rows = []
+    for prediction in predictions:
+        points = prediction.points(experiment, found)
+        rows.append(
+            {
+                "Claim": prediction.claim,
+                "Where": prediction.where,
+                "Prediction": prediction.formula,
+                f"{experiment.scope}: left less right (points)": mean_words(points),
+                "95 % interval": interval_words(points, "+.2f") if points else "",
+                "The prediction": judge(points) if points else NOT_RUN,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def summary(table: pd.DataFrame) -> str:
+    """How many of the predictions hold, in a sentence, and which do not."""
+    by_verdict = {verdict: rows["Claim"].tolist() for verdict, rows in table.groupby("The prediction", sort=False)}
+    told = [f"{len(by_verdict.get(HOLDS, []))} of {len(table)} predictions hold."]
+    for verdict in (FAILS, UNDECIDED, NOT_RUN):
+        if claims := by_verdict.get(verdict):
+            told.append(f"{verdict[0].upper()}{verdict[1:]}: {'; '.join(claims)}.")
+    return "\n".join(told)
+
+
+def check(prediction: Prediction, experiment: Experiment, found: dict[str, Measured]) -> Finding:
+    """The same for the claims ledger, whose rules say at which scale behaviour can be judged."""
+    points = prediction.points(experiment, found)
+    if not points:
+        return Finding(note="needs the runs of an experiment that varies this, see experiments/digits-ablations.toml")
+    held = judge(points)
+    if experiment.scope not in CARRIES:
+        verdict, note = NOT_COMPARABLE, f"{experiment.scope} cannot carry the claim, {' or '.join(CARRIES)} can"
+    elif held == UNDECIDED:
+        verdict, note = NOT_COMPARABLE, f"the interval of {len(points)} seeds holds zero, or there is none"
+    else:
+        verdict, note = judged(held == HOLDS), ""
+    return Finding(
+        measured=f"{mean_words(points)} points, 95 % {interval_words(points, '+.2f')}".replace("-", "−"),
+        verdict=verdict,
+        scale=experiment.scope,
+        seeds=str(len(points)),
+        tolerance="above 0, with 95 % confidence",
+        note="; ".join(filter(None, [f"{prediction.formula}, left less right", note])),
+    )
+
+
+def mean_words(points: list[float]) -> str:
+    return f"{statistics.mean(points):+.2f} (n={len(points)})" if points else NOT_RUN
+
+
+def _base(experiment: Experiment, found: dict[str, Measured], cell: Cell) -> Measured | None:
+    grid = (found[variant.name] for variant in experiment.of() if variant.name in found)
+    return next((m for m in grid if (m.patches, m.features) == cell), None)
+
+
+def _variants(experiment: Experiment, found: dict[str, Measured], cell: Cell) -> Iterator[tuple[Measured, dict]]:
+    """The variants of the model in a cell that were measured, with what is changed."""
+    if base := _base(experiment, found, cell):
+        for variant in experiment.variants.values():
+            if variant.of == base.name and variant.comparison and variant.name in found:
+                yield found[variant.name], changed(experiment, variant)
+
+
+def _extreme(cell: Cell, setting: str, pick: Callable) -> Run:
+    def run(experiment: Experiment, found: dict[str, Measured]) -> Measured | None:
+        tried = [(what[setting], m) for m, what in _variants(experiment, found, cell) if setting in what]
+        return pick(tried, key=lambda pair: pair[0])[1] if tried else None
+
+    return run
+
+
+def _flat(settings: dict) -> dict[str, Any]:
+    """Arguments of the model among the settings."""
+    return {key: value for key, value in settings.items() if key != "model_args"} | settings["model_args"]
