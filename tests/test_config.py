@@ -28,7 +28,11 @@ def test_every_experiment_loads_and_gives_every_run_a_folder_of_its_own(name):
 
 
 LIT = [name for name in NAMES if "lit" in name.split("-")]
-ARGUMENTS = ["digits-resolution"]  # that test one argument of the report, with the models that it is about
+# Those that test one argument of the report, with the models that it is about.
+ARGUMENTS = [
+    *("definitions", "digits-ablations", "digits-attention-only", "digits-resolution"),
+    *("cifar10-small-ablations", "cifar10-small-attention-only"),
+]
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - {*LIT, *ARGUMENTS}))

@@ -334,7 +334,7 @@ def test_published_weights_load_into_a_model_of_another_size_in_one_call(hub):
     trained.set_input_size(288)
     assert loaded.num_tokens == 18 * 18 + 1
     assert all(torch.equal(value, trained.state_dict()[key]) for key, value in loaded.state_dict().items())
-    with pytest.raises(InputError, match="img_size 290x290 is not divisible by patch_size 16"):
+    with pytest.raises(InputError, match="img_size 290 is not divisible by patch_size 16"):
         timm.create_model("ff_tiny_patch16_224", pretrained=True, img_size=290)
 
 

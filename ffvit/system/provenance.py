@@ -1,5 +1,6 @@
 """Where a result comes from: code, machine and versions, as they were when the run started."""
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -46,22 +47,21 @@ def processor() -> dict:
 
 def gpus() -> list[str]:
     """The names of NVIDIA's GPUs that runs may use, as torch gives them, without torch: it takes seconds to import."""
-    try:
+    asked = None
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         asked = subprocess.run(
             ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"],
             capture_output=True,
             text=True,
             timeout=30,
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    rows = [line.split(", ", 2) for line in asked.stdout.splitlines()] if asked.returncode == 0 else []
+    rows = [line.split(", ", 2) for line in asked.stdout.splitlines()] if asked and asked.returncode == 0 else []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return [name for _, _, name in rows]
+    # What is not listed, such as a part of a GPU, goes by the name it is given.
     names = {key: name for index, uuid, name in rows for key in (index, uuid)}
-    # A part of a GPU has a name that is not listed here.
-    keys = [key.strip() for key in visible.split(",")] if rows else []
+    keys = [key.strip() for key in visible.split(",")]
     return [names.get(key, key) for key in keys if key not in ("", "-1")]
 
 
