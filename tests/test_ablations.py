@@ -157,6 +157,14 @@ def test_the_largest_and_smallest_of_what_was_tried_are_found():
     assert points("Large models get worse when images are few: FF", ff=[90.0], ff_width192=[88.0]) == [2.0]
 
 
+def test_all_images_are_more_than_any_number_of_them():
+    found = everything(SMALL, made(ff=[97], ff_images128=[94], ff_images1077=[99]))
+    cell = predictions.FF
+    assert predictions.with_least(cell, "max_train_images")(SMALL, found).name == "ff_images128"
+    assert predictions.with_most(cell, "max_train_images")(SMALL, found).name == "ff_images1077"
+    assert points("More images help: FF", ff=[97, 98], ff_images128=[94, 95], ff_images1077=[99, 99]) == [3, 3]
+
+
 def test_a_prediction_without_its_runs_is_not_run():
     table = predictions.table(CLAIMS.values(), SMALL, everything(SMALL, made(ff=[90.0, 91.0])))
     assert set(table["The prediction"]) == {NOT_RUN} and len(table) == len(CLAIMS)

@@ -1,5 +1,6 @@
 """Notebooks 16 and 17: a prediction is an inequality written down before measuring, and judged by its interval over seeds."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -160,6 +161,8 @@ def _variants(experiment: Experiment, found: dict[str, Measured], cell: Cell) ->
 def _extreme(cell: Cell, setting: str, pick: Callable) -> Run:
     def run(experiment: Experiment, found: dict[str, Measured]) -> Measured | None:
         tried = [(what[setting], m) for m, what in _variants(experiment, found, cell) if setting in what]
+        if setting.startswith("max_"):  # 0: all there are
+            tried = [(value or math.inf, m) for value, m in tried]
         return pick(tried, key=lambda pair: pair[0])[1] if tried else None
 
     return run
