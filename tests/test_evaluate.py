@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
+from whole import whole
 
 from ffvit.data.images import BadImage
 from ffvit.data.loader import Batch
@@ -145,8 +146,11 @@ def test_a_split_of_which_no_image_can_be_read_has_no_score():
 
 def test_the_record_lists_the_images_that_could_not_be_read(tmp_path):
     model, damaged, _, _ = with_bad_images(9, [4, 7])
-    (tmp_path / "config.json").write_text(json.dumps(load_experiment("digits").config("ff").to_dict()))
-    (tmp_path / "training.json").write_text(json.dumps({"dataset": {"images": {"test": 9}, "fingerprint": "0123"}}))
+    config = load_experiment("digits").config("ff")
+    facts = whole(config)
+    facts["dataset"] |= {"images": facts["dataset"]["images"] | {"test": 9}, "fingerprint": "0123"}
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    (tmp_path / "training.json").write_text(json.dumps(facts))
     path = write_record(tmp_path, evaluate(model, batches(damaged), CLASSES), "0123")
     results = json.loads(path.read_text())["results"]
     assert results["images"] == 7

@@ -140,6 +140,7 @@ def test_prediction_and_measurement_stand_side_by_side():
 
 @pytest.mark.parametrize("by_hand", [False, True])
 def test_sliders_are_for_jupyterlab_and_a_picture_for_everyone_else(by_hand, monkeypatch):
+    plt.close("all")
     shown, drawn = [], []
     monkeypatch.setattr(IPython.display, "display", shown.append)
     monkeypatch.setitem(os.environ, "JPY_SESSION_NAME", "/notebooks/18_patch_mixer.ipynb")

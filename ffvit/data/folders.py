@@ -144,7 +144,7 @@ def open_class_folders(root: Path, wanted: list[str], dataset: str) -> dict[str,
         classes = classes or here
         if unknown := sorted(set(here) - set(classes)):
             hint = suggest(unknown[0], classes)
-            if len(hint) > 300:  # it would list a thousand classes
+            if not hint:  # there are many classes
                 hint = f", which have {len(classes):,}: take it away, or give it training images"
             raise InputError(
                 f"dataset '{dataset}': class folder '{'/'.join((*below, unknown[0]))}' is no class of the training images"
