@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
 
 from ffvit.evidence.drawing import finish, legend, style_of
 from ffvit.evidence.escape import drawn
@@ -34,6 +35,7 @@ from ffvit.studies.predictions import (
 )
 
 OF_SIZE = {"embed_dim", "depth", "max_train_images"}  # what notebook 17 is about
+LINEAR, TICKS = 1.0, (-100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100)  # points; up to LINEAR, the axis is linear
 UNAUGMENTED = {"crop_scale": [1.0, 1.0]}
 
 
@@ -149,25 +151,31 @@ def effects(experiment: Experiment, records: list[dict]) -> Figure:
     found, shown = everything(experiment, records), lines(experiment)
     grid = [variant.name for variant in experiment.of()]
     figure, panel = plt.subplots(figsize=(9.2, 1.6 + 0.52 * max(4, len(shown))), layout="constrained")
-    reach = 0.0  # of the seeds: an interval of few seeds goes far beyond what can be read
+    seeds = [-LINEAR, LINEAR]  # what must be seen: an interval of few seeds goes far beyond what can be read
     for y, line in enumerate(shown):
         for of, variant in line.variants.items():
             if variant.name in found and of in found:
                 points = difference(found[variant.name], found[of]).points
                 aside = 0.3 * (grid.index(of) - (len(grid) - 1) / 2)  # one below the other
                 _effect(panel, y + aside, points, style_of(experiment, of))
-                reach = max(reach, *map(abs, points))
-    if reach:
+                seeds += points
+    if panel.lines:
         panel.axvline(0, color="0.25", lw=1)
-        panel.set(ylim=(len(shown) - 0.5, -0.5), xlim=(-1.15 * reach, 1.15 * reach))
+        panel.set_xscale("symlog", linthresh=LINEAR, linscale=0.6)
+        panel.set(ylim=(len(shown) - 0.5, -0.5), xlim=(1.5 * min(seeds), 1.5 * max(seeds)))
+        ticks = [x for x in TICKS if 1.5 * min(seeds) < x < 1.5 * max(seeds)]
+        panel.set_xticks(ticks, [f"{x:+g}".replace("-", "−") if x else "0" for x in ticks])
+        panel.xaxis.set_minor_locator(NullLocator())
         panel.set_yticks(range(len(shown)), [drawn(line.words) for line in shown])
         panel.tick_params(axis="y", length=0)
-    panel.set_xlabel("effect on test top-1 (points): right of zero it is better than the model as it is")
+    panel.set_xlabel(
+        "effect on test top-1 (points; logarithmic beyond ±1): right of zero, better than the model as it is"
+    )
     finish(panel)
     panel.grid(False, axis="y")
-    seeds = Line2D([], [], color="0.3", marker=".", lw=0, label="a seed")
+    dot = Line2D([], [], color="0.3", marker=".", lw=0, label="a seed")
     cut = Line2D([], [], color="0.3", lw=1.5, label="95 % interval of the mean, cut where no seed is near")
-    legend(figure, experiment, [found[name] for name in grid if name in found], [seeds, cut])
+    legend(figure, experiment, [found[name] for name in grid if name in found], [dot, cut])
     figure.suptitle(f"{drawn(experiment.title)}.\nEach variant at its own learning rate.", x=0.01, ha="left")  # fmt: skip
     return figure
 
