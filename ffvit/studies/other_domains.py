@@ -3,7 +3,6 @@
 Text is laid out as an image of one row of patches (ffvit.data.embedded), so that nothing else of a run changes.
 """
 
-import statistics
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -19,12 +18,12 @@ from ffvit.data.splits import Splits
 from ffvit.evidence.drawing import finish, mean_and_seeds, style_of
 from ffvit.evidence.escape import drawn
 from ffvit.evidence.measured import NOT_RUN, Measured
-from ffvit.evidence.seed_statistics import difference, interval, interval_words
+from ffvit.evidence.seed_statistics import difference
 from ffvit.settings.experiment import Experiment
 from ffvit.studies.claim_checks import close
+from ffvit.studies.predictions import measured_beside
 
 ORDER = "order"  # the comparison with and without learned positions
-MEANINGS = {True: "as predicted", False: "contradicted", None: "undecided"}
 
 
 class Anchors(NamedTuple):
@@ -82,26 +81,20 @@ def predictions(experiment: Experiment, found: dict[str, Measured], known: Ancho
     limit = close()
     ours = {name: m.top1_percent for name, m in found.items()}
     loss = {name: _points(found, name, unplaced[name]) for name in (ff, vit)}
-    rows = [
-        _row("FF only − counts of symbols > 0", [v - known.letters for v in ours.get(ff, [])], 0.0, True),
-        _row("ViT − counts of symbols > 0", [v - known.letters for v in ours.get(vit, [])], 0.0, True),
-        _row(f"ViT − FF only ≤ {limit:g}, the report's own distance", _points(found, vit, ff), limit, False),
-        _row("ViT − ViT without learned positions > 0", loss[vit], 0.0, True),
-        _row(
+    asked = [
+        ("FF only − counts of symbols > 0", [v - known.letters for v in ours.get(ff, [])], 0.0, True),
+        ("ViT − counts of symbols > 0", [v - known.letters for v in ours.get(vit, [])], 0.0, True),
+        (f"ViT − FF only ≤ {limit:g}, the report's own distance", _points(found, vit, ff), limit, False),
+        ("ViT − ViT without learned positions > 0", loss[vit], 0.0, True),
+        (
             "what ViT loses without them − what FF only loses > 0",
             [a - b for a, b in zip(loss[vit], loss[ff])],
             0.0,
             True,
         ),
     ]
+    rows = [{"Prediction (points)": words, **measured_beside(points, at, above)} for words, points, at, above in asked]
     return pd.DataFrame(rows)
-
-
-def conclusion(table: pd.DataFrame) -> str:
-    """What was found, of a table of predictions."""
-    counts = {word: int((table["Found"] == word).sum()) for word in (*MEANINGS.values(), NOT_RUN)}
-    said = [f"{number} {word}" for word, number in counts.items() if number]
-    return f"Of {len(table)} predictions: {', '.join(said)}."
 
 
 def figure(
@@ -154,17 +147,3 @@ def _counts(part) -> tuple[np.ndarray, np.ndarray]:
 
 def _points(found: dict[str, Measured], first: str, second: str) -> list[float]:
     return difference(found[first], found[second]).points if {first, second} <= found.keys() else []
-
-
-def _row(words: str, points: list[float], limit: float, above: bool) -> dict[str, str]:
-    """above: the prediction puts the points above the limit, otherwise at or below."""
-    limits = interval(points)
-    decided = None
-    if limits and not limits[0] <= limit < limits[1]:
-        decided = (limits[0] > limit) == above
-    return {
-        "Prediction (points)": words,
-        "Measured": f"{statistics.mean(points):+.2f} (n={len(points)})".replace("-", "−") if points else NOT_RUN,
-        "95 % interval": interval_words(points, "+.2f").replace("-", "−") if points else "",
-        "Found": MEANINGS[decided] if points else NOT_RUN,
-    }

@@ -1,4 +1,4 @@
-"""Notebooks 16 and 17: a prediction is an inequality written down before measuring, and judged by its interval over seeds."""
+"""Notebooks 15 to 20: a prediction is an inequality, and it is judged by its interval over seeds."""
 
 import math
 import statistics
@@ -83,12 +83,27 @@ def beyond(first: Points, second: Points) -> Points:
     return lambda *of: [ours - theirs for ours, theirs in zip(first(*of), second(*of))]
 
 
-def judge(points: list[float]) -> str:
-    """Whether values, one a seed, are above zero: by their 95 % interval, which must be clear of it."""
+def judge(points: list[float], limit: float = 0.0, above: bool = True) -> str:
+    """Whether values, one a seed, are above a limit, or not above: by their 95 % interval, which must be clear of it."""
     limits = interval(points)
-    if not limits or limits[0] <= 0 <= limits[1]:
+    if not limits or limits[0] <= limit <= limits[1]:
         return UNDECIDED
-    return HOLDS if limits[0] > 0 else FAILS
+    return HOLDS if (limits[0] > limit) == above else FAILS
+
+
+def measured_beside(points: list[float], limit: float = 0.0, above: bool = True) -> dict[str, str]:
+    """The cells of a table that stand beside a prediction: what was measured, its interval, and what was found."""
+    return {
+        "Measured": mean_words(points).replace("-", "−"),
+        "95 % interval": interval_words(points, "+.2f").replace("-", "−") if points else "",
+        "Found": judge(points, limit, above) if points else NOT_RUN,
+    }
+
+
+def counted(found: pd.Series) -> str:
+    """How many predictions came to what, in a sentence, by their cells "Found": "5 predictions. Holds: 2; undecided: 3." """
+    told = "; ".join(f"{words}: {count}" for words, count in found.value_counts().items())
+    return f"{len(found)} predictions. {told[0].upper()}{told[1:]}." if told else "No prediction was made."
 
 
 def table(predictions: Iterable[Prediction], experiment: Experiment, found: dict[str, Measured]) -> pd.DataFrame:

@@ -31,6 +31,7 @@ from ffvit.models.ff import PatchFeatureMixer
 from ffvit.settings.experiment import Experiment
 from ffvit.studies import trained_models
 from ffvit.studies.claim_checks import close
+from ffvit.studies.predictions import FAILS, HOLDS, UNDECIDED, judge
 from ffvit.studies.trained_models import NONE_READABLE
 from ffvit.system.errors import InputError
 
@@ -342,7 +343,7 @@ def _as_the_report(points: list[float], limits: tuple[float, float] | None, limi
         return ""
     if limits is None:
         return "undecided: no interval"
-    return "as the report says" if limits[0] > limit else "contradicted" if limits[1] <= limit else "undecided"
+    return {HOLDS: "as the report says", FAILS: "contradicted", UNDECIDED: "undecided"}[judge(points, limit)]
 
 
 def _under(bound: Bound | None) -> str:

@@ -5,7 +5,6 @@ The report (arXiv:2105.02723, section 3.5) says that its model works only at a f
 records of an experiment say that varies `img_size` and `training` (experiments/digits-resolution.toml).
 """
 
-import statistics
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +19,11 @@ from torch import nn
 
 from ffvit.evidence import drawing
 from ffvit.evidence.measured import NOT_RUN, Measured, everything
-from ffvit.evidence.seed_statistics import difference, interval
+from ffvit.evidence.seed_statistics import difference
 from ffvit.models import cost
 from ffvit.models.weights import load_weights, save_weights
 from ffvit.settings.experiment import Experiment, Variant
+from ffvit.studies.predictions import counted, measured_beside
 from ffvit.system.errors import InputError
 
 # The values of the axis `training`, in the order in which they are shown.
@@ -106,7 +106,7 @@ def accuracy_table(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
 def predictions_table(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
     """Each prediction beside what was measured: a difference in points, paired by seed, with its 95 % interval."""
     found = everything(experiment, records)
-    rows = []
+    asked: list[tuple[str, list[float], float, bool]] = []
     for taken in _taken(experiment):
         name, size = taken.model.label, taken.img_size
         trained = found.get(taken.model.name)
@@ -114,22 +114,21 @@ def predictions_table(experiment: Experiment, records: list[dict]) -> pd.DataFra
             found.get(taken.variants[s].name) if s in taken.variants else None for s in (RESAMPLED, TUNED)
         )
         lost, left = _points(trained, resampled), _points(trained, tuned)
-        rows.append(_row(f"{name}, {size} px: resampling costs accuracy", "> 0", lost, limit=0.0, is_above=True))
-        rows.append(
-            _row(
-                f"{name}, {size} px: fine-tuning gives it back",
-                f"≤ {RECOVERED:g}",
-                left,
-                limit=RECOVERED,
-                is_above=False,
-            )
-        )
+        asked.append((f"{name}, {size} px: resampling costs accuracy", lost, 0.0, True))
+        asked.append((f"{name}, {size} px: fine-tuning gives it back", left, RECOVERED, False))
     for size, first, second in _pairs(experiment):
         lost, other = (_lost(taken, found) for taken in (first, second))
         more = [a - b for a, b in zip(lost, other)] if len(lost) == len(other) else []
         what = f"{size} px: {first.model.label} loses more by resampling than {second.model.label}"
-        rows.append(_row(what, "> 0", more, limit=0.0, is_above=True))
-    return pd.DataFrame(rows)
+        asked.append((what, more, 0.0, True))
+    return pd.DataFrame(
+        {
+            "Prediction, in points of top-1": what,
+            "Predicted": f"{'>' if above else '≤'} {limit:g}",
+            **measured_beside(points, limit, above),
+        }
+        for what, points, limit, above in asked
+    )
 
 
 def accuracy_figure(experiment: Experiment, records: list[dict]) -> Figure:
@@ -174,12 +173,7 @@ def accuracy_figure(experiment: Experiment, records: list[dict]) -> Figure:
 
 def summary(experiment: Experiment, records: list[dict]) -> str:
     """How many of the predictions held."""
-    found = predictions_table(experiment, records)["Found"]
-    judged = found[found != NOT_RUN]
-    counted = ", ".join(f"{n} {words}" for words, n in judged.value_counts().items())
-    return (
-        f"Of {len(judged)} predictions: {counted}." if len(judged) else "No prediction was tried: nothing is recorded."
-    )
+    return counted(predictions_table(experiment, records)["Found"])
 
 
 def _taken(experiment: Experiment) -> Iterator[Taken]:
@@ -214,23 +208,3 @@ def _lost(taken: Taken, found: dict[str, Measured]) -> list[float]:
 
 def _points(first: Measured | None, second: Measured | None) -> list[float]:
     return difference(first, second).points if first and second else []
-
-
-def _row(what: str, predicted: str, points: list[float], limit: float, is_above: bool) -> dict:
-    """A prediction that the mean of points is above a limit, or that it is not; an interval that holds the limit decides nothing."""
-    if not points:
-        measured, shown, found = NOT_RUN, NOT_RUN, NOT_RUN
-    else:
-        low, high = interval(points) or (min(points), max(points))
-        measured, shown = f"{statistics.mean(points):+.2f} (n={len(points)})", f"{low:+.2f} to {high:+.2f}"
-        if len(points) < 2 or low <= limit < high:
-            found = "not decided"
-        else:
-            found = "as predicted" if (low > limit) == is_above else "otherwise"
-    return {
-        "Prediction, in points of top-1": what,
-        "Predicted": predicted,
-        "Measured": measured.replace("-", "−"),
-        "95 % interval": shown.replace("-", "−"),
-        "Found": found,
-    }
