@@ -1,5 +1,6 @@
 """Where a LIT looks: the published geometry of offsets, and mean attention without keeping the maps."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -372,9 +373,14 @@ def run_dir(tmp_path_factory):
     return folder
 
 
-def test_a_picture_says_whose_weights_it_shows(run_dir, tmp_path):
+def test_a_picture_says_whose_weights_it_shows(run_dir, tmp_path, monkeypatch):
     told = trained_models.source(run_dir / "last.safetensors")
     assert told.startswith("Weights: last.safetensors of run all-seed0 of digits-lit, trained here, commit ")
+    facts = json.loads((run_dir / "training.json").read_text())
+    recorded = facts | {"git": {"commit": "0123456789abcdef", "dirty": False}}
+    monkeypatch.setattr(trained_models, "load_records", lambda experiment: [recorded])
+    told = trained_models.source(run_dir / "last.safetensors")  # the same weights: the picture is the recorded run's
+    assert told.startswith("Weights: last.safetensors of run all-seed0 of digits-lit, recorded, commit 0123456789, on ")
     given = "Weights: lit_ti.pth, a file that was given; not trained here."
     assert trained_models.source(tmp_path / "lit_ti.pth") == given
     assert trained_models.source("https://example.org/lit_ti.pth") == given

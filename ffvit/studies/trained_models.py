@@ -12,7 +12,7 @@ from ffvit.data.batches import eval_loader
 from ffvit.data.loader import Batch
 from ffvit.data.splits import load_splits
 from ffvit.evidence.measured import commit, machine
-from ffvit.evidence.records import open_run
+from ffvit.evidence.records import load_records, open_run
 from ffvit.models import from_config
 from ffvit.models.weights import load_weights
 from ffvit.settings.config import Config, alone
@@ -43,14 +43,22 @@ def untrained(config: Config, num_classes: int) -> nn.Module:
 
 
 def source(weights: str | Path) -> str:
-    """One sentence on whose weights a picture shows: those of a run, by id and commit, or of a file from elsewhere."""
+    """One sentence on whose weights a picture shows: those of a run, by id and commit, or of a file from elsewhere.
+
+    Weights that are bit for bit a recorded run's are said to be that run's: the picture is the one that came with the project.
+    """
     weights = Path(weights)
     if not (weights.parent / "training.json").is_file():
         return f"Weights: {weights.name}, a file that was given; not trained here."
     config, facts = open_run(weights.parent)
+    mine = facts.get("weights_sha256", {}).get(weights.name)
+    same = [
+        r for r in load_records(config.experiment) if mine and r.get("weights_sha256", {}).get(weights.name) == mine
+    ]
+    run, origin = (same[0], "recorded") if same else (facts, "trained here")
     return (
-        f"Weights: {weights.name} of run {config.run_id} of {config.experiment}, trained here, "
-        f"commit {commit(facts)}, on {machine(facts)}."
+        f"Weights: {weights.name} of run {config.run_id} of {config.experiment}, {origin}, commit {commit(run)}, on "
+        f"{machine(run)}."
     )
 
 
