@@ -59,6 +59,26 @@ def test_no_model_is_best_at_an_edge_of_the_rates_and_all_get_the_same_trials(ex
     assert len(trials) == len(found) * (8 + 1 + 1)
 
 
+def test_what_needs_a_whole_training_is_searched_at_full_length(experiment):
+    at_length = Experiment(**experiment.model_dump() | {"tuning": experiment.tuning | {"full_length": ["crop_scale"]}})
+
+    def trained_so_long(config):  # short trials are best without augmentation, long ones with
+        made = trained(config)
+        made["history"][-1]["validation_top1_percent"] += 2 * config.crop_scale[0] * (config.epochs == 8)
+        return made
+
+    trials: list[dict] = []
+    while left := tune.search(at_length, trials).left:
+        trials += map(trained_so_long, left)
+    assert {t["config"]["epochs"] for t in trials} == {8, at_length.config("ff").epochs}
+    whole = [t["config"] for t in trials if t["config"]["epochs"] != 8]
+    found = tune.search(at_length, trials).found
+    assert len(whole) == 2 * len(found) and {c["base_lr"] for c in whole} == {*BEST_RATE.values()}
+    assert all(values["crop_scale"] == [0.5, 1.0] for values in found.values())
+    names = {tune.name_of(at_length, at_length.config("ff", epochs=epochs)) for epochs in (8, 40)}
+    assert len(names) == 2 and sum(name.endswith("-epochs40") for name in names) == 1
+
+
 def test_variants_are_searched_too_and_go_on_each_by_itself():
     content = load_experiment("cifar10-small").model_dump()
     experiment = Experiment(**content | {"tuning": {"variants": True, "base_lr": [4e-3, 8e-3, 16e-3]}})

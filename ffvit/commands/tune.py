@@ -6,6 +6,8 @@ An experiment's [tuning] says what is searched, in its order, on validation imag
     settings = { epochs = 8 }      # of every trial, beside the experiment's own
     base_lr = [4e-3, 8e-3]         # and on by factors of 2, until no model is best at an edge
     weight_decay = [0.05, 0.2]     # then these, each model at its best rate
+    crop_scale = [[0.5, 1.0], [0.8, 1.0]]
+    full_length = ["crop_scale"]   # tried without those settings: short trials favour weak augmentation
 
 Every model of the grid gets the same trials: where one of them needs a further rate, all try it. With
 
@@ -39,7 +41,7 @@ from ffvit.system.files import RUNS
 from ffvit.system.lifetime import STOPPED
 
 STEP = 2  # between two rates
-OPTIONS = ("settings", "variants")  # of [tuning]; what else it has is searched
+OPTIONS = ("settings", "variants", "full_length")  # of [tuning]; what else it has is searched
 
 
 class Search(NamedTuple):
@@ -63,7 +65,7 @@ def search(experiment: Experiment, trials: list[dict]) -> Search:
     for name, values in plan.items():
         own = {m: list(values) for m in models}
         while True:
-            tried = {m: {str(v): trial(experiment, m, **found[m] | {name: v}) for v in own[m]} for m in models}
+            tried = {m: {str(v): trial(experiment, m, name, found[m] | {name: v}) for v in own[m]} for m in models}
             wanted = {key(c.to_dict()): c for of_model in tried.values() for c in of_model.values()}
             left = [config for k, config in wanted.items() if k not in scores]
             made |= wanted.keys() & scores.keys()
@@ -88,8 +90,11 @@ def search(experiment: Experiment, trials: list[dict]) -> Search:
     return Search([], len(made), 0, found)
 
 
-def trial(experiment: Experiment, model: str, **values: object) -> Config:
-    return experiment.config(model, experiment.seeds[0], **experiment.tuning.get("settings", {}) | values)
+def trial(experiment: Experiment, model: str, searched: str, values: dict) -> Config:
+    """A run of a model with these values, made to find the best of the setting that is searched."""
+    whole = searched in experiment.tuning.get("full_length", ())
+    own = {} if whole else experiment.tuning.get("settings", {})
+    return experiment.config(model, experiment.seeds[0], **own | values)
 
 
 def key(config: dict) -> str:
@@ -98,10 +103,12 @@ def key(config: dict) -> str:
 
 
 def name_of(experiment: Experiment, config: Config) -> str:
-    """ff-base_lr0.008-weight_decay0.05: the model and what is searched."""
+    """ff-base_lr0.008-weight_decay0.05: the model and what is searched; and the length, where it is the whole one."""
     values = {name: config.to_dict()[name] for name in experiment.tuning if name not in OPTIONS}
     shown = ("-".join(f"{v:g}" for v in (value if isinstance(value, list) else [value])) for value in values.values())
-    return "-".join([config.name, *map("".join, zip(values, shown))])
+    usual = experiment.tuning.get("settings", {}).get("epochs", config.epochs)
+    length = [f"epochs{config.epochs}"] * (config.epochs != usual)
+    return "-".join([config.name, *map("".join, zip(values, shown)), *length])
 
 
 def _beyond(values: list[float], best: set[float]) -> list[float]:

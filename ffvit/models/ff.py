@@ -1,4 +1,4 @@
-"""The report's models: one shell whose block mixes patches and features, each by feed-forward or attention.
+r"""The report's models: one shell whose block mixes patches and features, each by feed-forward or attention.
 
 Melas-Kyriazi 2021, arXiv:2105.02723, Figures 1 and 2 and section 3.4. The 2x2 grid:
 

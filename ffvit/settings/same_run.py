@@ -59,7 +59,17 @@ def code_of(model: str) -> str:
 
 @cache
 def _bare(file: Path) -> str:
-    return ast.dump(_Bare().visit(ast.parse(file.read_text(encoding="utf-8"))))
+    return _spelled(_Bare().visit(ast.parse(file.read_text(encoding="utf-8"))))
+
+
+def _spelled(node: object) -> str:
+    """A syntax tree as text, the same by every Python: ast.dump also tells of fields that are empty, newer ones of more."""
+    if isinstance(node, list):
+        return f"[{','.join(map(_spelled, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = ((name, getattr(node, name, None)) for name in node._fields)
+    return f"{type(node).__name__}({','.join(f'{n}={_spelled(v)}' for n, v in fields if v is not None and v != [])})"
 
 
 class _Bare(ast.NodeTransformer):
