@@ -310,9 +310,10 @@ def test_processor_time_is_shown_where_it_was_recorded():
     assert row(table, Model="FF only", Part="The models at one shape")["Processor time (min)"] == ""
 
 
-def test_learning_rates_show_every_trial_and_ring_what_was_chosen():
+def test_learning_rates_show_trials_that_differ_in_that_alone_and_ring_what_was_chosen():
     chosen = STUDY.config("ff").base_lr
     trials = [trial("ff", 0, 50.0, base_lr=chosen), trial("ff", 0, 48.0, base_lr=2 * chosen)]
+    trials += [trial("ff", 0, 70.0, base_lr=chosen, epochs=50)]  # what a longer one reached says nothing of rates
     panel = study_plots.learning_rates(STUDY, trials).axes[0]
     line, ring = panel.lines
     assert list(line.get_ydata()) == [50, 48] and list(ring.get_xydata()[0]) == [chosen, 50]

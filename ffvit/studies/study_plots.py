@@ -1,6 +1,9 @@
 """Notebook 08, its plots of accuracy: against what training costs, in every comparison, and by learning rate."""
 
+import json
 import math
+import statistics
+from collections import defaultdict
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -15,6 +18,7 @@ from ffvit.evidence.drawing import MARKS, WHITE, finish, legend, mean_and_seeds,
 from ffvit.evidence.escape import drawn
 from ffvit.evidence.measured import NOT_RUN, Measured, everything
 from ffvit.settings.experiment import Experiment
+from ffvit.settings.same_run import deciding
 
 PANELS_IN_A_ROW = 4
 
@@ -99,33 +103,42 @@ def comparisons(experiment: Experiment, records: list[dict]) -> Figure:
 
 
 def learning_rates(experiment: Experiment, trials: list[dict]) -> Figure:
-    """Validation top-1 of the trials against the learning rate, a line a model; ringed: the rate it was given."""
+    """Validation top-1 against the learning rate, of trials that differ in that alone, a line a model.
+
+    Ringed: the rate that the model was given.
+    """
     trials = trials_of(experiment, trials)
     figure, panel = plt.subplots(figsize=(8.4, 4.8), layout="constrained")
     for variant in experiment.main_variants:
         style, chosen = style_of(experiment, variant.name), experiment.config(variant.name).base_lr
-        best: dict[float, float] = {}  # of the trials at a rate
-        for trial in (t for t in trials if t["config"]["name"] == variant.name):
-            rate, top1 = trial["config"]["base_lr"], trial["history"][-1]["validation_top1_percent"]
-            best[rate] = max(top1, best.get(rate, 0.0))
-        if best:
-            rates = sorted(best)
-            panel.plot(rates, [best[r] for r in rates], color=style[0], linestyle=style[1], marker=style[2], lw=1.8,
+        top1 = _by_rate([t for t in trials if t["config"]["name"] == variant.name])
+        if top1:
+            panel.plot(list(top1), list(top1.values()), color=style[0], linestyle=style[1], marker=style[2], lw=1.8,
                        label=drawn(variant.label))  # fmt: skip
-        if chosen in best:
-            panel.plot(chosen, best[chosen], "o", markersize=15, markerfacecolor="none", markeredgecolor=style[0])
+        if chosen in top1:
+            panel.plot(chosen, top1[chosen], "o", markersize=15, markerfacecolor="none", markeredgecolor=style[0])
     panel.set(xscale="log", xlabel="base_lr: learning rate for 512 images", ylabel="validation top-1 (%)")
-    rates = sorted({t["config"]["base_lr"] for t in trials})
+    rates = sorted({rate for line in panel.lines for rate in line.get_xdata()})
     panel.xaxis.set_minor_locator(NullLocator())
     panel.set_xticks(rates, [f"{rate:g}" for rate in rates])
     finish(panel)
     if panel.get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(
-        f"{drawn(experiment.title)}: trials, one seed, the best of each rate.\nRinged: the rate that each model then trains with.",
+        f"{drawn(experiment.title)}: trials that differ in the learning rate alone.\nRinged: the rate that each model then trains with.",
         x=0.01, ha="left",
     )  # fmt: skip
     return figure
+
+
+def _by_rate(trials: list[dict]) -> dict[float, float]:
+    """Validation top-1 at each rate, of the most trials of a model that differ in the rate alone; of more seeds the mean."""
+    alike: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for trial in trials:
+        others = json.dumps(deciding(trial["config"]) | {"base_lr": None}, sort_keys=True)
+        alike[others][trial["config"]["base_lr"]].append(trial["history"][-1]["validation_top1_percent"])
+    most = max(alike.values(), key=len, default={})
+    return {rate: statistics.mean(most[rate]) for rate in sorted(most)}
 
 
 def _curve(panel: Axes, m: Measured, x: np.ndarray, style: tuple, width: float) -> None:
