@@ -108,17 +108,19 @@ def learning_rates(experiment: Experiment, trials: list[dict]) -> Figure:
     Ringed: the rate that the model was given.
     """
     trials = trials_of(experiment, trials)
+    shown: set[float] = set()
     figure, panel = plt.subplots(figsize=(8.4, 4.8), layout="constrained")
     for variant in experiment.main_variants:
         style, chosen = style_of(experiment, variant.name), experiment.config(variant.name).base_lr
         top1 = _by_rate([t for t in trials if t["config"]["name"] == variant.name])
+        shown |= top1.keys()
         if top1:
             panel.plot(list(top1), list(top1.values()), color=style[0], linestyle=style[1], marker=style[2], lw=1.8,
                        label=drawn(variant.label))  # fmt: skip
         if chosen in top1:
             panel.plot(chosen, top1[chosen], "o", markersize=15, markerfacecolor="none", markeredgecolor=style[0])
     panel.set(xscale="log", xlabel="base_lr: learning rate for 512 images", ylabel="validation top-1 (%)")
-    rates = sorted({rate for line in panel.lines for rate in line.get_xdata()})
+    rates = sorted(shown)
     panel.xaxis.set_minor_locator(NullLocator())
     panel.set_xticks(rates, [f"{rate:g}" for rate in rates])
     finish(panel)
