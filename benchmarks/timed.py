@@ -1,5 +1,6 @@
 """One case of speed.py: a model made, run and timed on images of noise that are on the device already."""
 
+import contextlib
 import functools
 import gc
 import statistics
@@ -64,12 +65,13 @@ def measure(case: Case, device: torch.device, img_size: int = 224) -> dict:
         measured = _measure(case, device, img_size)
     except Exception as error:  # of any library, at any depth: it is this case's result
         measured = {"failed": _in_short(error)}
-    # The model and its error are gone by now, and what they held can be given back.
-    if case.run != "eager":
-        torch.compiler.reset()
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    # The model and its error are gone by now, and what they held can be given back; not by a device that an error ended.
+    with contextlib.suppress(RuntimeError):
+        if case.run != "eager":
+            torch.compiler.reset()
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     return measured | {"took_s": time.monotonic() - began}
 
 
@@ -101,13 +103,23 @@ def is_lost(device: torch.device) -> bool:
         return True
 
 
+def compile_as(model: nn.Module, run: str) -> None:
+    """Have a model compiled at its first step, in place, one of RUNS."""
+    if run == "compiled by block":
+        for block in model.blocks:
+            if any(True for _ in block.parameters()):  # blocks are alike, so that all but the first are free
+                block.compile()
+    elif run != "eager":
+        model.compile(mode="reduce-overhead" if run == "CUDA graphs" else None)
+
+
 def _measure(case: Case, device: torch.device, img_size: int) -> dict:
     torch.manual_seed(0)
     with torch.device(device):
         model = FORMS[case.form](timm.create_model(case.model, img_size=img_size))
         images = torch.randn(case.batch, 3, img_size, img_size)
         target = torch.randint(1000, (case.batch,))
-    _compile(model, case.run)
+    compile_as(model, case.run)
     step = _inference(model, images, case) if case.task == "inference" else _training(model, images, target, case)
     seconds, first = _timed(step, device)
     if not step().isfinite().all():
@@ -121,15 +133,6 @@ def _measure(case: Case, device: torch.device, img_size: int) -> dict:
         "first_step_s": first,
         "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None,
     }
-
-
-def _compile(model: nn.Module, run: str) -> None:
-    if run == "compiled by block":
-        for block in model.blocks:
-            if any(True for _ in block.parameters()):  # blocks are alike, so that all but the first are free
-                block.compile()
-    elif run != "eager":
-        model.compile(mode="reduce-overhead" if run == "CUDA graphs" else None)
 
 
 def _training(model: nn.Module, images: torch.Tensor, target: torch.Tensor, case: Case) -> Callable[[], torch.Tensor]:
