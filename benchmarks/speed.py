@@ -114,7 +114,7 @@ def main() -> None:
         if options.device == "cpu":
             keep_memory()
         measure_all(cases_of(options), torch.device(options.device), options.keep, deadline, options.small)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
 
 
