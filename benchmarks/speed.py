@@ -231,7 +231,7 @@ def numbers(case: dict, macs: int, rates: dict[str, float], published: dict) -> 
     slow = published.get((case["model"], case["task"], case["precision"]))
     memory = case.get("peak_memory_gb")
     return {
-        "images/s": f"{fast:,.1f}" if fast else case["failed"],
+        "images/s": f"{fast:,.1f}" if fast else case["failed"].replace("|", "/"),
         "times published": f"{fast / slow:.2f}" if fast and slow else "",
         "share of the limit": f"{100 * fast / limit:.1f} %" if fast else "",
         "limit (images/s)": f"{limit:,.1f}",
