@@ -79,10 +79,11 @@ def test_in_bf16_a_form_is_as_near_to_fp32_as_ours_is(model, form):
     exact = outputs_and_gradients(model, dict(model.named_parameters()), images, target)
     ours = outputs_and_gradients(model, dict(model.named_parameters()), images, target, bf16=True)
     theirs = outputs_and_gradients(*in_form(model, form), images, target, bf16=True)
-    for take in (logits, all_gradients):
+    # Roundings differ: twenty logits have them by chance, a million gradients on average.
+    for take, times in ((logits, 3), (all_gradients, 1.25)):
         rounding = (take(ours) - take(exact)).norm()
         assert 0 < rounding < 0.05 * take(exact).norm()  # else the bound says nothing
-        assert (take(theirs) - take(exact)).norm() < 1.5 * rounding
+        assert (take(theirs) - take(exact)).norm() < times * rounding
 
 
 def logits(of: dict) -> torch.Tensor:
