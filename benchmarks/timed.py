@@ -1,0 +1,198 @@
+"""One case of speed.py: a model made, run and timed on images of noise that are on the device already."""
+
+import contextlib
+import functools
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import timm
+import torch
+from ideas import by_a_product_an_image, with_padded_tokens, with_tokens_first
+from published import as_published
+from torch import nn
+from torch.nn import functional as F
+
+import ffvit.models  # noqa: F401, makes the report's models known to timm
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+FORMS: dict[str, Callable] = {
+    "ours": lambda model: model,
+    "timm": lambda model: model,
+    "published": as_published,
+    "tokens first": with_tokens_first,
+    "padded to 8": functools.partial(with_padded_tokens, multiple=8),
+    "padded to 16": functools.partial(with_padded_tokens, multiple=16),
+    "a product an image": by_a_product_an_image,
+}
+RUNS = ("eager", "compiled by block", "compiled", "CUDA graphs")
+TASKS = ("training", "inference")
+ROUNDS = 5
+# Steps before those that count, and seconds of those that do. Graphs are recorded in the second step and the third.
+WARM_UP, SECONDS = {"cuda": 5, "cpu": 1}, {"cuda": 1.5, "cpu": 0.0}
+PRODUCT = {"cuda": 8192, "cpu": 2048}  # side of the matrices whose product is the limit
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed. model: timm's name; form: of FORMS; run: of RUNS."""
+
+    model: str
+    form: str = "ours"
+    run: str = "eager"
+    batch: int = 256
+    task: str = "training"
+    precision: str = "bf16"
+    fused: bool = True  # AdamW's one kernel for all weights, not some for each kind of operation
+
+    @property
+    def name(self) -> str:
+        """All of it in words: no two cases have the same."""
+        loop = "" if self.fused else ", AdamW not fused"
+        return f"{self.model} {self.task}, {self.form}, {self.run}, {self.precision}, {self.batch} images{loop}"
+
+
+def measure(case: Case, device: torch.device, img_size: int = 224) -> dict:
+    """{"ms", "lowest_ms", "highest_ms" of a step, "images_per_s", "first_step_s", "peak_memory_gb", "took_s"}.
+
+    first_step_s has compilation in it; peak_memory_gb, None on a CPU, is what PyTorch held at most during timed steps.
+    Where the case fails, {"failed": why, "took_s"}: the next one finds the device empty.
+    """
+    began = time.monotonic()
+    try:
+        measured = _measure(case, device, img_size)
+    except Exception as error:  # of any library, at any depth: it is this case's result
+        measured = {"failed": _in_short(error)}
+    # The model and its error are gone by now, and what they held can be given back; not by a device that an error ended.
+    with contextlib.suppress(RuntimeError):
+        if case.run != "eager":
+            torch.compiler.reset()
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return measured | {"took_s": time.monotonic() - began}
+
+
+def matrix_rate(device: torch.device, precision: str) -> float:
+    """FLOP/s of a large product of random matrices: what a model's own products can reach here, at the very most."""
+    size = PRODUCT[device.type]
+    a, b = (torch.randn(size, size, device=device, dtype=DTYPES[precision]) for _ in range(2))
+    out = torch.empty_like(a)
+    seconds, _ = _timed(lambda: torch.mm(a, b, out=out), device)
+    return 2 * size**3 / statistics.median(seconds)
+
+
+def why_nothing_compiles(device: torch.device) -> str | None:
+    """None where the compiler works here. Its workers are then started, which no case has to pay for."""
+    try:
+        torch.compile(lambda x: (2 * x + 1).relu())(torch.zeros(4096, device=device))
+    except Exception as error:
+        return _in_short(error)
+    finally:
+        torch.compiler.reset()
+    return None
+
+
+def is_lost(device: torch.device) -> bool:
+    """Whether an error left the device so that nothing more runs on it in this process."""
+    try:
+        return torch.ones(1, device=device).sum().item() != 1
+    except Exception:
+        return True
+
+
+def compile_as(model: nn.Module, run: str) -> None:
+    """Have a model compiled at its first step, in place, one of RUNS."""
+    if run == "compiled by block":
+        for block in model.blocks:
+            if any(True for _ in block.parameters()):  # blocks are alike, so that all but the first are free
+                block.compile()
+    elif run != "eager":
+        model.compile(mode="reduce-overhead" if run == "CUDA graphs" else None)
+
+
+def _measure(case: Case, device: torch.device, img_size: int) -> dict:
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = FORMS[case.form](timm.create_model(case.model, img_size=img_size))
+        images = torch.randn(case.batch, 3, img_size, img_size)
+        target = torch.randint(1000, (case.batch,))
+    compile_as(model, case.run)
+    step = _inference(model, images, case) if case.task == "inference" else _training(model, images, target, case)
+    seconds, first = _timed(step, device)
+    if not step().isfinite().all():
+        raise ValueError("its output is not finite")
+    middle = statistics.median(seconds)
+    return {
+        "ms": 1000 * middle,
+        "lowest_ms": 1000 * min(seconds),
+        "highest_ms": 1000 * max(seconds),
+        "images_per_s": case.batch / middle,
+        "first_step_s": first,
+        "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None,
+    }
+
+
+def _training(model: nn.Module, images: torch.Tensor, target: torch.Tensor, case: Case) -> Callable[[], torch.Tensor]:
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=case.fused, foreach=not case.fused)
+
+    def step() -> torch.Tensor:
+        if case.run == "CUDA graphs":
+            torch.compiler.cudagraph_mark_step_begin()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=case.precision == "bf16"):
+            loss = F.cross_entropy(model(images), target)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+def _inference(model: nn.Module, images: torch.Tensor, case: Case) -> Callable[[], torch.Tensor]:
+    model.eval()
+
+    @torch.inference_mode()
+    def step() -> torch.Tensor:
+        if case.run == "CUDA graphs":
+            torch.compiler.cudagraph_mark_step_begin()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=case.precision == "bf16"):
+            return model(images)
+
+    return step
+
+
+def _timed(step: Callable[[], torch.Tensor], device: torch.device) -> tuple[list[float], float]:
+    """Seconds of a step, in each round, and of the very first."""
+
+    def seconds_of(steps: int) -> float:
+        _wait(device)
+        began = time.perf_counter()
+        for _ in range(steps):
+            step()
+        _wait(device)
+        return (time.perf_counter() - began) / steps
+
+    first = seconds_of(1)
+    for _ in range(WARM_UP[device.type] - 1):
+        seconds_of(1)
+    one = seconds_of(1)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    steps = max(1, round(SECONDS[device.type] / ROUNDS / one))
+    return [seconds_of(steps) for _ in range(ROUNDS)], first
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _in_short(error: Exception) -> str:
+    text = str(error).strip()
+    if "out of memory" in text or "can't allocate memory" in text:
+        return "out of memory"
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no more said'}"[:200]
