@@ -5,11 +5,12 @@ DATASET ?=
 JOBS ?= 0
 RUNS_PER_GPU ?= 1
 PROFILE ?=
+DEVICE ?=
 SYSTEM_PYTHON ?= python3
 EXPERIMENTS := $(sort $(basename $(notdir $(wildcard experiments/*.toml))))
 # Recipes take these from their environment, as they were given: in the text of a command a value could be a command of the
 # shell, and wherever make expands it, one of make's.
-VALUES := EXPERIMENT DATASET JOBS RUNS_PER_GPU PROFILE
+VALUES := EXPERIMENT DATASET JOBS RUNS_PER_GPU PROFILE DEVICE
 $(foreach name,$(VALUES),$(eval override $(name) := $$(value $(name))))
 export $(VALUES) EXPERIMENTS
 
@@ -34,6 +35,7 @@ help: ## Show this list
 	@echo "       JOBS=<n>            runs side by side"
 	@echo "       RUNS_PER_GPU=<n>    small runs that share a GPU"
 	@echo "       PROFILE=slurm       on a cluster"
+	@echo "       DEVICE=<cuda|cpu>   of make benchmark"
 
 setup: $(READY) ## Make .venv with the pinned dependencies (the others do this when needed)
 
@@ -73,7 +75,9 @@ lab: $(READY) ## Open JupyterLab on the notebooks
 faults: $(READY) ## Kill, fill and break runs in every way we know, and see that each goes on
 	@$(BIN)python benchmarks/faults.py
 
-benchmark: $(READY) ## Measure what the library costs beside a bare training loop, and whether training waits for images
+benchmark: $(READY) ## Measure a step, what the library costs beside a bare loop, and whether training waits for images
+	@$(BIN)python benchmarks/speed.py --keep runs/speed.json $${DEVICE:+--device "$$DEVICE"}
+	@$(BIN)python benchmarks/speed.py --write runs/speed.json && rm runs/speed.json
 	@$(BIN)python benchmarks/overhead.py
 	@$(BIN)python benchmarks/steps.py
 

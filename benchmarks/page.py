@@ -36,6 +36,7 @@ PLACES = {
     "claims": "docs/claims.md",
     "faults": "docs/faults.md",
     "overhead": "docs/speed.md",
+    "speed": "docs/speed.md",
     "steps": "docs/speed.md",
     "lit": "docs/lit.md",
     "stages": "docs/lit.md",
@@ -46,6 +47,10 @@ SHOWN = {
     "faults": ["fault", "must show", "shown"],
     "overhead": [
         *("case", "bare loop (s)", "ours (s)", "time, ours / bare", "lowest to highest", "memory, ours / bare"),
+    ],
+    "speed": [
+        *("machine", "model", "step", "form", "run", "precision"),
+        *("images/s", "times published", "share of the limit", "peak memory (GB)"),
     ],
     "steps": [
         *("cell", "waiting, on the device", "waiting, one by one"),
