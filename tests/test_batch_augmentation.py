@@ -19,7 +19,7 @@ MEAN = (125, 123, 114)  # of CIFAR-10, times 255
 
 
 def config(**settings):
-    return load_experiment("cifar10-cpu").config("ff", **settings)
+    return load_experiment("cifar10-small").config("ff", **settings)
 
 
 def photographs(count: int = 24, size: int = 32) -> torch.Tensor:

@@ -219,11 +219,11 @@ def test_a_mistake_in_what_a_notebook_declares_is_named(said, message, tmp_path)
 @pytest.mark.parametrize(
     "said, fitting",
     [
-        ({}, {"digits", "cifar10-cpu", "digits-lit", "imagenet-lit"}),
-        ({"models": "ff_*"}, {"digits", "cifar10-cpu"}),
+        ({}, {"digits", "cifar10-small", "digits-lit", "imagenet-lit"}),
+        ({"models": "ff_*"}, {"digits", "cifar10-small"}),
         ({"models": "lit_*"}, {"digits-lit", "imagenet-lit"}),
         ({"models": "lit_*", "varies": "attention"}, {"digits-lit"}),
-        ({"varies": "max_train_images"}, {"cifar10-cpu"}),
+        ({"varies": "max_train_images"}, {"cifar10-small"}),
         ({"models": "ff_*", "experiments": ["digits", "digits-lit"]}, {"digits"}),
         ({"models": "lit_*", "unless_all": {"deformable": False}}, {"digits-lit", "imagenet-lit"}),
         ({"models": "lit_*", "unless_all": {"drop_rate": 0.0}}, set()),
@@ -232,7 +232,7 @@ def test_a_mistake_in_what_a_notebook_declares_is_named(said, message, tmp_path)
 )
 def test_notebook_is_for_the_experiments_it_says(said, fitting, tmp_path):
     notebook = load_notebook(declaring(tmp_path, **said))
-    names = ("digits", "cifar10-cpu", "digits-lit", "imagenet-lit")
+    names = ("digits", "cifar10-small", "digits-lit", "imagenet-lit")
     assert {name for name in names if notebook.fits(load_experiment(name))} == fitting
 
 
@@ -241,7 +241,7 @@ def test_files_are_of_the_experiment_or_of_none(tmp_path):
     notebook = load_notebook(declaring(tmp_path, **said))
     assert notebook.files(load_experiment("digits-lit")) == ["digits-lit/a.csv", "lit/b.csv", "digits-lit/c.png"]
     assert notebook.files(load_experiment("digits")) == ["digits/a.csv", "lit/b.csv", "digits/d.png"]
-    assert notebook.files(load_experiment("cifar10-cpu")) == ["cifar10-cpu/a.csv", "lit/b.csv", "cifar10-cpu/c.png"]
+    assert notebook.files(load_experiment("cifar10")) == ["cifar10/a.csv", "lit/b.csv", "cifar10/c.png"]
 
 
 def test_every_committed_table_and_figure_is_declared_and_none_is_missing():

@@ -390,10 +390,10 @@ def test_no_mean_mixes_images_of_the_project_or_of_one_machine():
 
 
 def test_of_a_subset_that_nobody_recorded_other_classes_tell_other_images():
-    study = load_experiment("cifar10-cpu")
-    few = whole(study.config("ff_30")) | {"trained_here": True}
+    study = load_experiment("cifar10-small")
+    few = whole(study.config("ff_third")) | {"trained_here": True}
     grid = whole(study.config("ff"))
-    assert set(everything(study, [grid, few])) == {"ff", "ff_30"}
+    assert set(everything(study, [grid, few])) == {"ff", "ff_third"}
     few["dataset"] = few["dataset"] | {"class_names": list("abcdefghij"), "fingerprint": "mine"}
     assert set(everything(study, [few, grid])) == {"ff"}
 

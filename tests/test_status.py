@@ -254,7 +254,7 @@ def test_an_experiment_of_the_same_name_and_other_shapes_has_no_record(tmp_path)
     assert "0 of 12 runs recorded" in status.report(other, found, "x")
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar10-cpu", "digits", "imagenet"])
+@pytest.mark.parametrize("name", ["cifar10", "cifar10-small", "digits", "imagenet"])
 def test_listing_is_aligned_and_at_most_100_columns_wide(name, tmp_path):
     experiment = load_experiment(name)
     text = status.report(experiment, status.standings(experiment, tmp_path, tmp_path), name)
