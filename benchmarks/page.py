@@ -30,9 +30,11 @@ from ffvit.system.files import ROOT, write_atomically
 
 # The experiments whose records are shown.
 STUDY, STAGES = "cifar10-small", "digits-lit"
+FIRST_ARGUMENT = "13_convolutions"  # the notebooks from here on, by number, are about the report's arguments
 PLACES = {
     "findings": "README.md",
     "notebooks": "README.md",
+    "arguments": "docs/study.md",
     "claims": "docs/claims.md",
     "faults": "docs/faults.md",
     "overhead": "docs/speed.md",
@@ -92,6 +94,7 @@ def generated() -> dict[str, str]:
     return {
         "findings": findings(table),
         "notebooks": markdown(notebook_rows()),
+        "arguments": markdown(notebook_rows("../", arguments=True)),
         "claims": f"**{ledger.summary(table)}**\n\n{ledger.compact(table)}",
         "lit": markdown(lit_rows()),
         "stages": stages_text(),
@@ -134,27 +137,29 @@ def findings(table: pd.DataFrame) -> str:
     ]
     points = f"{experiment.scope} top-1 (points)"
     differences = [
-        {
-            "difference in top-1": escape.markdown(row["Difference"]),
-            "points": row[points],
-            "95 % interval": row["95 % interval"],
-            "what the seeds show": escape.markdown(row["What the seeds show"]),
-            "kind": row["Kind"],
-        }
+        f"- {escape.markdown(row['Difference'])}: {row[points]}"
+        + (f", 95 % interval {row['95 % interval']}" if row["p"] else "")
+        + f". {escape.markdown(row['What the seeds show']).capitalize()}.\n"
         for row in study_tables.pairs(experiment, records).to_dict("records")
+        if row["Kind"] == "planned"
     ]
-    counted = f"{name}: {len(records)} of {len(experiment.configs())} runs recorded."
-    return f"{counted}\n\n{markdown(rows)}\n{markdown(differences)}\n{judged}"
+    counted = (
+        f"{name}: {len(records)} of {len(experiment.configs())} runs recorded, each model at its own best settings."
+    )
+    planned = f"Differences in points, as planned before the runs ([all of it](figures/{STUDY}/pairs.md)):\n\n{''.join(differences)}"
+    return f"{counted}\n\n{markdown(rows)}\n{planned}\n{judged}"
 
 
 def score(table: pd.DataFrame) -> str:
     return ", ".join(f"{number} {verdict}" for verdict, number in ledger.counts(table).items() if number)
 
 
-def notebook_rows() -> list[dict[str, str]]:
+def notebook_rows(folder: str = "", arguments: bool = False) -> list[dict[str, str]]:
+    """Of the notebooks up to the report's arguments, or of those; folder: where they are, seen from the page."""
     return [
-        {"notebook": f"[{n.name}](notebooks/{n.path.name})", "question": n.question, "gives": n.gives}
+        {"notebook": f"[{n.name}]({folder}notebooks/{n.path.name})", "question": n.question, "gives": n.gives}
         for n in load_notebooks()
+        if (n.name >= FIRST_ARGUMENT) == arguments
     ]
 
 
