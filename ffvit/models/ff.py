@@ -12,10 +12,13 @@ model (sections 3.4, 3.5 and future work) are arguments of the shell, off by def
 """
 
 import math
+from typing import Any
 
 import torch
+import torch.fx
 from timm.layers import Attention, DropPath, Mlp, PatchEmbed, to_2tuple, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,7 +32,7 @@ CHOICES = {
     "features": ("ff", "attention", "attention_over_tokens", "attention_unprojected"),
     "patch_norm": ("tokens", "channels", "none"),
     "stem": ("linear", "conv", "frozen"),
-    "global_pool": ("token", "avg"),
+    "global_pool": ("token", "avg", ""),
     "pos_embed": ("learn", "none"),
     "weight_init": ("trunc_normal", "default"),
 }
@@ -144,13 +147,14 @@ class PositionEncoding(nn.Module):
 
     def __init__(self, embed_dim: int, grid_size: tuple[int, int], class_token: bool = True):
         super().__init__()
+        self.map_size = grid_size  # of pos_embed: its own shape is not to be asked for while the model is traced
         self.pos_embed = nn.Parameter(torch.empty(1, embed_dim, *grid_size))
         self.cls_pos_embed = nn.Parameter(torch.empty(1, 1, embed_dim)) if class_token else None
 
     def forward(self, cls_token: Tensor | None, patches: Tensor, grid_size: tuple[int, int]) -> Tensor:
         """cls_token: (B, 1, D) or None, patches: (B, H*W, D) -> (B, 1 + H*W, D), or (B, H*W, D)."""
         positions: Tensor = self.pos_embed
-        if positions.shape[2:] != grid_size:  # the large model keeps a 14x14 map for its 7x7 patches
+        if self.map_size != grid_size:  # the large model keeps a 14x14 map for its 7x7 patches
             positions = F.interpolate(positions, grid_size, mode="bilinear", align_corners=False)
         patches = patches + positions.flatten(2).transpose(1, 2)
         if cls_token is None or self.cls_pos_embed is None:
@@ -175,7 +179,8 @@ class PatchFeatureMixer(nn.Module):
             as MLP-Mixer has it, or "none".
         stem: patches by one "linear" layer, by small convolutions ("conv"), or by a linear layer that keeps its first
             random weights ("frozen").
-        global_pool: the class is read from the class "token", or, without one, from the mean of all ("avg").
+        global_pool: the class is read from the class "token", or, without one, from the mean of all ("avg"). "": the head
+            takes every token, as timm has it.
         pos_embed: "learn" or "none".
         weight_init: of linear layers, "trunc_normal" of 0.02, or PyTorch's own ("default").
     Raises InputError where the image cannot be cut into patches, and in forward for another image size.
@@ -228,7 +233,7 @@ class PatchFeatureMixer(nn.Module):
             self.patch_embed = PatchEmbed(self.img_size, patch, in_chans, embed_dim, strict_img_size=False)
             self.patch_embed.requires_grad_(stem != "frozen")
         self.grid_size = self.patch_embed.grid_size
-        class_token = global_pool == "token"
+        class_token = global_pool != "avg"
         self.num_tokens = self.patch_embed.num_patches + class_token  # 224/16: 14 * 14 + 1 = 197, with the class token
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if class_token else None
         grid_size = (position_grid,) * 2 if position_grid else self.grid_size
@@ -240,7 +245,10 @@ class PatchFeatureMixer(nn.Module):
             Block(patches, features, patches_first, drop_path=rate, drop_rate=drop_rate, **shape)
             for rate in torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         )
-        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.feature_info = [
+            dict(module=f"blocks.{i}", num_chs=embed_dim, reduction=patch[0]) for i in range(len(self.blocks))
+        ]
+        self.norm: nn.Module = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         self.init_weights()
 
@@ -254,32 +262,33 @@ class PatchFeatureMixer(nn.Module):
                 trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) images -> (B, N, D) tokens after the final norm; token 0 is the class token, where there is one."""
-        if x.shape[2:] != self.img_size:
-            patch, prefix = self.patch_embed.patch_size, self.cls_token is not None
-            raise InputError(
-                f"this model has a fixed length: expected {self.num_tokens} tokens (image {_by(self.img_size)}, patch "
-                f"{_side(patch)}), got {x.shape[2] // patch[0] * (x.shape[3] // patch[1]) + prefix} (image {_by(x.shape[2:])}). "
-                f"Resize the images, create the model with img_size={tuple(x.shape[2:])}, or resample this one with "
-                f"model.set_input_size({tuple(x.shape[2:])})"
-            )
-        cls_token = None if self.cls_token is None else self.cls_token.expand(len(x), -1, -1)
+    def embed(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) images -> (B, N, D) tokens with their positions; token 0 is the class token, where there is one."""
+        x = _of_size(x, self.img_size, tuple(self.patch_embed.patch_size), self.cls_token is not None)
+        cls_token = None if self.cls_token is None else self.cls_token.expand(x.shape[0], -1, -1)
         x = self.patch_embed(x)
         if self.pos_encoding:
             x = self.pos_encoding(cls_token, x, self.grid_size)
         elif cls_token is not None:
             x = torch.cat([cls_token, x], dim=1)
-        x = self.pos_drop(x)
+        return self.pos_drop(x)
+
+    def run_block(self, block: nn.Module, x: Tensor) -> Tensor:
+        if self.grad_checkpointing and self.training:
+            return torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
+        return block(x)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) images -> (B, N, D) tokens after the final norm; token 0 is the class token, where there is one."""
+        x = self.embed(x)
         for block in self.blocks:
-            if self.grad_checkpointing and self.training:
-                x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = self.run_block(block, x)
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = x[:, 0] if self.global_pool == "token" else x.mean(dim=1)
+        """(B, N, D) tokens -> (B, num_classes) logits; pre_logits: what the classifier would read, (B, D)."""
+        if self.global_pool:
+            x = x[:, 0] if self.global_pool == "token" else x.mean(dim=1)
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -287,6 +296,54 @@ class PatchFeatureMixer(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     # timm's interface
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """(B, C, H, W) images -> what blocks give: maps (B, D, H', W') of the patches, or (B, H'W', D) as "NLC".
+
+        indices: of which blocks; a number: of so many last ones. norm: the final norm on each. stop_early: make no more
+        blocks than those need. Without intermediates_only, a pair: the tokens after the last block made and the final
+        norm, and the maps.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise InputError(f"output_fmt='{output_fmt}': NCHW or NLC")
+        take, last = feature_take_indices(len(self.blocks), indices)
+        x = self.embed(x)
+        maps = []
+        for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
+            x = self.run_block(block, x)
+            if i in take:
+                patches = (self.norm(x) if norm else x)[:, self.cls_token is not None :]
+                if output_fmt == "NCHW":
+                    patches = patches.transpose(1, 2).unflatten(2, self.grid_size)
+                maps.append(patches)
+        return maps if intermediates_only else (self.norm(x), maps)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what these blocks do not need, as features_only does. Returns their indices."""
+        take, last = feature_take_indices(len(self.blocks), indices)
+        self.blocks = self.blocks[: last + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return take
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameters in the order of depth, for rates that fall with it: what comes before the blocks, each block, the norm."""
+        return dict(
+            stem=r"^cls_token|^pos_encoding|^patch_embed", blocks=[(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]
+        )
+
     @torch.no_grad()
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
@@ -311,11 +368,9 @@ class PatchFeatureMixer(nn.Module):
         for branch in self.modules():
             if isinstance(branch, Branch):
                 branch.resample(old, new, prefix)
-        if (
-            self.pos_encoding and tuple(self.pos_encoding.pos_embed.shape[2:]) == old
-        ):  # one of another size is drawn at any
+        if self.pos_encoding and self.pos_encoding.map_size == old:  # one of another size is drawn at any
             drawn = over_grid(self.pos_encoding.pos_embed.flatten(2), old, new, 0)
-            self.pos_encoding.pos_embed = nn.Parameter(drawn.unflatten(2, new))
+            self.pos_encoding.pos_embed, self.pos_encoding.map_size = nn.Parameter(drawn.unflatten(2, new)), new
         self.patch_embed.set_input_size(new_size)
         self.img_size, self.grid_size, self.num_tokens = new_size, new, prefix + new[0] * new[1]
 
@@ -331,7 +386,7 @@ class PatchFeatureMixer(nn.Module):
             patches = taken.shape[1] - (self.cls_token is not None)
             unknown = position_map is None and taken.shape[1] == self.num_tokens
             return self.grid_size if unknown else grid_of(patches, position_map)
-        own_map = self.pos_encoding and tuple(self.pos_encoding.pos_embed.shape[2:])
+        own_map = self.pos_encoding and self.pos_encoding.map_size
         return position_map if own_map == self.grid_size else None  # a map of another size is drawn at any
 
     def take_hidden_dim(self, state: dict[str, Tensor]) -> None:
@@ -362,11 +417,37 @@ class PatchFeatureMixer(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        if global_pool not in (None, "", self.global_pool):
-            where = "the class token" if self.global_pool == "token" else "the mean of all tokens"
+        """Another number of classes, none with 0. global_pool: "" for every token, None to keep what there is."""
+        own = "avg" if self.cls_token is None else "token"
+        if global_pool not in (None, "", own):
+            where = "the class token" if own == "token" else "the mean of all tokens"
             raise InputError(f"global_pool='{global_pool}': this model reads the class from {where}")
+        if global_pool is not None:
+            self.global_pool = global_pool
         self.num_classes = num_classes
-        self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
+        like = next(self.parameters())
+        self.head = (
+            nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
+            if num_classes
+            else nn.Identity()
+        )
+        self.head.train(self.training)
+
+
+@torch.fx.wrap
+def _of_size(x: Tensor, img_size: tuple[int, int], patch: tuple[int, int], prefix: bool) -> Tensor:
+    """The images as they are; InputError for those of another size. A step of its own where the model is traced."""
+    if x.shape[2:] != img_size:
+        tokens, given = (
+            side[0] // patch[0] * (side[1] // patch[1]) + prefix for side in (img_size, tuple(x.shape[2:]))
+        )
+        raise InputError(
+            f"this model has a fixed length: expected {tokens} tokens (image {_by(img_size)}, patch "
+            f"{_side(patch)}), got {given} (image {_by(x.shape[2:])}). "
+            f"Resize the images, create the model with img_size={tuple(x.shape[2:])}, or resample this one with "
+            f"model.set_input_size({tuple(x.shape[2:])})"
+        )
+    return x
 
 
 def _check_divisible(img_size: tuple[int, int], patch_size: tuple[int, int]) -> None:
@@ -405,25 +486,30 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+def _create(name: str, pretrained: bool, **kwargs) -> PatchFeatureMixer:
+    feature_cfg = dict(feature_cls="getter", out_indices=3)  # features_only: of the last three blocks, as timm's ViT
+    return create_by_timm(PatchFeatureMixer, name, pretrained, feature_cfg=feature_cfg, **kwargs)
+
+
 @register_model
 def ff_tiny_patch16_224(pretrained=False, **kwargs) -> PatchFeatureMixer:
     """FF-only tiny: Table 1, 7.7M parameters, 61.4 % ImageNet top-1."""
     shape = dict(patch_size=16, embed_dim=192, depth=12)
-    return create_by_timm(PatchFeatureMixer, "ff_tiny_patch16_224", pretrained, **(shape | kwargs))
+    return _create("ff_tiny_patch16_224", pretrained, **(shape | kwargs))
 
 
 @register_model
 def ff_base_patch16_224(pretrained=False, **kwargs) -> PatchFeatureMixer:
     """FF-only base: Table 1, 62M parameters, 74.9 % ImageNet top-1."""
     shape = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12)
-    return create_by_timm(PatchFeatureMixer, "ff_base_patch16_224", pretrained, **(shape | kwargs))
+    return _create("ff_base_patch16_224", pretrained, **(shape | kwargs))
 
 
 @register_model
 def ff_large_patch32_224(pretrained=False, **kwargs) -> PatchFeatureMixer:
     """FF-only large: Table 1, 206M parameters, 71.4 % ImageNet top-1. Weights were never published."""
     shape = dict(patch_size=32, embed_dim=1024, depth=24, num_heads=16, position_grid=14)
-    return create_by_timm(PatchFeatureMixer, "ff_large_patch32_224", pretrained, **(shape | kwargs))
+    return _create("ff_large_patch32_224", pretrained, **(shape | kwargs))
 
 
 @register_model
@@ -435,14 +521,14 @@ def attention_only_tiny_patch16_224(pretrained=False, **kwargs) -> PatchFeatureM
     the report's 4.0M; two attentions over the tokens would count 3,945,640.
     """
     shape = dict(patch_size=16, embed_dim=192, depth=12, patches="attention", features="attention", patches_first=True)
-    return create_by_timm(PatchFeatureMixer, "attention_only_tiny_patch16_224", pretrained, **(shape | kwargs))
+    return _create("attention_only_tiny_patch16_224", pretrained, **(shape | kwargs))
 
 
 @register_model
 def ff_attention_tiny_patch16_224(pretrained=False, **kwargs) -> PatchFeatureMixer:
     """The cell the report leaves open: feed-forward over patches, attention over features, in FF-only's order."""
     shape = dict(patch_size=16, embed_dim=192, depth=12, patches="ff", features="attention")
-    return create_by_timm(PatchFeatureMixer, "ff_attention_tiny_patch16_224", pretrained, **(shape | kwargs))
+    return _create("ff_attention_tiny_patch16_224", pretrained, **(shape | kwargs))
 
 
 def cell(model: nn.Module) -> dict[str, str | None]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
+import torch.fx
 from timm.layers import Attention, DropPath, Mlp, PatchEmbed, to_2tuple, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
@@ -52,16 +53,23 @@ class DeformableConv(DeformConv2d):
         self.conv_offset = conv_offset if learn_offsets else None
 
     def forward(self, x: Tensor) -> Tensor:
-        tensors = [x, self.weight, self.bias]
-        if self.conv_offset:
-            tensors.insert(1, self.conv_offset(x))
-        # In fp32 at least, as in the official code: under autocast the operator refuses mixed types on a CPU.
-        exact = [t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
-        convolve: Callable[..., Tensor] = deform_conv2d if self.conv_offset else F.conv2d
-        device = x.device.type
-        autocast = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else None
-        with autocast or contextlib.nullcontext():
-            return convolve(*exact, stride=self.stride).to(self.weight.dtype)
+        offsets = self.conv_offset(x) if self.conv_offset else None
+        return _convolve(x, offsets, self.weight, self.bias, self.stride)
+
+
+@torch.fx.wrap
+def _convolve(x: Tensor, offsets: Tensor | None, weight: Tensor, bias: Tensor, stride: tuple[int, int]) -> Tensor:
+    """In fp32 at least, as in the official code: under autocast the operator refuses mixed types on a CPU.
+
+    A step of its own where the model is traced.
+    """
+    tensors = [x, weight, bias] if offsets is None else [x, offsets, weight, bias]
+    exact = [t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+    convolve: Callable[..., Tensor] = F.conv2d if offsets is None else deform_conv2d
+    device = x.device.type
+    autocast = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else None
+    with autocast or contextlib.nullcontext():
+        return convolve(*exact, stride=stride).to(weight.dtype)
 
 
 @register_flop_formula(torch.ops.torchvision.deform_conv2d)
@@ -98,6 +106,7 @@ class PlainMerging(nn.Module):
         return self.norm(self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
+@torch.fx.wrap
 def resample(values: Tensor, size: Grid, new_size: Grid, mode: str) -> Tensor:
     """A learned map at another size: (h*w, C) -> (h'*w', C)."""
     if size == new_size:
@@ -184,6 +193,7 @@ class LIT(nn.Module):
     pooling: str  # "token", that of the class, or "avg"
     first_name: str  # of the module that cuts patches
     stage_names: tuple[str, ...]  # of the modules
+    groups: dict[str, Any]  # patterns of parameters' names: the stem's, and those that a stage's number is in
     place: Callable[[nn.Module, list[nn.Module], list[nn.ModuleList]], None]
     add_positions: Callable[[int, Tensor, Grid], Tensor]
     pool: Callable[[Tensor], Tensor]
@@ -203,6 +213,7 @@ class LIT(nn.Module):
         learn_offsets: bool = True,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        global_pool: str | None = None,
     ):
         super().__init__()
         shape = dict(embed_dims=embed_dims, depths=depths, num_heads=num_heads, mlp_ratios=mlp_ratios)
@@ -244,6 +255,7 @@ class LIT(nn.Module):
             for dims in zip(embed_dims, embed_dims[1:])
         ]
         self.place(patch_embed, mergings, stages)
+        self.global_pool = self.checked_pool(global_pool, self.pooling)
         self.norm: nn.Module = nn.LayerNorm(self.embed_dim, eps=self.norm_eps)
         self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
         self.init_weights()
@@ -267,18 +279,13 @@ class LIT(nn.Module):
 
     def grids_of(self, img_size: Sequence[int]) -> list[Grid]:
         """The four maps' sizes for an image of (height, width) pixels. A merging leaves out an odd last row or column."""
-        patches = [math.ceil(side / self.patch_size) if self.pads else side // self.patch_size for side in img_size]
-        if min(patches) < 8:
-            raise InputError(
-                f"an image of {img_size[0]}x{img_size[1]} pixels is too small: 8x8 patches of {self.patch_size}x"
-                f"{self.patch_size} are the fewest that three mergings leave a token of"
-            )
+        patches = _patches(img_size, self.patch_size, self.pads)
         return [(patches[0] >> s, patches[1] >> s) for s in range(4)]
 
     def run_stage(self, stage: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """One stage, from 0: (B, C, H, W) image, or the map of the stage before -> (B, N, C) tokens, (B, h, w, C) map."""
         if stage == 0:
-            self.grids_of(x.shape[2:])  # refuses too small an image
+            x = _large_enough(x, self.patch_size, self.pads)
         x = self.mergings[stage - 1](x) if stage else self.get_submodule(self.first_name)(x)
         grid = x.shape[1], x.shape[2]
         tokens = self.add_positions(stage, x.flatten(1, 2), grid)
@@ -294,7 +301,8 @@ class LIT(nn.Module):
         return self.forward_intermediates(x, indices=1)[0]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.pool(x)
+        """(B, N, C4) tokens -> (B, num_classes) logits; pre_logits: what the classifier would read, (B, C4)."""
+        x = self.pool(x) if self.global_pool else x
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -307,19 +315,20 @@ class LIT(nn.Module):
         x: Tensor,
         indices: int | list[int] | None = None,
         norm: bool = False,
+        stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """(B, C, H, W) images -> the maps (B, C_s, H_s, W_s) of the stages asked for, each before the next merging.
 
-        norm: apply the final norm to the last stage's map. Without intermediates_only, a pair: what forward_features
-        returns, and the maps.
+        norm: apply the final norm to the last stage's map. stop_early, with intermediates_only: make no stage beyond those
+        asked for. Without intermediates_only, a pair: what forward_features returns, and the maps.
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise InputError(f"output_fmt='{output_fmt}': maps are NCHW or NHWC")
         take, last = feature_take_indices(4, indices)
         maps = []
-        for stage in range(last + 1 if intermediates_only else 4):
+        for stage in range(last + 1 if stop_early and intermediates_only else 4):
             tokens, x = self.run_stage(stage, x)
             if stage in take:
                 image = self.norm(x) if norm and stage == 3 else x
@@ -331,7 +340,7 @@ class LIT(nn.Module):
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
-            self.reset_classifier(0)
+            self.reset_classifier(0, "")
         return feature_take_indices(4, indices)[0]
 
     @property
@@ -346,11 +355,28 @@ class LIT(nn.Module):
     def get_classifier(self) -> nn.Module:
         return self.head
 
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameters in the order of depth, for rates that fall with it: the patches, each stage with its merging, the norm."""
+        return self.groups | dict(blocks=[*self.groups["blocks"], (r"^norm", (99999,))])
+
+    def checked_pool(self, asked_for: str | None, kept: str) -> str:
+        """How tokens become one for the head: as the model has it, or not at all (""). Raises InputError for another way."""
+        if asked_for not in (None, "", self.pooling):
+            raise InputError(f"global_pool='{asked_for}': this model's is '{self.pooling}'")
+        return kept if asked_for is None else asked_for
+
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        if global_pool not in (None, "", self.pooling):
-            raise InputError(f"global_pool='{global_pool}': this model's is '{self.pooling}'")
+        """Another number of classes, none with 0. global_pool: "" for every token, None to keep what there is."""
+        self.global_pool = self.checked_pool(global_pool, self.global_pool)
         self.num_classes = num_classes
-        self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
+        like = next(self.parameters())
+        self.head = (
+            nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
+            if num_classes
+            else nn.Identity()
+        )
+        self.head.train(self.training)
 
     @staticmethod
     def variant_of(state: dict[str, Tensor]) -> str:
@@ -360,6 +386,24 @@ class LIT(nn.Module):
             if widths == [width for width, depth in zip(shape["embed_dims"], shape["depths"]) for _ in range(depth)]:
                 return name
         return ""
+
+
+def _patches(img_size: Sequence[int], patch_size: int, pads: bool) -> list[int]:
+    """Patches down and to the right. Raises InputError where mergings would leave the last stage no token."""
+    patches = [math.ceil(side / patch_size) if pads else side // patch_size for side in img_size]
+    if min(patches) < 8:
+        raise InputError(
+            f"an image of {img_size[0]}x{img_size[1]} pixels is too small: 8x8 patches of {patch_size}x"
+            f"{patch_size} are the fewest that three mergings leave a token of"
+        )
+    return patches
+
+
+@torch.fx.wrap
+def _large_enough(x: Tensor, patch_size: int, pads: bool) -> Tensor:
+    """The images as they are; InputError for too small ones. A step of its own where the model is traced."""
+    _patches(x.shape[2:], patch_size, pads)
+    return x
 
 
 class AbsoluteLIT(LIT):
@@ -372,6 +416,9 @@ class AbsoluteLIT(LIT):
     relative, pads, norm_eps = False, False, 1e-6
     first_name = "patch_embed1"
     stage_names = ("block1", "block2", "block3", "block4")
+    groups = dict(
+        stem=r"^patch_embed1|^pos_embed1", blocks=[(r"^(?:block|patch_embed|pos_embed)(\d)", None), (r"^cls", (4,))]
+    )
 
     def place(self, patch_embed, mergings, stages):
         self.patch_embed1 = patch_embed
@@ -407,7 +454,7 @@ class AbsoluteLIT(LIT):
         tokens = tokens + resample(of_map, self.grids[stage], grid, "bilinear")
         if stage < 3 or self.cls_token is None:
             return tokens
-        return torch.cat([(self.cls_token + positions[0]).expand(len(tokens), -1, -1), tokens], dim=1)
+        return torch.cat([(self.cls_token + positions[0]).expand(tokens.shape[0], -1, -1), tokens], dim=1)
 
     def pool(self, tokens):
         return tokens[:, 0] if self.pooling == "token" else tokens.mean(dim=1)
@@ -428,6 +475,7 @@ class RelativeLIT(LIT):
     relative, pads, norm_eps, pooling = True, True, 1e-5, "avg"
     first_name = "patch_embed"
     stage_names = ("layers.0", "layers.1", "layers.2", "layers.3")
+    groups = dict(stem=r"^patch_embed", blocks=[(r"^layers\.(\d+)", None)])
 
     def place(self, patch_embed, mergings, stages):
         self.patch_embed = patch_embed

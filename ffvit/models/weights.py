@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.models import build_model_with_cfg, get_pretrained_cfg
+from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from ffvit.models.resample import at_size_of, image_size
@@ -115,7 +116,8 @@ def create_by_timm(model_class: type[Model], name: str, pretrained: bool, **kwar
                 model_class, name, pretrained=True, pretrained_filter_fn=fitting, **kwargs
             )
         if img_size is not None:
-            model.set_input_size(img_size)
+            whole: Any = model.model if isinstance(model, FeatureGetterNet) else model
+            whole.set_input_size(img_size)
         return model
     except InputError:
         raise
