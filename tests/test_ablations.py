@@ -25,6 +25,7 @@ SMALL = load_experiment("digits-ablations")
 CLAIMS = {p.claim: p for p in (*ablations.PREDICTIONS, *size_and_data.PREDICTIONS)}
 EMBEDDING = "Patch embedding explains more of ViT's strength than attention does"
 POSITIONS = "Attention needs positions more than a feed-forward layer over patches, which has a weight for each place"
+FIXED_WIDTH = "A hidden width over patches that does not grow with them, taken to save cost, costs accuracy"
 
 
 def made(experiment=SMALL, train=100.0, **top1):
@@ -94,7 +95,8 @@ def test_every_variant_of_an_experiment_can_be_made(name):
 def test_every_prediction_finds_its_runs_in_the_experiment(name):
     experiment = load_experiment(name)
     found = everything(experiment, made(experiment, **dict.fromkeys(experiment.variants, [50.0, 51.0])))
-    assert all(len(p.points(experiment, found)) == 2 for p in CLAIMS.values())
+    missed = {claim for claim, p in CLAIMS.items() if len(p.points(experiment, found)) != 2}
+    assert missed == (set() if "patch_width" in experiment.compare else {FIXED_WIDTH})
 
 
 def test_a_line_of_the_picture_is_an_ablation_of_both_models_and_size_and_data_are_none():

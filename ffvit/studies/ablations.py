@@ -31,6 +31,7 @@ from ffvit.studies.predictions import (
     changed,
     less,
     with_change,
+    with_least,
     with_most,
 )
 
@@ -88,6 +89,12 @@ PREDICTIONS = (
         "Follows from section 3.2",
         "A(ViT) > A(ViT, largest patches)",
         less(as_it_is(VIT), with_most(VIT, "patch_size")),
+    ),
+    Prediction(
+        "A hidden width over patches that does not grow with them, taken to save cost, costs accuracy",
+        "Follows from section 3.5",
+        "A(FF) > A(FF, fewer hidden units over patches)",
+        less(as_it_is(FF), with_least(FF, "patch_hidden_dim")),
     ),
     Prediction(
         "Normalisation contributes: FF only is worse without LayerNorm where patches are mixed",
