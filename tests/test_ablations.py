@@ -179,7 +179,7 @@ def test_prediction_and_measurement_stand_side_by_side_and_the_summary_counts_th
     table = predictions.table(ablations.PREDICTIONS[:4], SMALL, everything(SMALL, made(**runs)))
     assert list(table["The prediction"]) == [HOLDS, HOLDS, HOLDS, UNDECIDED]
     assert table["digits: left less right (points)"][0] == "+20.23 (n=3)"
-    told = predictions.summary(table)
+    told = predictions.summary(table["Claim"], table["The prediction"])
     assert told == "3 of 4 predictions hold.\nUndecided: Augmentation helps ViT."
 
 
@@ -229,7 +229,7 @@ def test_the_picture_has_a_line_an_ablation_and_shows_every_seed_whatever_its_in
 def test_the_strongest_effects_are_told_model_by_model():
     told = ablations.strongest(SMALL, made(ff=[90.0, 91.0], ff_conv=[92.0, 93.0], ff_frozen=[80.0, 81.5], vit=[80.0]))
     assert told.startswith(
-        "FF only: worst with frozen random embedding (-9.75 points), best with convolutional stem (+2.00)."
+        "FF only: worst with frozen random embedding (−9.75 points), best with convolutional stem (+2.00)."
     )
     assert "Of 2 changes, 1 have an interval clear of zero: frozen random embedding." in told
     assert ablations.strongest(SMALL, []) == "Nothing was run."

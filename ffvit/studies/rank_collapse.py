@@ -26,7 +26,7 @@ from ffvit.evidence.seed_statistics import difference, interval
 from ffvit.settings.experiment import Experiment
 from ffvit.studies import trained_models
 from ffvit.studies.claim_checks import close
-from ffvit.studies.predictions import FAILS, HOLDS, UNDECIDED, judge
+from ffvit.studies.predictions import FAILS, HOLDS, UNDECIDED, judge, mean_words
 from ffvit.studies.token_residuals import Bound, Depths, by_depth, theorem
 
 ALIKE = 1e-3  # of a relative residual: tokens that differ by less are called alike
@@ -70,7 +70,7 @@ def accuracy(experiment: Experiment, found: dict[str, Measured]) -> pd.DataFrame
                 "Params": f"{mine.parameters:,}" if mine else "",
                 f"{experiment.scope} top-1 (%)": str(mine) if mine else NOT_RUN,
                 "Lacks to FF only (points)": (lacks + spread).replace("-", "−"),
-                f"Predicted by the report: more than {limit:g}": _as_the_report(points, limits, limit),
+                f"Predicted by the report: more than {limit:g}": _as_the_report(points, limit),
             }
         )
     return pd.DataFrame(rows)
@@ -100,20 +100,38 @@ def residuals(
     return pd.DataFrame(rows)
 
 
-def conclusion(experiment: Experiment, found: dict[str, Measured], trained: dict[str, Depths]) -> str:
-    """Which reading behaves as the report says, as far as these records tell."""
-    limit, reference = close(), _reference(experiment)
-    said = []
-    for name, depths in trained.items():
-        if name == reference or not {name, reference} <= found.keys():
-            continue
-        points = difference(found[reference], found[name]).points
-        verdict = _as_the_report(points, interval(points), limit)
-        said.append(
-            f"{experiment.variants[name].label}: {verdict}; relative residual after the last block "
-            f"{depths.with_skips[-1]:.2g} with skip connections, {depths.without_skips[-1]:.2g} without"
-        )
-    return ".\n".join(said) + "." if said else "No reading has runs beside those of FF only: nothing to say."
+def conclusion(
+    experiment: Experiment,
+    found: dict[str, Measured],
+    trained: dict[str, Depths],
+    untrained: dict[str, Depths],
+    bounds: dict[str, Bound],
+) -> str:
+    """What became of the three predictions, a line each, in words whose numbers are computed."""
+    labels = {name: experiment.variants[name].label for name in trained}
+    alike = [
+        f"{label}, {state}"
+        for name, label in labels.items()
+        for state, depths in (("untrained", untrained[name]), ("trained", trained[name]))
+        if depths.without_skips[-1] < ALIKE
+    ]
+    under = [_is_under(bound) for bound in bounds.values()]
+    said = [
+        f"Attention over tokens alone is under the bound in {sum(under)} of {len(bounds)} cases; the proof's condition on the "
+        f"scores holds in {sum(bound.holds for bound in bounds.values())} of them.",
+        f"Alike after the last block, where skip connections are left out: {'; '.join(alike) or 'the tokens of no model'}.",
+    ]
+    reference = _reference(experiment)
+    readings = [name for name in labels if name != reference and {name, reference} <= found.keys()]
+    lacks = {name: difference(found[reference], found[name]).points for name in readings}
+    verdicts = [
+        f"{labels[name]} {mean_words(points)}, {_as_the_report(points, close())}" for name, points in lacks.items()
+    ]
+    if verdicts:
+        said.append(f"Points of top-1 that a reading lacks to FF only: {'; '.join(verdicts)}.")
+    else:
+        said.append("No reading has runs beside those of FF only: of accuracy there is nothing to say.")
+    return "\n".join(said)
 
 
 def depth_figure(experiment: Experiment, trained: dict[str, Depths], untrained: dict[str, Depths]) -> Figure:
@@ -182,20 +200,21 @@ def _reference(experiment: Experiment) -> str:
     return experiment.pairs()[0][1]
 
 
-def _as_the_report(points: list[float], limits: tuple[float, float] | None, limit: float) -> str:
+def _as_the_report(points: list[float], limit: float) -> str:
     """Whether a model does as badly beside FF only as the report says of attention only."""
     if not points:
         return ""
-    if limits is None:
+    if interval(points) is None:
         return "undecided: no interval"
     return {HOLDS: "as the report says", FAILS: "contradicted", UNDECIDED: "undecided"}[judge(points, limit)]
+
+
+def _is_under(bound: Bound) -> bool:
+    # Of the mean's residual, which is at most twice the smallest; where precision has ended, there is nothing to compare.
+    return not (bound.measured[1:] > np.minimum(bound.from_start, bound.from_last)[1:] + math.log10(2)).any()
 
 
 def _under(bound: Bound | None) -> str:
     if bound is None:
         return ""
-    # Of the mean's residual, which is at most twice the smallest; where precision has ended, there is nothing to compare.
-    beyond = bound.measured[1:] > np.minimum(bound.from_start, bound.from_last)[1:] + math.log10(2)
-    held = not beyond.any()
-    says = "" if bound.holds else "; its condition on the scores fails"
-    return f"{'yes' if held else 'no'}{says}"
+    return f"{'yes' if _is_under(bound) else 'no'}{'' if bound.holds else '; its condition on the scores fails'}"

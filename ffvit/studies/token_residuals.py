@@ -38,7 +38,7 @@ class Bound(NamedTuple):
     measured: np.ndarray
     from_start: np.ndarray  # the bound for all layers up to here, from the first one's input
     from_last: np.ndarray  # the bound for one layer, from the input that it really had
-    holds: bool  # whether the proof's condition on the scores does, for each image and layer
+    holds: bool  # whether the proof's condition on the scores does, for the largest difference of all
 
 
 def residual(x: Tensor) -> Tensor:
@@ -83,12 +83,14 @@ def by_depth(model: Any, batches: Iterable[Batch]) -> Depths:
 
 @torch.no_grad()
 def theorem(model: Any, batches: Iterable[Batch]) -> Bound:
-    """The attentions over tokens of a model as a network of their own, beside the bound of Dong et al., Theorem 2.3:
+    """The attentions over tokens of a model as a network of their own, beside the bound of Dong et al., v2, Theorem 2.3:
 
         ||res(X_L)|| <= (4 g b H / sqrt(d))^((3^L - 1) / 2) ||res(X_0)||^(3^L)
 
-    H heads of d features; b >= ||W_QK||_1 ||W_VO||_(1,inf) for every layer and head; g depends on the scores and is at most
-    sqrt(N), which stands here. W_VO's two norms are taken over heads one by one: so the bound holds for their sum.
+    H heads of d features; b >= ||W_QK||_1 ||W_VO||_(1,inf) for every layer and head. It is the bound of one layer, which is
+    cubic, put into itself: 1 + 3 + ... + 3^(L-1) = (3^L - 1) / 2. g depends on the scores: sqrt(||s||_1 ||s||_inf) <=
+    g ||s||_inf, s being by how much the scores of each query differ at most. So g is at most sqrt(N), which stands here.
+    W_VO's two norms are taken over heads one by one: so the bound holds for their sum.
     Raises InputError for a model that has no attention over tokens, and where no image could be read.
     """
     model = _checked(model)
