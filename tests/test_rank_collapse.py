@@ -169,7 +169,7 @@ def test_the_conclusion_has_a_line_a_prediction():
     assert told.splitlines() == [
         "Attention over tokens alone is under the bound in 1 of 2 cases; the proof's condition on the scores holds in 1 of them.",
         "Alike after the last block, where skip connections are left out: twice over the tokens, trained.",
-        "Points of top-1 that a reading lacks to FF only: twice over the tokens +10.00 (n=3), as the report says.",
+        "Points lacking to FF only, more than 5 by the report: twice over the tokens +10.00 (n=3), as the report says.",
     ]
     told = rank_collapse.conclusion(experiment, {}, {"ff": depths["ff"]}, {"ff": depths["ff"]}, {})
     assert "the tokens of no model" in told and told.endswith("there is nothing to say.")

@@ -11,7 +11,7 @@ from ffvit.evidence.measured import BLANK
 from ffvit.system.files import write_atomically
 
 FORMATS = (".csv", ".md", ".tex")
-SHORT = 18  # letters of a cell that is shown in one line: 97.78 ± 0.83 (n=3)
+SHORT = 23  # letters: a cell of no more is shown in one line, such as 61.57 ± 10.71 (n=3)
 
 
 def display(table: pd.DataFrame) -> Styler:

@@ -76,9 +76,7 @@ def conclusion(found: dict[str, pd.DataFrame], grid: tuple[int, int]) -> str:
             f"{whose[0].upper()}{whose[1:]}: training made the maps more local in {local.sum()} of {len(n)} layers and smoother in "
             f"{smooth.sum()}; the first layer reaches {order} the last ({first:.2f} and {last:.2f} patches)"
         )
-    return f"{'. '.join(said)}. A map without order has {without_order(grid)[0]:.2f} patches.".replace(
-        "hidden", "Hidden"
-    )
+    return f"{'. '.join(said)}. A map without order has {without_order(grid)[0]:.2f} patches."
 
 
 def maps_figure(units: list[Units], attention: list[np.ndarray], labels: tuple[str, str]) -> Figure:

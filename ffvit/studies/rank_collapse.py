@@ -128,7 +128,7 @@ def conclusion(
         f"{labels[name]} {mean_words(points)}, {_as_the_report(points, close())}" for name, points in lacks.items()
     ]
     if verdicts:
-        said.append(f"Points of top-1 that a reading lacks to FF only: {'; '.join(verdicts)}.")
+        said.append(f"Points lacking to FF only, more than {close():g} by the report: {'; '.join(verdicts)}.")
     else:
         said.append("No reading has runs beside those of FF only: of accuracy there is nothing to say.")
     return "\n".join(said)
