@@ -25,6 +25,7 @@ SMALL = load_experiment("digits-ablations")
 CLAIMS = {p.claim: p for p in (*ablations.PREDICTIONS, *size_and_data.PREDICTIONS)}
 EMBEDDING = "Patch embedding explains more of ViT's strength than attention does"
 POSITIONS = "Attention needs positions more than a feed-forward layer over patches, which has a weight for each place"
+FIXED_WIDTH = "A hidden width over patches that does not grow with them, taken to save cost, costs accuracy"
 
 
 def made(experiment=SMALL, train=100.0, **top1):
@@ -94,7 +95,8 @@ def test_every_variant_of_an_experiment_can_be_made(name):
 def test_every_prediction_finds_its_runs_in_the_experiment(name):
     experiment = load_experiment(name)
     found = everything(experiment, made(experiment, **dict.fromkeys(experiment.variants, [50.0, 51.0])))
-    assert all(len(p.points(experiment, found)) == 2 for p in CLAIMS.values())
+    missed = {claim for claim, p in CLAIMS.items() if len(p.points(experiment, found)) != 2}
+    assert missed == (set() if "patch_width" in experiment.compare else {FIXED_WIDTH})
 
 
 def test_a_line_of_the_picture_is_an_ablation_of_both_models_and_size_and_data_are_none():
@@ -177,7 +179,7 @@ def test_prediction_and_measurement_stand_side_by_side_and_the_summary_counts_th
     table = predictions.table(ablations.PREDICTIONS[:4], SMALL, everything(SMALL, made(**runs)))
     assert list(table["The prediction"]) == [HOLDS, HOLDS, HOLDS, UNDECIDED]
     assert table["digits: left less right (points)"][0] == "+20.23 (n=3)"
-    told = predictions.summary(table)
+    told = predictions.summary(table["Claim"], table["The prediction"])
     assert told == "3 of 4 predictions hold.\nUndecided: Augmentation helps ViT."
 
 
@@ -227,7 +229,7 @@ def test_the_picture_has_a_line_an_ablation_and_shows_every_seed_whatever_its_in
 def test_the_strongest_effects_are_told_model_by_model():
     told = ablations.strongest(SMALL, made(ff=[90.0, 91.0], ff_conv=[92.0, 93.0], ff_frozen=[80.0, 81.5], vit=[80.0]))
     assert told.startswith(
-        "FF only: worst with frozen random embedding (-9.75 points), best with convolutional stem (+2.00)."
+        "FF only: worst with frozen random embedding (−9.75 points), best with convolutional stem (+2.00)."
     )
     assert "Of 2 changes, 1 have an interval clear of zero: frozen random embedding." in told
     assert ablations.strongest(SMALL, []) == "Nothing was run."

@@ -16,8 +16,8 @@ import ffvit.models  # noqa: F401, registers the models
 from ffvit.data.loader import Batch
 from ffvit.evidence import interactive
 from ffvit.settings.experiment import load_experiment
-from ffvit.studies import patch_mixer, trained_models
-from ffvit.studies.patch_mixer import frequency, spread
+from ffvit.studies import patch_maps, patch_mixer, trained_models
+from ffvit.studies.patch_maps import frequency, spread
 from ffvit.system.errors import InputError
 from ffvit.training.train import train
 
@@ -50,7 +50,7 @@ def test_a_map_of_one_patch_reaches_nowhere_and_two_reach_half_their_distance():
 
 def test_the_same_weight_everywhere_has_the_spread_of_a_uniform_distribution():
     grid = (4, 6)
-    assert patch_mixer.without_order(grid)[0] == pytest.approx(math.sqrt((4**2 - 1 + 6**2 - 1) / 12))
+    assert patch_maps.without_order(grid)[0] == pytest.approx(math.sqrt((4**2 - 1 + 6**2 - 1) / 12))
 
 
 def test_frequency_is_that_of_a_wave_whatever_its_height_and_mean():
@@ -64,7 +64,7 @@ def test_frequency_is_that_of_a_wave_whatever_its_height_and_mean():
 
 def test_noise_has_the_frequency_of_a_map_without_order():
     noise = np.random.default_rng(0).normal(size=(2000, 5, 5))
-    assert frequency(noise).mean() == pytest.approx(patch_mixer.without_order((5, 5))[1], rel=0.02)
+    assert frequency(noise).mean() == pytest.approx(patch_maps.without_order((5, 5))[1], rel=0.02)
 
 
 # Whose maps
@@ -72,7 +72,7 @@ def test_noise_has_the_frequency_of_a_map_without_order():
 
 def test_what_a_unit_takes_is_how_its_input_depends_on_each_patch():
     model = small("ff_tiny_patch16_224")
-    branch, units = model.blocks[1].mix_patches, patch_mixer.units_of(model)[1]
+    branch, units = model.blocks[1].mix_patches, patch_maps.units_of(model)[1]
     seen = []
     branch.mix.fc1.register_forward_hook(lambda _module, _input, output: seen.append(output))
     normed = torch.randn(1, 17, 12, requires_grad=True)
@@ -88,13 +88,13 @@ def test_the_strongest_units_come_first():
     taken, given = np.ones((3, 2, 2)), np.ones((3, 2, 2))
     taken[1] *= 5
     given[2] *= 9
-    assert patch_mixer.Units(taken, given).strongest.tolist() == [2, 1, 0]
+    assert patch_maps.Units(taken, given).strongest.tolist() == [2, 1, 0]
 
 
 def test_attention_is_the_mean_over_images_whatever_their_batches_and_leaves_nothing_behind():
     model = small("vit_tiny_patch16_224")
     fused = model.blocks[0].attn.fused_attn
-    together, apart = (patch_mixer.attention_of(model, batches(size)) for size in (6, 1))
+    together, apart = (patch_maps.attention_of(model, batches(size)) for size in (6, 1))
     assert [maps.shape for maps in together] == [(3, 16, 4, 4)] * 2
     for a, b in zip(together, apart):
         assert a.sum(axis=(-2, -1)) == pytest.approx(np.ones((3, 16)))
@@ -105,9 +105,9 @@ def test_attention_is_the_mean_over_images_whatever_their_batches_and_leaves_not
 
 def test_models_without_such_maps_are_refused():
     with pytest.raises(InputError, match="no feed-forward layer over patches"):
-        patch_mixer.units_of(small("vit_tiny_patch16_224"))
+        patch_maps.units_of(small("vit_tiny_patch16_224"))
     with pytest.raises(InputError, match="no attention over patches"):
-        patch_mixer.attention_of(small("ff_tiny_patch16_224"), batches(6))
+        patch_maps.attention_of(small("ff_tiny_patch16_224"), batches(6))
     with pytest.raises(InputError, match="digits-attention-only needs a model that is FF only, and a ViT"):
         patch_mixer.subjects(load_experiment("digits-attention-only"))
     assert patch_mixer.subjects(load_experiment("digits")) == ("ff", "vit")
@@ -131,7 +131,7 @@ def test_untrained_is_the_very_model_that_a_run_began_with(tmp_path):
 def test_prediction_and_measurement_stand_side_by_side():
     far, near = np.ones((2, 4, 4)), np.zeros((2, 4, 4))
     near[:, 1, 1] = 1.0
-    local = patch_mixer.measured([patch_mixer.Units(near, near)], [patch_mixer.Units(far, far)])
+    local = patch_maps.measured([patch_maps.Units(near, near)], [patch_maps.Units(far, far)])
     assert local.loc[0, ["spread", "untrained spread"]].tolist() == pytest.approx([0.0, math.sqrt(2.5)])
     table = patch_mixer.table({patch_mixer.FF: local, patch_mixer.ATTENTION: local.assign(spread=9.0)})
     assert table["Predicted: smaller"].tolist() == ["as predicted", "contradicted"]
@@ -146,7 +146,7 @@ def test_sliders_are_for_jupyterlab_and_a_picture_for_everyone_else(by_hand, mon
     monkeypatch.setitem(os.environ, "JPY_SESSION_NAME", "/notebooks/18_patch_mixer.ipynb")
     if not by_hand:
         monkeypatch.delenv("JPY_SESSION_NAME")
-    units = patch_mixer.units_of(small("ff_tiny_patch16_224"))
+    units = patch_maps.units_of(small("ff_tiny_patch16_224"))
 
     def draw(layer, unit):
         drawn.append((layer, unit))
@@ -165,4 +165,4 @@ def test_sliders_are_for_jupyterlab_and_a_picture_for_everyone_else(by_hand, mon
 
 def test_a_layer_that_is_not_there_is_refused():
     with pytest.raises(InputError, match="layer 3: this model has layers 1 to 2"):
-        patch_mixer.layer_figure(patch_mixer.units_of(small("ff_tiny_patch16_224")), 3)
+        patch_mixer.layer_figure(patch_maps.units_of(small("ff_tiny_patch16_224")), 3)

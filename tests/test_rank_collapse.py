@@ -11,9 +11,11 @@ from torch import nn
 
 import ffvit.models  # noqa: F401, registers the models
 from ffvit.data.loader import Batch
+from ffvit.evidence.measured import everything
+from ffvit.evidence.records import load_records
 from ffvit.settings.experiment import load_experiment
-from ffvit.studies import rank_collapse
-from ffvit.studies.rank_collapse import Bound, Depths
+from ffvit.studies import rank_collapse, token_residuals
+from ffvit.studies.token_residuals import Bound, Depths
 from ffvit.system.errors import InputError
 
 SHAPE = dict(img_size=16, patch_size=4, in_chans=1, num_classes=5, embed_dim=12, depth=3, num_heads=3)
@@ -37,28 +39,28 @@ def batches(size=6, scale=1.0):
 def test_the_residual_is_what_sets_tokens_apart():
     alike = torch.ones(5, 1) @ torch.randn(1, 4)
     apart = torch.randn(5, 4)
-    assert rank_collapse.residual(alike).abs().max() < 1e-6
-    assert torch.allclose(rank_collapse.residual(apart + alike), rank_collapse.residual(apart), atol=1e-6)
-    assert rank_collapse.relative_residual(torch.zeros(5, 4).double()) == 0
+    assert token_residuals.residual(alike).abs().max() < 1e-6
+    assert torch.allclose(token_residuals.residual(apart + alike), token_residuals.residual(apart), atol=1e-6)
+    assert token_residuals.relative_residual(torch.zeros(5, 4).double()) == 0
 
 
 def test_the_norm_is_the_root_of_the_largest_column_sum_times_the_largest_row_sum():
     x = torch.tensor([[1.0, -2.0], [3.0, 0.0], [0.0, 4.0]])
-    assert rank_collapse.composite_norm(x) == math.sqrt(6 * 4)
+    assert token_residuals.composite_norm(x) == math.sqrt(6 * 4)
 
 
 def test_the_means_residual_is_at_most_twice_the_smallest():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(7, 5, generator=generator).double()
-    mean = rank_collapse.composite_norm(rank_collapse.residual(x))
+    mean = token_residuals.composite_norm(token_residuals.residual(x))
     others = x - torch.randn(2000, 1, 5, generator=generator).double()
-    assert mean <= 2 * rank_collapse.composite_norm(others).min()
+    assert mean <= 2 * token_residuals.composite_norm(others).min()
 
 
 @pytest.mark.parametrize("features", READINGS)
 @pytest.mark.parametrize("std", [0.02, 0.06])
 def test_attention_over_tokens_alone_stays_under_the_bound(features, std):
-    found = rank_collapse.theorem(small(std, features=features), batches())
+    found = token_residuals.theorem(small(std, features=features), batches())
     assert found.holds
     seen = np.isfinite(found.measured)
     assert seen[:2].all()
@@ -68,7 +70,7 @@ def test_attention_over_tokens_alone_stays_under_the_bound(features, std):
 
 
 def test_a_bound_that_is_broken_and_scores_too_far_apart_are_told():
-    assert not rank_collapse.theorem(small(3.0), batches(scale=10)).holds
+    assert not token_residuals.theorem(small(3.0), batches(scale=10)).holds
     line = np.array([0.0, -3.0])
     assert rank_collapse._under(Bound(line, line, line, True)) == "yes"
     assert rank_collapse._under(Bound(line, line, line - 1, False)) == "no; its condition on the scores fails"
@@ -77,12 +79,12 @@ def test_a_bound_that_is_broken_and_scores_too_far_apart_are_told():
 
 def test_the_bound_is_the_theorems_by_its_formula():
     model = small(features="attention_over_tokens", num_heads=1, depth=1)
-    found = rank_collapse.theorem(model, batches(1))
+    found = token_residuals.theorem(model, batches(1))
     betas = []
     for branch in model.blocks[0].branches:
         query, key, value = branch.mix.qkv.weight.view(3, 12, 12)
         scores, values = query.t() @ key, value.t() @ branch.mix.proj.weight.t()
-        betas.append(float(scores.abs().sum(dim=0).max() * rank_collapse.composite_norm(values)))
+        betas.append(float(scores.abs().sum(dim=0).max() * token_residuals.composite_norm(values)))
     factor = 4 * math.sqrt(17) * max(betas) / math.sqrt(12)
     expected = factor ** ((3**2 - 1) / 2) * (10 ** found.measured[0]) ** (3**2)
     assert found.from_start[2] == pytest.approx(math.log10(expected))
@@ -91,7 +93,7 @@ def test_the_bound_is_the_theorems_by_its_formula():
 @pytest.mark.parametrize("features", READINGS)
 def test_depths_follow_the_model_and_leave_the_skip_connections_out(features):
     model = small(features=features, patch_norm="channels")
-    found = rank_collapse.by_depth(model, batches(4))
+    found = token_residuals.by_depth(model, batches(4))
     assert [len(line) for line in found] == [SHAPE["depth"] + 1] * 2
     assert found.with_skips[0] == found.without_skips[0] > 0.1
     assert found.with_skips[-1] > rank_collapse.ALIKE
@@ -99,22 +101,22 @@ def test_depths_follow_the_model_and_leave_the_skip_connections_out(features):
     seen = []
     model.norm.register_forward_hook(lambda _module, given, _output: seen.append(given[0]))
     model(images)
-    assert rank_collapse.relative_residual(seen[0]).mean().item() == pytest.approx(found.with_skips[-1])
+    assert token_residuals.relative_residual(seen[0]).mean().item() == pytest.approx(found.with_skips[-1])
 
 
 def test_two_attentions_over_tokens_without_skips_make_all_tokens_alike():
-    found = rank_collapse.by_depth(small(features="attention_over_tokens"), batches())
+    found = token_residuals.by_depth(small(features="attention_over_tokens"), batches())
     assert found.without_skips[-1] < rank_collapse.ALIKE < found.with_skips[-1]
 
 
 def test_what_cannot_be_followed_is_refused():
     with pytest.raises(InputError, match="models of this library only"):
-        rank_collapse.by_depth(timm.create_model("vit_tiny_patch16_224", **SHAPE), batches())
+        token_residuals.by_depth(timm.create_model("vit_tiny_patch16_224", **SHAPE), batches())
     ff = timm.create_model("ff_tiny_patch16_224", **SHAPE)
     with pytest.raises(InputError, match="no attention over tokens"):
-        rank_collapse.theorem(ff, batches())
+        token_residuals.theorem(ff, batches())
     unread = [batch._replace(target=batch.target - 1) for batch in batches()]
-    for measure in (rank_collapse.by_depth, rank_collapse.theorem):
+    for measure in (token_residuals.by_depth, token_residuals.theorem):
         with pytest.raises(InputError, match="no image to look at can be read"):
             measure(small(), unread)
 
@@ -144,5 +146,30 @@ def test_predictions_are_judged_by_the_numbers():
     ],
 )
 def test_a_reading_behaves_as_the_report_says_by_its_interval(points, said):
-    limits = rank_collapse.interval(points)
-    assert rank_collapse._as_the_report(points, limits, rank_collapse.close()) == said
+    assert rank_collapse._as_the_report(points, rank_collapse.close()) == said
+
+
+def test_the_conclusion_has_a_line_a_prediction():
+    experiment = load_experiment("digits-attention-only")
+    line = np.array([0.0, -3.0])
+    bounds = {"over_tokens, trained": Bound(line, line, line, True), "other": Bound(line, line, line - 1, False)}
+    depths = {
+        "over_tokens": Depths(np.array([1.0, 0.9]), np.array([1.0, 1e-9])),
+        "ff": Depths(np.array([1.0, 0.9]), np.array([1.0, 0.5])),
+    }
+    records = [r for r in load_records("digits-attention-only") if r["config"]["name"] in depths]
+    for record in records:
+        record["results"]["top1_percent"] = (
+            99.0 if record["config"]["name"] == "ff" else 90.0 - record["config"]["seed"]
+        )
+    found = everything(experiment, records)
+    told = rank_collapse.conclusion(
+        experiment, found, depths, {"over_tokens": depths["ff"], "ff": depths["ff"]}, bounds
+    )
+    assert told.splitlines() == [
+        "Attention over tokens alone is under the bound in 1 of 2 cases; the proof's condition on the scores holds in 1 of them.",
+        "Alike after the last block, where skip connections are left out: twice over the tokens, trained.",
+        "Points lacking to FF only, more than 5 by the report: twice over the tokens +10.00 (n=3), as the report says.",
+    ]
+    told = rank_collapse.conclusion(experiment, {}, {"ff": depths["ff"]}, {"ff": depths["ff"]}, {})
+    assert "the tokens of no model" in told and told.endswith("there is nothing to say.")

@@ -290,9 +290,17 @@ def test_the_table_has_what_was_measured_and_says_what_was_not():
     assert table["Image"].tolist() == ["12 px", "16 px", "12 px", "16 px"]
     assert table["Resampled"].tolist() == ["59.00 ± 1.00 (n=3)", "not run", "70.00 ± 10.00 (n=3)", "not run"]
     assert set(table["Trained anew"]) == {"not run"}
-    told = "10 predictions. Not run: 5; holds: 2; undecided: 2; does not hold: 1."
-    assert resolution.summary(STUDY, FOUND) == told
-    assert resolution.summary(STUDY, []) == "10 predictions. Not run: 10."
+
+
+def test_the_summary_tells_what_became_of_each_model_and_which_predictions_hold():
+    told = resolution.summary(STUDY, FOUND).splitlines()
+    assert told[:3] == [
+        "FF only to 12 px: 98.50 % trained, 59.00 % resampled, 98.43 % fine-tuned.",
+        "ViT to 12 px: 91.00 % trained, 70.00 % resampled, 81.17 % fine-tuned.",
+        "2 of 10 predictions hold.",
+    ]
+    assert told[3] == "Does not hold: ViT, 12 px: fine-tuning gives it back." and len(told) == 6
+    assert resolution.summary(STUDY, []).startswith("0 of 10 predictions hold.\nNot run: FF only, 12 px")
 
 
 def test_parameters_grow_as_predicted_in_one_call():

@@ -4,28 +4,29 @@ import pytest
 import torch
 
 from ffvit.models import cost
+from ffvit.studies import block_costs
 from ffvit.studies import sequence_length as study
 from ffvit.system.errors import InputError
 
-SHAPE = study.Shape(embed_dim=48, num_heads=3)
-KINDS = study.kinds(40)
+SHAPE = block_costs.Shape(embed_dim=48, num_heads=3)
+KINDS = block_costs.kinds(40)
 
 
 @pytest.fixture(scope="module")
 def measured():
-    return [study.measure(kind, n, SHAPE) for kind in KINDS for n in (196, 256, 320, 400)]
+    return [block_costs.measure(kind, n, SHAPE) for kind in KINDS for n in (196, 256, 320, 400)]
 
 
 @pytest.mark.parametrize("num_tokens", [5, 64, 100])
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.label)
 def test_multiply_adds_are_those_of_the_formula(kind, num_tokens):
-    block = study._block(kind, num_tokens, SHAPE)
-    assert study.macs(kind, num_tokens, SHAPE) == cost.count_macs(block, (num_tokens, SHAPE.embed_dim))
+    block = block_costs._block(kind, num_tokens, SHAPE)
+    assert block_costs.macs(kind, num_tokens, SHAPE) == cost.count_macs(block, (num_tokens, SHAPE.embed_dim))
 
 
 def test_memory_is_that_of_the_formula_and_the_peak_is_above_it(measured):
     for m in measured:
-        assert m.kept_mb == pytest.approx(study.kept_mb(m.kind, m.num_tokens, SHAPE), rel=0.02), m
+        assert m.kept_mb == pytest.approx(block_costs.kept_mb(m.kind, m.num_tokens, SHAPE), rel=0.02), m
         assert m.peak_mb > m.kept_mb
 
 
@@ -35,7 +36,7 @@ def test_memory_counts_what_is_freed_and_what_is_held():
         del freed
         return held
 
-    assert study._watched_on_cpu(run) == (4.0, 16.0)
+    assert block_costs._watched_on_cpu(run) == (4.0, 16.0)
 
 
 def test_attention_in_one_kernel_keeps_no_weights_of_all_pairs(measured):
@@ -78,4 +79,4 @@ def test_the_summary_compares_with_the_fixed_width(measured):
 
 def test_a_device_that_does_not_tell_its_memory_is_refused():
     with pytest.raises(InputError, match="device 'mps': memory is measured on cpu and cuda only"):
-        study.measure(KINDS[0], 4, SHAPE, "mps")
+        block_costs.measure(KINDS[0], 4, SHAPE, "mps")

@@ -4,6 +4,7 @@ The files are those that the notebook declares, see ffvit.evidence.notebook_meta
 what it declares and does not make is one of the pipeline and the tests.
 """
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from ffvit.system.errors import InputError, suggest
 from ffvit.system.files import FIGURES, NOTEBOOKS, RESULTS
 
 FORMATS = tables.FORMATS + drawing.FORMATS
+WIDTH = 120  # of a printed line: a notebook breaks longer ones in the middle of a word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,10 @@ class Story:
         drawing.save(figure, *self.files(name, drawing.FORMATS), source=source or self.source)
         IPython.display.display(figure)
         plt.close(figure)
+
+    def say(self, text: str) -> None:
+        """Print what was found, in lines that fit."""
+        print(_filled(text))
 
     def files(self, name: str, formats: tuple[str, ...] = FORMATS) -> list[Path]:
         """The files declared for a table or figure. Raises InputError where there is none."""
@@ -86,7 +92,7 @@ def open_story(notebook: str, experiment: str = "", results_dir: str = "", figur
     if opened:
         print(opened.about)
     if "records" in declared.needs:
-        print(sources(found))
+        print(_filled(sources(found)))
     return Story(
         notebook=declared,
         figures_dir=Path(figures_dir or FIGURES),
@@ -96,3 +102,8 @@ def open_story(notebook: str, experiment: str = "", results_dir: str = "", figur
         found=found,
         source=sources(found),
     )
+
+
+def _filled(text: str) -> str:
+    lines = (textwrap.fill(line, WIDTH, break_long_words=False, break_on_hyphens=False) for line in text.splitlines())
+    return "\n".join(lines)

