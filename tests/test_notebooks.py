@@ -16,7 +16,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from traitlets.config import Config as Traits
 
-from ffvit.evidence import artefacts
+from ffvit.evidence import artefacts, tables
 from ffvit.evidence.notebook_metadata import load_notebook, load_notebooks
 from ffvit.settings.experiment import load_experiment
 from ffvit.settings.parameters import check
@@ -191,6 +191,21 @@ def test_a_table_or_figure_that_is_not_declared_is_refused(tmp_path):
     with pytest.raises(InputError, match="04_table1.ipynb does not declare 'table1' as .svg or .png"):
         artefacts.open_story("04_table1", "digits", str(tmp_path)).figure(plt.figure(), "table1")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_said_is_printed_in_lines_that_fit_and_no_word_is_broken(tmp_path, capsys):
+    story = artefacts.open_story("05_attention_only", "digits", str(tmp_path), str(tmp_path))
+    capsys.readouterr()
+    words = [f"attention_only-seed{i}" for i in range(12)]
+    story.say(f"Short.\n{' '.join(words)}")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Short." and " ".join(lines[1:]).split() == words
+    assert len(lines) > 2 and max(map(len, lines)) <= artefacts.WIDTH
+
+
+def test_a_short_cell_is_shown_in_one_line_and_a_long_one_is_not():
+    shown = tables.display(pd.DataFrame({"Top-1": ["61.57 ± 10.71 (n=3)", 24 * "w"]})).to_html()
+    assert re.findall(r"#T_\w+_row(\d)_col0[^{]*{[^}]*nowrap", shown) == ["0"]
 
 
 def declaring(folder, **said):
