@@ -731,7 +731,6 @@ def test_a_checkpoint_tells_which_variant_it_is_of(name, shape):
 @pytest.mark.parametrize(
     "shape, told",
     [
-        (dict(img_size=64), "(pos_embed1|relative_position_bias_table) is "),
         (dict(attention_stages=(4,)), "0.norm1.weight is missing"),
         (dict(deformable=False), "dconv.weight is missing"),
         (dict(learn_offsets=False), "dconv.conv_offset.weight is missing"),
@@ -743,6 +742,64 @@ def test_a_checkpoint_of_another_shape_is_refused_by_what_differs(tmp_path, name
     torch.save(small(name, **shape).state_dict(), tmp_path / "lit.pth")
     with pytest.raises(InputError, match=f"lit.pth: the weights of another model: .*{told}"):
         load_weights(small(name), tmp_path / "lit.pth")
+
+
+@pytest.mark.parametrize("name", LINEAGES)
+@pytest.mark.parametrize("sizes", [(32, 48), (48, 32), (64, 32)])
+def test_weights_of_another_image_size_are_resampled_each_stage_to_its_own_map(tmp_path, name, sizes):
+    theirs, ours = (small(name, img_size=size).eval() for size in sizes)
+    torch.save(theirs.state_dict(), tmp_path / "lit.pth")
+    images = torch.randn(2, 1, sizes[1], sizes[1])
+    with torch.no_grad():
+        # A model resamples its positions in every forward pass; one that loads them does it once.
+        wanted = theirs(images)
+        assert torch.allclose(load_weights(ours, tmp_path / "lit.pth")(images), wanted, atol=1e-5)
+        theirs.set_input_size(sizes[1])
+        assert torch.allclose(theirs(images), wanted, atol=1e-5)
+    assert theirs.grids == ours.grids and theirs.img_size == (sizes[1], sizes[1])
+    shapes = {key: value.shape for key, value in small(name, img_size=sizes[1]).state_dict().items()}
+    assert {key: value.shape for key, value in ours.state_dict().items()} == shapes
+    with pytest.raises(InputError, match="patch_size 3: weights of patches of 2 px"):
+        ours.set_input_size(sizes[1], patch_size=3)
+
+
+def test_indices_of_large_maps_are_not_kept_and_a_file_may_hold_them_or_not(tmp_path):
+    assert not [key for key in on_meta("lit_s", img_size=800).state_dict() if key.endswith("_index")]
+    model = small("lit_s")
+    state = model.state_dict()
+    without = {key: value for key, value in state.items() if not key.endswith("_index")}
+    assert 0 < len(without) < len(state)
+    torch.save(without, tmp_path / "without.pth")
+    torch.save(state | {"layers.0.blocks.0.attn.relative_position_index": torch.zeros(9)}, tmp_path / "more.pth")
+    for file in ("without.pth", "more.pth"):
+        loaded = load_weights(small("lit_s"), tmp_path / file).state_dict()
+        assert loaded.keys() == state.keys() and all(torch.equal(loaded[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("name", LINEAGES)
+@torch.no_grad()
+def test_output_norms_are_of_the_stages_asked_for(name):
+    model = small(name, output_norms=(2, 4)).eval()
+    nn.init.normal_(model.norm1.weight)
+    images = torch.randn(1, 1, 32, 32)
+    normed = model.forward_intermediates(images, output_fmt="NHWC", intermediates_only=True)
+    logits, model.output_norms = model(images), set()
+    plain = model.forward_intermediates(images, output_fmt="NHWC", intermediates_only=True)
+    for stage, norm in enumerate([nn.Identity(), model.norm1, nn.Identity(), model.norm3]):
+        assert torch.equal(normed[stage], norm(plain[stage]))
+    assert torch.equal(model(images), logits)  # the head reads nothing of them
+    body = timm.create_model(name, **SMALL, features_only=True, output_norms=(1, 2), out_indices=(1, 2, 3))
+    left = [key for key in body.model.state_dict() if key.startswith("norm")]
+    assert left == ["norm1.weight", "norm1.bias"]  # of what is given out
+
+
+def test_output_norms_of_lit_s_count_what_its_official_detector_has():
+    def parameters(**kwargs):
+        return sum(p.numel() for p in on_meta("lit_s", img_size=800, features_only=True, **kwargs).parameters())
+
+    assert parameters(output_norms=(2, 3, 4)) - parameters() == 2 * (192 + 384 + 768)
+    with pytest.raises(InputError, match=r"output_norms=\(5,\): the stages are 1, 2, 3 and 4"):
+        on_meta("lit_s", output_norms=(5,))
 
 
 def test_a_truncated_checkpoint_is_refused_and_changes_nothing(tmp_path):

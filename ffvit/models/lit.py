@@ -26,10 +26,12 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 from torchvision.ops import DeformConv2d, deform_conv2d
 
+from ffvit.models.resample import grid_of
 from ffvit.models.weights import create_by_timm
 from ffvit.system.errors import InputError
 
 Grid = tuple[int, int]  # tokens per column and per row of a map
+MOST_INDEXED = 14 * 14  # tokens of the largest map whose index is kept: that of the published checkpoints
 OFFICIAL_WEIGHTS = "https://github.com/ziplab/LIT/releases/download/v1.0/"
 
 
@@ -134,8 +136,19 @@ class GlobalAttention(Attention):
         self.grid = grid
         if grid:
             self.relative_position_bias_table = nn.Parameter(torch.empty(math.prod(_span(grid)), num_heads))
-            # The checkpoints hold it. `bias` reads the same entries, without an index, at any size.
-            self.register_buffer("relative_position_index", relative_position_index(grid))
+            self._keep_index(grid)
+
+    def _keep_index(self, grid: Grid) -> None:
+        """The checkpoints hold it. `bias` reads the same entries, without an index, at any size."""
+        large = math.prod(grid) > MOST_INDEXED  # that of 50x50 tokens would take 50 MB in each block
+        self.register_buffer("relative_position_index", None if large else relative_position_index(grid))
+
+    @torch.no_grad()
+    def set_grid(self, grid: Grid) -> None:
+        """Have a table for another map: the one there is, resampled."""
+        table = resample(self.relative_position_bias_table, _span(cast(Grid, self.grid)), _span(grid), "bicubic")
+        self.relative_position_bias_table, self.grid = nn.Parameter(table.contiguous()), grid
+        self._keep_index(grid)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:  # type: ignore[override]  # timm's takes a mask
         """x: (B, N, C) tokens of the grid -> (B, N, C)."""
@@ -177,13 +190,15 @@ class LIT(nn.Module):
     """What the two lineages share: patches, then four stages with a merging before each but the first, norm, head.
 
     A lineage defines `place`, which gives the parts the names that they have in the official checkpoints, where to find
-    them again (patch_embed, mergings, stages), add_positions, pool and no_weight_decay.
+    them again (patch_embed, mergings, stages), what it does with positions, pool and no_weight_decay.
 
     Args: img_size and patch_size in pixels. embed_dims, depths, num_heads, mlp_ratios: one for each stage; num_heads is
     read in the stages with attention. attention_stages: those with attention, from 1; LIT has it in (3, 4).
     deformable: whether mergings are, or plain: a convolution and a layer norm. learn_offsets: whether the offsets of
     deformable mergings learn, or stay at zero; all other weights start as the same numbers either way. Images may have
-    other sizes than img_size: positions, which are stored for img_size, are resampled.
+    other sizes than img_size: positions, which are stored for img_size, are resampled. global_pool: "" for a head that takes
+    every token. output_norms: stages, from 1, whose maps are normed when they are asked for: (2, 3, 4) in the official
+    detectors of LIT-S, (1, 2, 3, 4) in its segmentation.
     Raises InputError for a shape that does not fit, and in forward for an image that leaves the last stage no token.
     """
 
@@ -196,6 +211,8 @@ class LIT(nn.Module):
     groups: dict[str, Any]  # patterns of parameters' names: the stem's, and those that a stage's number is in
     place: Callable[[nn.Module, list[nn.Module], list[nn.ModuleList]], None]
     add_positions: Callable[[int, Tensor, Grid], Tensor]
+    resample_positions: Callable[[int, Grid, Grid], None]
+    grid_in: Callable[[dict[str, Tensor]], Grid | None]  # the patches that weights are of; None where none tells
     pool: Callable[[Tensor], Tensor]
 
     def __init__(
@@ -214,14 +231,16 @@ class LIT(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         global_pool: str | None = None,
+        output_norms: tuple[int, ...] = (),
     ):
         super().__init__()
         shape = dict(embed_dims=embed_dims, depths=depths, num_heads=num_heads, mlp_ratios=mlp_ratios)
         for name, values in shape.items():
             if not isinstance(values, (tuple, list)) or len(values) != 4 or min(values) <= 0:
                 raise InputError(f"{name}={values}: one for each of the four stages, none of them 0 or less")
-        if not set(attention_stages) <= {1, 2, 3, 4}:
-            raise InputError(f"attention_stages={attention_stages}: the stages are 1, 2, 3 and 4")
+        for name, stages_named in (("attention_stages", attention_stages), ("output_norms", output_norms)):
+            if not set(stages_named) <= {1, 2, 3, 4}:
+                raise InputError(f"{name}={stages_named}: the stages are 1, 2, 3 and 4")
         for stage in attention_stages:
             if embed_dims[stage - 1] % num_heads[stage - 1]:
                 raise InputError(f"stage {stage}: {num_heads[stage - 1]} heads do not divide {embed_dims[stage - 1]}")
@@ -235,7 +254,8 @@ class LIT(nn.Module):
             for s, (dim, name) in enumerate(zip(embed_dims, self.stage_names))
         ]
         self.grad_checkpointing = False
-        self.grids = self.grids_of(to_2tuple(img_size))
+        self.img_size: tuple[int, int] = to_2tuple(img_size)
+        self.grids = self.grids_of(self.img_size)
 
         patch_embed = PatchEmbed(
             None, patch_size, in_chans, embed_dims[0], nn.LayerNorm, output_fmt="NHWC", dynamic_img_pad=self.pads
@@ -256,6 +276,9 @@ class LIT(nn.Module):
         ]
         self.place(patch_embed, mergings, stages)
         self.global_pool = self.checked_pool(global_pool, self.pooling)
+        self.output_norms = set(output_norms)
+        for stage in output_norms:
+            self.add_module(f"norm{stage - 1}", nn.LayerNorm(embed_dims[stage - 1], eps=self.norm_eps))
         self.norm: nn.Module = nn.LayerNorm(self.embed_dim, eps=self.norm_eps)
         self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
         self.init_weights()
@@ -321,7 +344,7 @@ class LIT(nn.Module):
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """(B, C, H, W) images -> the maps (B, C_s, H_s, W_s) of the stages asked for, each before the next merging.
 
-        norm: apply the final norm to the last stage's map. stop_early, with intermediates_only: make no stage beyond those
+        norm: apply the final norm to the last stage's map, unless it has an output norm of its own. stop_early, with intermediates_only: make no stage beyond those
         asked for. Without intermediates_only, a pair: what forward_features returns, and the maps.
         """
         if output_fmt not in ("NCHW", "NHWC"):
@@ -331,17 +354,44 @@ class LIT(nn.Module):
         for stage in range(last + 1 if stop_early and intermediates_only else 4):
             tokens, x = self.run_stage(stage, x)
             if stage in take:
-                image = self.norm(x) if norm and stage == 3 else x
+                image = x
+                if stage + 1 in self.output_norms:
+                    image = self.get_submodule(f"norm{stage}")(x)
+                elif norm and stage == 3:
+                    image = self.norm(x)
                 maps.append(image if output_fmt == "NHWC" else image.permute(0, 3, 1, 2))
         return maps if intermediates_only else (self.norm(tokens), maps)
 
+    @property
+    def grid_size(self) -> Grid:
+        return self.grids[0]
+
+    @torch.no_grad()
+    def set_input_size(self, img_size: int | tuple[int, int] | None = None, patch_size: int | None = None) -> None:
+        """Store positions for images of another size, in place: each stage's are resampled to its own map.
+
+        Images of any size are taken without this, too, at the price of resampling in every forward pass. To train on, make
+        an optimiser after this: parameters are new ones. Raises InputError for too small a size and another patch_size.
+        """
+        if patch_size is not None and to_2tuple(patch_size) != to_2tuple(self.patch_size):
+            raise InputError(f"patch_size {patch_size}: weights of patches of {self.patch_size} px cannot take others")
+        new_size = to_2tuple(img_size or self.img_size)
+        grids = self.grids_of(new_size)
+        for stage, (old, new) in enumerate(zip(self.grids, grids)):
+            self.resample_positions(stage, old, new)
+        self.img_size, self.grids = new_size, grids
+
     def prune_intermediate_layers(self, indices=1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
         """Remove what feature maps do not need, as features_only does; all stages stay."""
+        take, _ = feature_take_indices(4, indices)
+        for stage in self.output_norms - {index + 1 for index in take}:
+            delattr(self, f"norm{stage - 1}")
+        self.output_norms &= {index + 1 for index in take}
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
             self.reset_classifier(0, "")
-        return feature_take_indices(4, indices)[0]
+        return take
 
     @property
     def blocks(self) -> list[Block]:
@@ -456,6 +506,18 @@ class AbsoluteLIT(LIT):
             return tokens
         return torch.cat([(self.cls_token + positions[0]).expand(tokens.shape[0], -1, -1), tokens], dim=1)
 
+    def resample_positions(self, stage, old, new):
+        name, num_tokens = f"pos_embed{stage + 1}", math.prod(old)
+        stored = getattr(self, name)[0]
+        prefix, of_map = stored.split([len(stored) - num_tokens, num_tokens])
+        setattr(self, name, nn.Parameter(torch.cat([prefix, resample(of_map, old, new, "bilinear")])[None]))
+
+    def grid_in(self, state):
+        stored = state.get("pos_embed1")
+        if stored is None or stored.ndim != 3:
+            return None
+        return self.grids[0] if stored.shape[1] == math.prod(self.grids[0]) else grid_of(stored.shape[1])
+
     def pool(self, tokens):
         return tokens[:, 0] if self.pooling == "token" else tokens.mean(dim=1)
 
@@ -494,6 +556,21 @@ class RelativeLIT(LIT):
 
     def add_positions(self, stage, tokens, grid):
         return tokens  # attention adds its biases
+
+    def resample_positions(self, stage, old, new):
+        for block in self.stages[stage]:
+            if block.attn:
+                block.attn.set_grid(new)
+
+    def grid_in(self, state):
+        for stage, blocks in enumerate(self.stages):
+            table = state.get(f"layers.{stage}.blocks.0.attn.relative_position_bias_table")
+            if blocks[0].attn and table is not None and table.ndim == 2:
+                if len(table) == math.prod(_span(self.grids[stage])):
+                    return self.grids[0]
+                offsets = cast(Grid, grid_of(len(table)))  # 2h - 1 by 2w - 1
+                return (offsets[0] + 1) // 2 << stage, (offsets[1] + 1) // 2 << stage
+        return None
 
     def pool(self, tokens):
         return tokens.mean(dim=1)

@@ -73,14 +73,14 @@ def grid_of(num_patches: int, position_map: Grid | None = None) -> Grid | None:
 def at_size_of(state: dict[str, Tensor], model: Any) -> Any | None:
     """A copy of a model at the image size that weights are of, without memory; None where that is its own, or none tells.
 
-    state: a state dict under the model's names. model: of ffvit.models.ff, or a ViT or DeiT of timm; others have no twin.
+    state: a state dict under the model's names. model: of this library, or a ViT or DeiT of timm; others have no twin.
     Raises InputError where the weights do not tell how their patches lie, and for a model that cannot have their size.
     """
     if isinstance(model, VisionTransformer):
         grid = _grid_in_vit(state, model)
     else:
         grid = model.grid_in(state) if hasattr(model, "grid_in") else None
-    if grid is None or grid == tuple(model.patch_embed.grid_size):
+    if grid is None or grid == tuple(getattr(model, "grid_size", None) or model.patch_embed.grid_size):
         return None
     twin = copy.deepcopy(model).to("meta")
     twin.set_input_size(image_size(grid, twin))

@@ -24,7 +24,7 @@ from timm.models import build_model_with_cfg, get_pretrained_cfg
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
-from ffvit.models.resample import at_size_of, image_size
+from ffvit.models.resample import at_size_of
 from ffvit.system.errors import InputError
 from ffvit.system.files import replacing, seal, sha256_of
 
@@ -75,11 +75,19 @@ def load_weights(model: nn.Module, path: str | Path, sha256: str | None = None) 
         twin = at_size_of(state, model)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    state = _with_indices_of(model if twin is None else twin, state)
     if twin is None:
         load_strictly(model, state, path)
     else:
         _load_resampled(model, twin, state, path)
     return model
+
+
+def _with_indices_of(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The index of a table of biases follows from the size of its map: some files hold it, and others do not."""
+    name, own = "relative_position_index", model.state_dict()
+    kept = {key: value for key, value in state.items() if key in own or not key.endswith(name)}
+    return {key: value for key, value in own.items() if key.endswith(name)} | kept
 
 
 def _load_resampled(model: Any, twin: Any, state: dict[str, Tensor], path: Path) -> None:
@@ -88,7 +96,7 @@ def _load_resampled(model: Any, twin: Any, state: dict[str, Tensor], path: Path)
     _refuse_misfit(twin, twin.state_dict(), state, path)
     _refuse_not_finite(own, state, path)
     twin.load_state_dict({key: value.to(own[key]) for key, value in state.items()}, assign=True)
-    twin.set_input_size(image_size(model.patch_embed.grid_size, model))
+    twin.set_input_size(getattr(model, "img_size", None) or model.patch_embed.img_size)
     model.__dict__.update(twin.__dict__)
 
 
@@ -133,7 +141,7 @@ def create_by_timm(model_class: type[Model], name: str, pretrained: bool, **kwar
 def _fitting(content, model: nn.Module, path: Path) -> dict[str, Tensor]:
     """What timm calls between reading and loading: the state dict in an author's file, refused where it does not fit."""
     cfg: Any = model.pretrained_cfg
-    state, own = _state_dict_in(content, path), model.state_dict()
+    state, own = _with_indices_of(model, _state_dict_in(content, path)), model.state_dict()
     first_conv = f"{cfg['first_conv']}.weight"
     if first_conv in state:  # timm adapts it, and leaves the classifier out where it is of another size
         own[first_conv] = state[first_conv]
