@@ -119,3 +119,11 @@ def test_a_model_is_exported_and_computes_the_same(name):
     model = small(name)
     exported = torch.export.export(model, (IMAGES,)).module()
     assert torch.allclose(exported(IMAGES), model(IMAGES), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lit_ti", "lit_s"])
+@torch.no_grad()
+def test_lit_is_a_backbone_of_segmentation_models_pytorch_as_it_is(name):
+    smp = pytest.importorskip("segmentation_models_pytorch", reason="it is not installed, and nothing else needs it")
+    model = smp.FPN(f"tu-{name}", encoder_weights=None, classes=3).eval()
+    assert model(torch.randn(1, 3, 64, 96)).shape == (1, 3, 64, 96)

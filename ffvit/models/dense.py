@@ -1,0 +1,313 @@
+"""Models that say where: detection, instance and semantic segmentation, on the four maps of any backbone of timm.
+
+The official code of LIT (github.com/ziplab/LIT at 742e961) builds them with mmdetection and mmsegmentation; here they are
+torchvision's RetinaNet and Mask R-CNN, and a head of our own for Semantic FPN, with the published settings. Made by
+`timm.create_model("retinanet_lit_ti")`, after `import ffvit.models`; `timm.create_model("retinanet", backbone="resnet18")`
+puts another backbone under the same head.
+
+As in mmdetection, other than torchvision has it: anchors are not rounded; P7 is made of P6 as it is, without a ReLU;
+100 detections an image; 1,000 proposals in training; regions are aligned to half a pixel, and sampled as densely as they
+are large; the background has neither box nor mask. As in torchvision, and other than mmdetection has it: RetinaNet's loss
+is a mean over images of one over boxes, not one over the batch; Mask R-CNN's box loss is smooth below 1/9.
+Classes count from 0, the background not among them, in targets and in detections, of both detectors alike.
+"""
+
+import math
+from collections import OrderedDict
+from typing import Any, cast
+
+import timm
+import torch
+from timm.models import register_model
+from timm.models._features import FeatureGetterNet
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection import MaskRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, roi_align
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
+
+from ffvit.system.errors import InputError
+
+STRIDES = (4, 8, 16, 32)  # pixels of an image for one of a map, of the four maps
+WIDTH = 256  # channels of all maps after the pyramid
+RATIOS = (0.5, 1.0, 2.0)  # of an anchor: height over width
+
+
+class Pyramid(nn.Module):
+    """A backbone and a feature pyramid (Lin et al. 2017, arXiv:1612.03144): images -> maps of 256 channels, fine to coarse.
+
+    body: of timm's, features_only. extra: what adds coarser maps.
+    """
+
+    out_channels = WIDTH  # torchvision asks for it
+
+    def __init__(self, body: Any, extra: ExtraFPNBlock | None):
+        super().__init__()
+        self.body = body
+        self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), WIDTH, extra)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        whole: Any = self.body.model if isinstance(self.body, FeatureGetterNet) else self.body
+        whole.set_grad_checkpointing(enable)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) -> {"0": (B, 256, h, w), "1": ...}"""
+        return self.fpn(OrderedDict((str(i), image) for i, image in enumerate(self.body(x))))
+
+
+class P6P7(ExtraFPNBlock):
+    """Two maps more, each half as large: of the backbone's last map, then of that. RetinaNet, arXiv:1708.02002, section 4."""
+
+    def __init__(self, in_channels: int):
+        super().__init__()
+        self.p6 = nn.Conv2d(in_channels, WIDTH, 3, 2, 1)
+        self.p7 = nn.Conv2d(WIDTH, WIDTH, 3, 2, 1)
+
+    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        p6 = self.p6(x[-1])
+        return [*results, p6, self.p7(p6)], [*names, "p6", "p7"]
+
+
+class Anchors(AnchorGenerator):
+    """torchvision's, of the very size asked for: it rounds to whole pixels."""
+
+    def generate_anchors(
+        self, scales, aspect_ratios, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+    ) -> Tensor:
+        scale, ratio = (torch.as_tensor(v, dtype=dtype, device=device) for v in (scales, aspect_ratios))
+        high = ratio.sqrt()[:, None] * scale  # ratio by ratio, and in each scale by scale
+        wide = scale / ratio.sqrt()[:, None]
+        return torch.stack([-wide, -high, wide, high], dim=2).flatten(0, 1) / 2
+
+
+class AlignedRoIAlign(MultiScaleRoIAlign):
+    """torchvision's regions, aligned to half a pixel and sampled as densely as they are large (Detectron2, mmdetection)."""
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        maps = [x[name] for name in self.featmap_names]
+        # Of the padded batch, so that each map's scale is its stride.
+        height, width = (max(sides) for sides in zip(*image_shapes))
+        scales = [2.0 ** round(math.log2(image.shape[-2] / height)) for image in maps]
+        rois = torch.cat([torch.cat([b.new_full((len(b), 1), i), b], dim=1) for i, b in enumerate(boxes)])
+        # Lin et al. 2017, equation 1: a region of 224 pixels is read from the map of stride 16.
+        side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).clamp(min=0).sqrt()
+        finest, coarsest = (-math.log2(scales[i]) for i in (0, -1))
+        level = (4 + (side / 224 + 1e-6).log2()).floor().clamp(finest, coarsest) - finest
+        found = maps[0].new_zeros(len(rois), maps[0].shape[1], *self.output_size)
+        for i, (image, scale) in enumerate(zip(maps, scales)):
+            [of_level] = torch.where(level == i)
+            taken = roi_align(image, rois[of_level], self.output_size, scale, sampling_ratio=0, aligned=True)
+            found[of_level] = taken.to(found.dtype)
+        return found
+
+
+class BoxPredictor(FastRCNNPredictor):
+    """Scores with the background first, and boxes for all classes but that."""
+
+    def __init__(self, in_channels: int, num_classes: int):
+        super().__init__(in_channels, num_classes + 1)
+        self.bbox_pred = nn.Linear(in_channels, 4 * num_classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores, deltas = super().forward(x)
+        return scores, F.pad(deltas, (4, 0))
+
+
+class MaskPredictor(MaskRCNNPredictor):
+    """Masks for all classes, with an empty one for the background in front."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(super().forward(x), (0, 0, 0, 0, 1, 0))
+
+
+class Detector(RetinaNet):
+    """RetinaNet, with classes from 0."""
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.backbone.set_grad_checkpointing(enable)
+
+
+class Segmenter(MaskRCNN):
+    """Mask R-CNN, with classes from 0 as RetinaNet has them: torchvision's begin with the background."""
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
+        if targets is not None:
+            targets = [target | {"labels": target["labels"] + 1} for target in targets]
+        result = super().forward(images, targets)
+        if self.training:
+            return result
+        return [found | {"labels": found["labels"] - 1} for found in result]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.backbone.set_grad_checkpointing(enable)
+
+
+class SemanticFPN(nn.Module):
+    """A class for every pixel, from the sum of the pyramid's maps (Kirillov et al. 2019, arXiv:1901.02446, Figure 3).
+
+    Each map goes through convolutions of 3x3 with batch norm and ReLU, doubling in size after each until it has the finest
+    one's, as in mmsegmentation's FPNHead.
+    """
+
+    def __init__(self, backbone: Pyramid, num_classes: int, width: int = 128, drop_rate: float = 0.1):
+        super().__init__()
+        self.backbone = backbone
+        self.num_classes = num_classes
+        self.branches = nn.ModuleList(
+            nn.ModuleList(self._unit(WIDTH if i == 0 else width, width) for i in range(max(1, level)))
+            for level in range(len(STRIDES))
+        )
+        self.drop = nn.Dropout2d(drop_rate)
+        self.head = nn.Conv2d(width, num_classes, 1)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+
+    @staticmethod
+    def _unit(in_channels: int, width: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) images -> (B, num_classes, H, W) logits."""
+        maps = list(self.backbone(x).values())
+        total = torch.zeros((), device=x.device)
+        for level, image in enumerate(maps):
+            for unit in cast(nn.ModuleList, self.branches[level]):
+                image = unit(image)
+                if level:
+                    image = F.interpolate(image, scale_factor=2, mode="bilinear")
+            # Sides that do not halve evenly come back a pixel too small or too large.
+            total = total + F.interpolate(image, maps[0].shape[2:], mode="bilinear")
+        return F.interpolate(self.head(self.drop(total)), x.shape[2:], mode="bilinear")
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.backbone.set_grad_checkpointing(enable)
+
+
+def body_of(backbone: str, strides: tuple[int, ...], pretrained: bool, backbone_args: dict | None) -> Any:
+    """A backbone's maps of these strides. Raises InputError for one that is unknown, or has no such maps."""
+    if not timm.is_model(backbone):
+        raise InputError(f"backbone '{backbone}' is unknown to timm")
+    given = {"features_only": True, **(backbone_args or {})}
+    with torch.device("meta"):
+        reductions = cast(Any, timm.create_model(backbone, **given)).feature_info.reduction()
+    if not set(strides) <= set(reductions):
+        raise InputError(f"backbone '{backbone}' has maps of strides {reductions}, and {list(strides)} are needed")
+    return timm.create_model(
+        backbone, pretrained=pretrained, out_indices=[reductions.index(s) for s in strides], **given
+    )
+
+
+def _unknown_to_timm(kwargs: dict) -> dict:
+    """What timm.create_model passes on to every model, left out where it is nothing."""
+    return {name: value for name, value in kwargs.items() if value is not None}
+
+
+@register_model
+def retinanet(
+    pretrained: bool = False,
+    num_classes: int = 80,
+    backbone: str = "lit_ti",
+    backbone_args: dict | None = None,
+    **kwargs,
+) -> Detector:
+    """RetinaNet (Lin et al. 2017, arXiv:1708.02002). pretrained: the backbone's weights. kwargs: torchvision's.
+
+    In training: (images, targets with boxes and labels) -> losses; else images -> boxes, scores, labels, for each image.
+    """
+    body = body_of(backbone, STRIDES[1:], pretrained, backbone_args)
+    sizes = tuple(tuple(4 * stride * 2 ** (i / 3) for i in range(3)) for stride in (8, 16, 32, 64, 128))
+    given: dict = dict(min_size=800, max_size=1333, detections_per_img=100) | _unknown_to_timm(kwargs)
+    pyramid = Pyramid(body, P6P7(body.feature_info.channels()[-1]))
+    return Detector(pyramid, num_classes, anchor_generator=Anchors(sizes, (RATIOS,) * 5), **given)
+
+
+@register_model
+def mask_rcnn(
+    pretrained: bool = False,
+    num_classes: int = 80,
+    backbone: str = "lit_ti",
+    backbone_args: dict | None = None,
+    **kwargs,
+) -> Segmenter:
+    """Mask R-CNN (He et al. 2017, arXiv:1703.06870). pretrained: the backbone's weights. kwargs: torchvision's.
+
+    In training: (images, targets with boxes, labels and masks) -> losses; else images -> boxes, scores, labels, masks.
+    """
+    body = body_of(backbone, STRIDES, pretrained, backbone_args)
+    sizes = tuple((8.0 * stride,) for stride in (*STRIDES, 64))
+    names = ["0", "1", "2", "3"]
+    given: dict = dict(min_size=800, max_size=1333, rpn_post_nms_top_n_train=1000) | _unknown_to_timm(kwargs)
+    return Segmenter(
+        Pyramid(body, LastLevelMaxPool()),
+        rpn_anchor_generator=Anchors(sizes, (RATIOS,) * 5),
+        box_roi_pool=AlignedRoIAlign(names, 7, sampling_ratio=0),
+        box_head=TwoMLPHead(WIDTH * 7**2, 1024),
+        box_predictor=BoxPredictor(1024, num_classes),
+        mask_roi_pool=AlignedRoIAlign(names, 14, sampling_ratio=0),
+        mask_predictor=MaskPredictor(WIDTH, WIDTH, num_classes),
+        **given,
+    )
+
+
+@register_model
+def semantic_fpn(
+    pretrained: bool = False,
+    num_classes: int = 150,
+    backbone: str = "lit_ti",
+    backbone_args: dict | None = None,
+    **kwargs,
+) -> SemanticFPN:
+    """Semantic FPN. pretrained: the backbone's weights. kwargs: of SemanticFPN."""
+    body = body_of(backbone, STRIDES, pretrained, backbone_args)
+    return SemanticFPN(Pyramid(body, None), num_classes, **_unknown_to_timm(kwargs))
+
+
+# As in the official code: LIT-S norms what it gives out, and its tables are those of the size it is trained at.
+TI = dict(drop_path_rate=0.1)
+S_DETECTION = dict(drop_path_rate=0.2, img_size=800, output_norms=(2, 3, 4))
+S_SEGMENTATION = dict(drop_path_rate=0.2, img_size=512, output_norms=(1, 2, 3, 4))
+
+
+def _on_lit(make: Any, backbone: str, published: dict, kwargs: dict) -> Any:
+    return make(**kwargs | dict(backbone=backbone, backbone_args=published | (kwargs.get("backbone_args") or {})))
+
+
+@register_model
+def retinanet_lit_ti(pretrained=False, **kwargs) -> Detector:
+    """RetinaNet on LIT-Ti: 29,621,708 parameters, box AP 41.6 on COCO (official README)."""
+    return _on_lit(retinanet, "lit_ti", TI, dict(pretrained=pretrained, **kwargs))
+
+
+@register_model
+def retinanet_lit_s(pretrained=False, **kwargs) -> Detector:
+    """RetinaNet on LIT-S: 38,904,292 parameters, box AP 41.6 on COCO (official README)."""
+    return _on_lit(retinanet, "lit_s", S_DETECTION, dict(pretrained=pretrained, **kwargs))
+
+
+@register_model
+def mask_rcnn_lit_ti(pretrained=False, **kwargs) -> Segmenter:
+    """Mask R-CNN on LIT-Ti: 39,539,144 parameters, box AP 42.0 and mask AP 39.1 on COCO (official README)."""
+    return _on_lit(mask_rcnn, "lit_ti", TI, dict(pretrained=pretrained, **kwargs))
+
+
+@register_model
+def mask_rcnn_lit_s(pretrained=False, **kwargs) -> Segmenter:
+    """Mask R-CNN on LIT-S: 48,240,096 parameters, box AP 42.9 and mask AP 39.6 on COCO (official README)."""
+    return _on_lit(mask_rcnn, "lit_s", S_DETECTION, dict(pretrained=pretrained, **kwargs))
+
+
+@register_model
+def semantic_fpn_lit_ti(pretrained=False, **kwargs) -> SemanticFPN:
+    """Semantic FPN on LIT-Ti: 23,638,382 parameters, mIoU 41.3 on ADE20K (official README)."""
+    return _on_lit(semantic_fpn, "lit_ti", TI, dict(pretrained=pretrained, **kwargs))
+
+
+@register_model
+def semantic_fpn_lit_s(pretrained=False, **kwargs) -> SemanticFPN:
+    """Semantic FPN on LIT-S: 31,850,502 parameters, mIoU 41.7 on ADE20K (official README)."""
+    return _on_lit(semantic_fpn, "lit_s", S_SEGMENTATION, dict(pretrained=pretrained, **kwargs))

@@ -1,0 +1,164 @@
+"""Detection and segmentation: parameters of the published models, parts against what they stand for, one step of learning."""
+
+import math
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision.ops import MultiScaleRoIAlign, roi_align
+
+import ffvit.models  # noqa: F401  registers them
+from ffvit.models import dense
+from ffvit.system.errors import InputError
+
+PARAMETERS = {
+    "retinanet_lit_ti": 29_621_708,
+    "retinanet_lit_s": 38_904_292,
+    "mask_rcnn_lit_ti": 39_539_144,
+    "mask_rcnn_lit_s": 48_240_096,
+    "semantic_fpn_lit_ti": 23_638_382,
+    "semantic_fpn_lit_s": 31_850_502,
+}
+NARROW = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), img_size=64)
+SMALL = dict(num_classes=3, backbone_args=NARROW)
+DETECTORS = ["retinanet_lit_ti", "mask_rcnn_lit_ti"]
+
+
+def small(name: str, **more) -> nn.Module:
+    torch.manual_seed(0)
+    size = {} if name.startswith("semantic") else dict(min_size=64, max_size=64)
+    return timm.create_model(name, **SMALL | size | more)
+
+
+def scene(side: int = 64) -> tuple[torch.Tensor, dict]:
+    """An image of two bright squares, and where they are."""
+    image, masks = torch.rand(3, side, side) / 4, torch.zeros(2, side, side, dtype=torch.uint8)
+    boxes = torch.tensor([[4.0, 8, 28, 32], [36, 30, 60, 54]])
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes.int().tolist()):
+        mask[y0:y1, x0:x1] = 1
+        image[:, y0:y1, x0:x1] = 1
+    return image, dict(boxes=boxes, labels=torch.tensor([0, 2]), masks=masks)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_published_models_have_exactly_their_parameters(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_detector_learns_in_every_parameter_and_finds_boxes_of_classes_from_0(name):
+    model = small(name)
+    image, target = scene()
+    losses = model([image, image], [target, target])
+    sum(losses.values()).backward()
+    still = [key for key, p in model.named_parameters() if p.grad is None]
+    assert all(math.isfinite(loss.item()) for loss in losses.values()) and not still
+    with torch.no_grad():
+        [found] = model.eval()([image])
+    assert found["boxes"].shape == (len(found["scores"]), 4) and len(found["labels"]) <= 100
+    assert set(found["labels"].tolist()) <= {0, 1, 2}
+    with torch.no_grad():
+        assert model([torch.rand(3, 64, 40), torch.rand(3, 33, 64)])[0]["boxes"].shape[1] == 4  # sides that differ
+
+
+def test_mask_rcnn_says_the_same_classes_as_it_is_told():
+    """Trained on nothing but scores set by hand: the class that torchvision calls 1 is our 0."""
+    model = small("mask_rcnn_lit_ti", box_score_thresh=0.5).eval()
+    predictor = model.roi_heads.box_predictor
+    nn.init.zeros_(predictor.cls_score.weight)
+    predictor.cls_score.bias.data = torch.tensor([-9.0, 9.0, -9.0, -9.0])  # the background, then ours
+    with torch.no_grad():
+        [found] = model([scene()[0]])
+    assert len(found["labels"]) and set(found["labels"].tolist()) == {0}
+
+
+def test_the_background_has_neither_box_nor_mask():
+    boxes, masks = dense.BoxPredictor(8, 3), dense.MaskPredictor(8, 8, 3)
+    scores, deltas = boxes(torch.randn(2, 8))
+    assert scores.shape == (2, 4) and deltas.shape == (2, 16) and not deltas[:, :4].any() and deltas[:, 4:].all()
+    shown = masks(torch.randn(2, 8, 14, 14))
+    assert shown.shape == (2, 4, 28, 28) and not shown[:, 0].any() and shown[:, 1:].any()
+
+
+def test_anchors_are_of_the_very_size_asked_for():
+    [[first, *_], *_] = [small("retinanet_lit_ti").anchor_generator.cell_anchors[:1]]
+    wide, high = (first[:, 2] - first[:, 0]).view(3, 3), (first[:, 3] - first[:, 1]).view(3, 3)
+    sizes = 4 * 8 * 2 ** (torch.arange(3) / 3)
+    torch.testing.assert_close((wide * high).sqrt(), sizes.expand(3, 3))
+    torch.testing.assert_close(high / wide, torch.tensor([0.5, 1, 2])[:, None].expand(3, 3))
+    assert first[1, 2] != first[1, 2].round()  # torchvision's are whole pixels
+    five = small("mask_rcnn_lit_ti").rpn.anchor_generator.cell_anchors
+    assert [round(float(cell[1, 2] - cell[1, 0])) for cell in five] == [8 * s for s in (4, 8, 16, 32, 64)]
+
+
+def test_regions_are_read_from_the_map_of_their_size_and_aligned():
+    maps = {str(i): torch.randn(2, 4, 256 >> i, 192 >> i) for i in range(4)}
+    boxes = [torch.tensor([[3.0, 5, 40, 70], [0, 0, 600, 500.5]]), torch.tensor([[100.0, 90, 300, 380]])]
+    shapes = [(1024, 768), (1000, 700)]
+    found = dense.AlignedRoIAlign(["0", "1", "2", "3"], 7, sampling_ratio=0)(maps, boxes, shapes)
+    # sides of 49, 548 and 241 pixels: from the maps of stride 4, 32 and 16
+    wanted = [
+        roi_align(maps[str(i)], [box if n == of else box[:0] for n in (0, 1)], 7, 1 / (4 << i), 0, True)
+        for i, of, box in ((0, 0, boxes[0][:1]), (3, 0, boxes[0][1:]), (2, 1, boxes[1]))
+    ]
+    torch.testing.assert_close(found, torch.cat(wanted))
+    plain = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)(maps, boxes, shapes)
+    assert plain.shape == found.shape and not torch.allclose(plain, found, atol=1e-3)
+
+
+@torch.no_grad()
+def test_retinanets_coarse_maps_are_of_the_last_map_and_without_a_relu():
+    extra = dense.P6P7(256)  # torchvision's takes the pyramid's map where it is as wide
+    last = torch.randn(1, 256, 8, 8)
+    results, names = extra([torch.randn(1, 256, 8, 8)], [torch.randn(1, 128, 16, 16), last], ["2"])
+    p6 = F.conv2d(last, extra.p6.weight, extra.p6.bias, 2, 1)
+    torch.testing.assert_close(results[1:], [p6, F.conv2d(p6, extra.p7.weight, extra.p7.bias, 2, 1)])
+    assert names == ["2", "p6", "p7"]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (40, 72), (67, 45)])
+def test_semantic_fpn_gives_every_pixel_a_score_for_every_class_and_learns_in_every_parameter(size):
+    model = small("semantic_fpn_lit_ti")
+    logits = model(torch.randn(2, 3, *size))
+    assert logits.shape == (2, 3, *size)
+    logits.square().sum().backward()
+    assert not [key for key, p in model.named_parameters() if p.grad is None]
+
+
+@torch.no_grad()
+def test_semantic_fpn_is_the_sum_of_its_branches():
+    model = small("semantic_fpn_lit_ti").eval()
+    images = torch.randn(1, 3, 64, 64)
+    total = 0
+    for level, image in enumerate(model.backbone(images).values()):
+        for conv, norm, relu in model.branches[level]:
+            image = relu(norm(conv(image)))
+            image = F.interpolate(image, scale_factor=2, mode="bilinear") if level else image
+        total = total + image
+    assert [len(units) for units in model.branches] == [1, 1, 2, 3] and total.shape[2:] == (16, 16)
+    wanted = F.interpolate(model.head(total), (64, 64), mode="bilinear")
+    torch.testing.assert_close(model(images), wanted)
+
+
+@pytest.mark.parametrize("name", ["retinanet", "mask_rcnn", "semantic_fpn"])
+def test_another_backbone_goes_under_the_same_head(name):
+    with torch.device("meta"):
+        model = timm.create_model(name, backbone="resnet18", num_classes=3)
+    strides = [8, 16, 32] if name == "retinanet" else [4, 8, 16, 32]
+    assert model.backbone.body.feature_info.reduction() == strides
+    with pytest.raises(InputError, match="'ff_tiny_patch16_224' has maps of strides .16, 16, 16., and"):
+        timm.create_model(name, backbone="ff_tiny_patch16_224")
+    with pytest.raises(InputError, match="'resnet19' is unknown to timm"):
+        timm.create_model(name, backbone="resnet19")
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_activation_checkpointing_reaches_the_backbone(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    model.set_grad_checkpointing(True)
+    assert model.backbone.body.model.grad_checkpointing
