@@ -1,6 +1,7 @@
 """Detection and segmentation: parameters of the published models, parts against what they stand for, one step of learning."""
 
 import math
+import re
 
 import pytest
 import timm
@@ -11,6 +12,7 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 import ffvit.models  # noqa: F401  registers them
 from ffvit.models import dense
+from ffvit.models.weights import load_weights, save_weights
 from ffvit.system.errors import InputError
 
 PARAMETERS = {
@@ -162,3 +164,122 @@ def test_activation_checkpointing_reaches_the_backbone(name):
         model = timm.create_model(name)
     model.set_grad_checkpointing(True)
     assert model.backbone.body.model.grad_checkpointing
+
+
+OFFICIAL = {  # ours, and what mmdetection and mmsegmentation call it
+    "backbone.fpn.inner_blocks.2.0.weight": "neck.lateral_convs.2.conv.weight",
+    "backbone.fpn.layer_blocks.0.0.bias": "neck.fpn_convs.0.conv.bias",
+    "backbone.fpn.extra_blocks.p7.weight": "neck.fpn_convs.4.conv.weight",
+    "backbone.body.model.block3.0.attn.qkv.weight": "backbone.block3.0.attn.qkv.weight",
+    "head.classification_head.conv.3.0.bias": "bbox_head.cls_convs.3.conv.bias",
+    "head.classification_head.cls_logits.weight": "bbox_head.retina_cls.weight",
+    "head.regression_head.conv.0.0.weight": "bbox_head.reg_convs.0.conv.weight",
+    "head.regression_head.bbox_reg.bias": "bbox_head.retina_reg.bias",
+    "rpn.head.conv.0.0.weight": "rpn_head.rpn_conv.weight",
+    "rpn.head.cls_logits.bias": "rpn_head.rpn_cls.bias",
+    "rpn.head.bbox_pred.weight": "rpn_head.rpn_reg.weight",
+    "roi_heads.box_head.fc6.weight": "roi_head.bbox_head.shared_fcs.0.weight",
+    "roi_heads.box_head.fc7.bias": "roi_head.bbox_head.shared_fcs.1.bias",
+    "roi_heads.box_predictor.cls_score.weight": "roi_head.bbox_head.fc_cls.weight",
+    "roi_heads.box_predictor.bbox_pred.weight": "roi_head.bbox_head.fc_reg.weight",
+    "roi_heads.mask_head.2.0.weight": "roi_head.mask_head.convs.2.conv.weight",
+    "roi_heads.mask_predictor.conv5_mask.weight": "roi_head.mask_head.upsample.weight",
+    "roi_heads.mask_predictor.mask_fcn_logits.bias": "roi_head.mask_head.conv_logits.bias",
+    "branches.3.2.0.weight": "decode_head.scale_heads.3.4.conv.weight",
+    "branches.1.0.1.running_mean": "decode_head.scale_heads.1.0.bn.running_mean",
+    "head.weight": "decode_head.conv_seg.weight",
+}
+THEIRS = [  # how theirs become ours, in the other direction, for files made here
+    *((r"backbone\.body\.model\.", "backbone."), (r"backbone\.fpn\.inner_blocks\.(\d)\.0", r"neck.lateral_convs.\1.conv")),
+    *((r"backbone\.fpn\.layer_blocks\.(\d)\.0", r"neck.fpn_convs.\1.conv"),),
+    *((rf"backbone\.fpn\.extra_blocks\.p{i + 3}", rf"neck.fpn_convs.{i}.conv") for i in (3, 4)),
+    *((rf"head\.{long}_head\.conv\.(\d)\.0", rf"bbox_head.{short}_convs.\1.conv")
+      for long, short in (("classification", "cls"), ("regression", "reg"))),
+    *((r"head\.classification_head\.cls_logits", "bbox_head.retina_cls"),),
+    *((r"head\.regression_head\.bbox_reg", "bbox_head.retina_reg"), (r"rpn\.head\.conv\.0\.0", "rpn_head.rpn_conv")),
+    *((r"rpn\.head\.cls_logits", "rpn_head.rpn_cls"), (r"rpn\.head\.bbox_pred", "rpn_head.rpn_reg")),
+    *((rf"roi_heads\.box_head\.fc{i + 6}", f"roi_head.bbox_head.shared_fcs.{i}") for i in (0, 1)),
+    *((rf"roi_heads\.box_predictor\.{ours}", f"roi_head.bbox_head.{fc}")
+      for ours, fc in (("cls_score", "fc_cls"), ("bbox_pred", "fc_reg"))),
+    *((r"roi_heads\.mask_head\.(\d)\.0", r"roi_head.mask_head.convs.\1.conv"),),
+    *((r"roi_heads\.mask_predictor\.conv5_mask", "roi_head.mask_head.upsample"),),
+    *((r"roi_heads\.mask_predictor\.mask_fcn_logits", "roi_head.mask_head.conv_logits"),),
+    *((rf"branches\.(\d)\.{i}\.0", rf"decode_head.scale_heads.\1.{2 * i}.conv") for i in range(3)),
+    *((rf"branches\.(\d)\.{i}\.1", rf"decode_head.scale_heads.\1.{2 * i}.bn") for i in range(3)),
+    *((r"head\.(?=weight|bias)", "decode_head.conv_seg."),),
+]  # fmt: skip
+
+
+def official(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a model as the official code would have written them."""
+    found = {}
+    for key, value in model.state_dict().items():
+        pattern, theirs = next((p, t) for p, t in THEIRS if re.match(p, key))
+        if "cls_score" in key:
+            value = value.roll(-1, 0)
+        found[re.sub(f"^{pattern}", theirs, key)] = value
+    return found
+
+
+@pytest.mark.parametrize("name", [*DETECTORS, "semantic_fpn_lit_ti"])
+def test_official_checkpoints_load_by_the_names_of_their_parts(name, tmp_path):
+    model = small(name, num_classes=4)
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            if value.is_floating_point():
+                value.add_(torch.randn_like(value) / 20).abs_()
+    written = official(model)
+    shown = {ours: theirs for ours, theirs in OFFICIAL.items() if ours in model.state_dict()}
+    assert len(shown) > 5 and all(theirs in written for theirs in shown.values())
+    torch.save({"meta": {"epoch": 12}, "state_dict": written}, tmp_path / "official.pth")
+    loaded = small(name, num_classes=4)
+    load_weights(loaded, tmp_path / "official.pth")
+    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values()))
+    written |= {"bbox_head.other": torch.ones(1)}
+    torch.save({"state_dict": {k: v for k, v in written.items() if "lateral_convs.0" not in k}}, tmp_path / "odd.pth")
+    with pytest.raises(
+        InputError, match="inner_blocks.0.0.weight is missing; .*bias is missing; bbox_head.other is foreign"
+    ):
+        load_weights(loaded, tmp_path / "odd.pth")
+
+
+@torch.no_grad()
+def test_an_official_retinanet_scores_as_its_parts_do(tmp_path):
+    torch.manual_seed(0)
+    model = small("retinanet_lit_ti").eval()
+    for value in model.state_dict().values():
+        value.add_(torch.randn_like(value) / 30) if value.is_floating_point() else None
+    state = official(model)
+    torch.save({"state_dict": state}, tmp_path / "official.pth")
+    loaded = load_weights(small("retinanet_lit_ti"), tmp_path / "official.pth").eval()
+    images = torch.randn(1, 3, 64, 64)
+
+    def conv(name: str, x: torch.Tensor, **kwargs) -> torch.Tensor:
+        return F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], **kwargs)
+
+    maps = model.backbone.body(images)
+    merged = [conv(f"neck.lateral_convs.{i}.conv", image) for i, image in enumerate(maps)]
+    for i in (1, 0):
+        merged[i] = merged[i] + F.interpolate(merged[i + 1], merged[i].shape[2:])
+    levels = [conv(f"neck.fpn_convs.{i}.conv", image, padding=1) for i, image in enumerate(merged)]
+    for i, image in ((3, maps[-1]), (4, None)):
+        levels.append(conv(f"neck.fpn_convs.{i}.conv", levels[-1] if image is None else image, stride=2, padding=1))
+    wanted = []
+    for image in levels:
+        for i in range(4):
+            image = F.relu(conv(f"bbox_head.cls_convs.{i}.conv", image, padding=1))
+        scores = conv("bbox_head.retina_cls", image, padding=1)  # (B, 9 * classes, h, w), an anchor after the other
+        wanted.append(scores.unflatten(1, (9, 3)).permute(0, 3, 4, 1, 2).flatten(1, 3))
+    found = loaded.head(list(loaded.backbone(images).values()))["cls_logits"]
+    torch.testing.assert_close(found, torch.cat(wanted, dim=1))
+
+
+@pytest.mark.parametrize("name", ["retinanet_lit_s", "semantic_fpn_lit_ti"])
+@torch.no_grad()
+def test_weights_of_a_detector_load_at_another_image_size(name, tmp_path):
+    theirs, ours = (small(name, backbone_args=NARROW | dict(img_size=size)).eval() for size in (64, 96))
+    save_weights(tmp_path / "w.safetensors", theirs)
+    load_weights(ours, tmp_path / "w.safetensors")
+    images = torch.randn(1, 3, 96, 96)  # which a backbone of another size takes too, resampling every time
+    for found, wanted in zip(ours.backbone(images).values(), theirs.backbone(images).values()):
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)

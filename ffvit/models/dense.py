@@ -13,6 +13,7 @@ Classes count from 0, the background not among them, in targets and in detection
 """
 
 import math
+import re
 from collections import OrderedDict
 from typing import Any, cast
 
@@ -48,10 +49,6 @@ class Pyramid(nn.Module):
         super().__init__()
         self.body = body
         self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), WIDTH, extra)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        whole: Any = self.body.model if isinstance(self.body, FeatureGetterNet) else self.body
-        whole.set_grad_checkpointing(enable)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) -> {"0": (B, 256, h, w), "1": ...}"""
@@ -123,15 +120,95 @@ class MaskPredictor(MaskRCNNPredictor):
         return F.pad(super().forward(x), (0, 0, 0, 0, 1, 0))
 
 
-class Detector(RetinaNet):
-    """RetinaNet, with classes from 0."""
+class OnPyramid:
+    """What detectors and segmentation have from the backbone under them: its image size, checkpointing, and names in files."""
+
+    backbone: Any
+    BACKBONE = "backbone.body.model."  # of its parameters' names
+    # Patterns of names in the official checkpoints, and ours; {} is a number that both have.
+    OFFICIAL: tuple[tuple[str, str], ...] = ()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.backbone.set_grad_checkpointing(enable)
+        """Compute the backbone's activations twice, which takes less memory."""
+        body = self.backbone.body
+        whole: Any = body.model if isinstance(body, FeatureGetterNet) else body
+        whole.set_grad_checkpointing(enable)
+
+    # Of another image size, see ffvit.models.resample; backbones that have none take images of any
+    @property
+    def patch_embed(self) -> Any:
+        return self.backbone.body.model.patch_embed
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        return self.backbone.body.model.img_size
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        return self.backbone.body.model.grid_size
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        self.backbone.body.model.set_input_size(img_size)
+
+    def grid_in(self, state: dict[str, Tensor]) -> tuple[int, int] | None:
+        whole: Any = getattr(self.backbone.body, "model", None)
+        prefix = self.BACKBONE
+        if not hasattr(whole, "grid_in"):
+            return None
+        return whole.grid_in({key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)})
+
+    def from_official(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """mmdetection's and mmsegmentation's names under ours, each key, known or not; ours stay as they are."""
+        if not any(key.startswith(("neck.", "decode_head.")) for key in state):
+            return state
+        return dict(self._renamed(key, value) for key, value in state.items())
+
+    def _renamed(self, key: str, value: Tensor) -> tuple[str, Tensor]:
+        patterns = (*self.OFFICIAL, *NECK, ("backbone.", self.BACKBONE))
+        for theirs, ours in patterns:
+            pattern = re.escape(theirs).replace(re.escape("{}"), r"(\d+)")
+            if found := re.match(pattern, key):
+                key = ours.format(*found.groups()) + key[found.end() :]
+                break
+        if key.startswith("roi_heads.box_predictor.cls_score."):
+            value = value.roll(1, 0)  # the background comes last in mmdetection, first in torchvision
+        return key, value
 
 
-class Segmenter(MaskRCNN):
+NECK = (
+    ("neck.lateral_convs.{}.conv.", "backbone.fpn.inner_blocks.{}.0."),
+    ("neck.fpn_convs.{}.conv.", "backbone.fpn.layer_blocks.{}.0."),
+)
+
+
+class Detector(OnPyramid, RetinaNet):
+    """RetinaNet, with classes from 0."""
+
+    OFFICIAL = (
+        ("neck.fpn_convs.3.conv.", "backbone.fpn.extra_blocks.p6."),
+        ("neck.fpn_convs.4.conv.", "backbone.fpn.extra_blocks.p7."),
+        ("bbox_head.cls_convs.{}.conv.", "head.classification_head.conv.{}.0."),
+        ("bbox_head.reg_convs.{}.conv.", "head.regression_head.conv.{}.0."),
+        ("bbox_head.retina_cls.", "head.classification_head.cls_logits."),
+        ("bbox_head.retina_reg.", "head.regression_head.bbox_reg."),
+    )
+
+
+class Segmenter(OnPyramid, MaskRCNN):
     """Mask R-CNN, with classes from 0 as RetinaNet has them: torchvision's begin with the background."""
+
+    OFFICIAL = (
+        ("rpn_head.rpn_conv.", "rpn.head.conv.0.0."),
+        ("rpn_head.rpn_cls.", "rpn.head.cls_logits."),
+        ("rpn_head.rpn_reg.", "rpn.head.bbox_pred."),
+        ("roi_head.bbox_head.shared_fcs.0.", "roi_heads.box_head.fc6."),
+        ("roi_head.bbox_head.shared_fcs.1.", "roi_heads.box_head.fc7."),
+        ("roi_head.bbox_head.fc_cls.", "roi_heads.box_predictor.cls_score."),
+        ("roi_head.bbox_head.fc_reg.", "roi_heads.box_predictor.bbox_pred."),
+        ("roi_head.mask_head.convs.{}.conv.", "roi_heads.mask_head.{}.0."),
+        ("roi_head.mask_head.upsample.", "roi_heads.mask_predictor.conv5_mask."),
+        ("roi_head.mask_head.conv_logits.", "roi_heads.mask_predictor.mask_fcn_logits."),
+    )
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         if targets is not None:
@@ -141,16 +218,19 @@ class Segmenter(MaskRCNN):
             return result
         return [found | {"labels": found["labels"] - 1} for found in result]
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.backbone.set_grad_checkpointing(enable)
 
-
-class SemanticFPN(nn.Module):
+class SemanticFPN(OnPyramid, nn.Module):
     """A class for every pixel, from the sum of the pyramid's maps (Kirillov et al. 2019, arXiv:1901.02446, Figure 3).
 
     Each map goes through convolutions of 3x3 with batch norm and ReLU, doubling in size after each until it has the finest
     one's, as in mmsegmentation's FPNHead.
     """
+
+    OFFICIAL = (
+        *((f"decode_head.scale_heads.{{}}.{2 * unit}.conv.", f"branches.{{}}.{unit}.0.") for unit in range(3)),
+        *((f"decode_head.scale_heads.{{}}.{2 * unit}.bn.", f"branches.{{}}.{unit}.1.") for unit in range(3)),
+        ("decode_head.conv_seg.", "head."),
+    )
 
     def __init__(self, backbone: Pyramid, num_classes: int, width: int = 128, drop_rate: float = 0.1):
         super().__init__()
@@ -183,9 +263,6 @@ class SemanticFPN(nn.Module):
             # Sides that do not halve evenly come back a pixel too small or too large.
             total = total + F.interpolate(image, maps[0].shape[2:], mode="bilinear")
         return F.interpolate(self.head(self.drop(total)), x.shape[2:], mode="bilinear")
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.backbone.set_grad_checkpointing(enable)
 
 
 def body_of(backbone: str, strides: tuple[int, ...], pretrained: bool, backbone_args: dict | None) -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
@@ -71,6 +71,8 @@ def load_weights(model: nn.Module, path: str | Path, sha256: str | None = None) 
             with torch.serialization.safe_globals(AUTHOR_TYPES):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     state = _state_dict_in(content, path)
+    if hasattr(model, "from_official"):
+        state = cast(Any, model).from_official(state)
     try:
         twin = at_size_of(state, model)
     except InputError as error:
