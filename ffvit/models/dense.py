@@ -279,8 +279,8 @@ def body_of(backbone: str, strides: tuple[int, ...], pretrained: bool, backbone_
     )
 
 
-def _unknown_to_timm(kwargs: dict) -> dict:
-    """What timm.create_model passes on to every model, left out where it is nothing."""
+def _given(kwargs: dict) -> dict:
+    """Without what timm.create_model passes on to every model and is nothing here, such as pretrained_cfg=None."""
     return {name: value for name, value in kwargs.items() if value is not None}
 
 
@@ -298,7 +298,7 @@ def retinanet(
     """
     body = body_of(backbone, STRIDES[1:], pretrained, backbone_args)
     sizes = tuple(tuple(4 * stride * 2 ** (i / 3) for i in range(3)) for stride in (8, 16, 32, 64, 128))
-    given: dict = dict(min_size=800, max_size=1333, detections_per_img=100) | _unknown_to_timm(kwargs)
+    given: dict = dict(min_size=800, max_size=1333, detections_per_img=100) | _given(kwargs)
     pyramid = Pyramid(body, P6P7(body.feature_info.channels()[-1]))
     return Detector(pyramid, num_classes, anchor_generator=Anchors(sizes, (RATIOS,) * 5), **given)
 
@@ -318,7 +318,7 @@ def mask_rcnn(
     body = body_of(backbone, STRIDES, pretrained, backbone_args)
     sizes = tuple((8.0 * stride,) for stride in (*STRIDES, 64))
     names = ["0", "1", "2", "3"]
-    given: dict = dict(min_size=800, max_size=1333, rpn_post_nms_top_n_train=1000) | _unknown_to_timm(kwargs)
+    given: dict = dict(min_size=800, max_size=1333, rpn_post_nms_top_n_train=1000) | _given(kwargs)
     return Segmenter(
         Pyramid(body, LastLevelMaxPool()),
         rpn_anchor_generator=Anchors(sizes, (RATIOS,) * 5),
@@ -341,7 +341,7 @@ def semantic_fpn(
 ) -> SemanticFPN:
     """Semantic FPN. pretrained: the backbone's weights. kwargs: of SemanticFPN."""
     body = body_of(backbone, STRIDES, pretrained, backbone_args)
-    return SemanticFPN(Pyramid(body, None), num_classes, **_unknown_to_timm(kwargs))
+    return SemanticFPN(Pyramid(body, None), num_classes, **_given(kwargs))
 
 
 # As in the official code: LIT-S norms what it gives out, and its tables are those of the size it is trained at.
