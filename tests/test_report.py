@@ -28,7 +28,7 @@ from ffvit.evidence.measured import everything, measured, overlap, sources
 from ffvit.evidence.records import publish, write_record, write_trial
 from ffvit.evidence.reported import load_reported
 from ffvit.evidence.scoring import score, score_train
-from ffvit.models import ff
+from ffvit.models import mixing
 from ffvit.settings.experiment import Experiment, load_experiment
 from ffvit.studies import (
     architecture,
@@ -137,17 +137,17 @@ def test_figures_carry_their_sources_and_are_the_same_file_again(tmp_path):
             "grid": report_results.grid_figure(experiment, found),
         }.items():
             drawing.save(figure, tmp_path / name / f"{kind}.png", source=sources(found))
-        code, files = architecture.source_code(ff.Block), [tmp_path / name / file for file in ("code.svg", "code.png")]
-        architecture.save_code(code, *files, source="Source of ffvit.models.ff.Block")
+        code, files = architecture.source_code(mixing.Block), [tmp_path / name / file for file in ("code.svg", "code.png")]
+        architecture.save_code(code, *files, source="Source of ffvit.models.mixing.Block")
     for file in ("curves.png", "grid.png", "code.svg", "code.png"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
     assert "ff-seed1" in Image.open(tmp_path / "one/grid.png").info["Description"]
-    assert "Source of ffvit.models.ff.Block" in (tmp_path / "one/code.svg").read_text()
-    assert Image.open(tmp_path / "one/code.png").info["Description"] == "Source of ffvit.models.ff.Block"
+    assert "Source of ffvit.models.mixing.Block" in (tmp_path / "one/code.svg").read_text()
+    assert Image.open(tmp_path / "one/code.png").info["Description"] == "Source of ffvit.models.mixing.Block"
 
 
 def test_figure2_shows_every_line_of_the_code_within_its_borders(tmp_path):
-    code = architecture.source_code(ff.Branch, ff.Block)
+    code = architecture.source_code(mixing.Branch, mixing.Block)
     architecture.save_code(code, tmp_path / "code.svg", source="")
     picture = ElementTree.parse(tmp_path / "code.svg").getroot()
     lines = picture.findall(".//{*}text")

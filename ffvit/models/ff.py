@@ -11,19 +11,19 @@ Models are made by `timm.create_model`, after `import ffvit.models`. What the re
 model (sections 3.4, 3.5 and future work) are arguments of the shell, off by default.
 """
 
-import math
 from typing import Any
 
 import torch
 import torch.fx
-from timm.layers import Attention, DropPath, Mlp, PatchEmbed, to_2tuple, trunc_normal_
+from timm.layers import Mlp, PatchEmbed, to_2tuple, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ffvit.models.resample import Grid, grid_of, over_grid, resample_mlp, resample_norm, set_hidden_dim
+from ffvit.models.mixing import Block, Branch
+from ffvit.models.resample import Grid, grid_of, over_grid, set_hidden_dim
+from ffvit.models.tokens import ConvStem, PositionEncoding
 from ffvit.models.weights import create_by_timm
 from ffvit.system.errors import InputError
 
@@ -38,128 +38,6 @@ CHOICES = {
 }
 FIRST_OVER_PATCHES = "blocks.0.mix_patches.mix.fc1.weight"  # (hidden, tokens), where patches are mixed by feed-forward
 AUTHOR_WEIGHTS = "https://github.com/lukemelas/do-you-even-need-attention/releases/download/v0.0.1/"
-
-
-class UnprojectedAttention(nn.Module):
-    """Attention of one head whose queries, keys and values are the tokens themselves: it has no weights."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)"""
-        return F.scaled_dot_product_attention(x, x, x)
-
-
-class Branch(nn.Module):
-    """Norm, then a feed-forward layer or attention, so that features or patches are mixed. (B, N, D) -> (B, N, D)."""
-
-    def __init__(
-        self, mixes, layer, num_tokens, embed_dim, num_heads, mlp_ratio, drop_rate, hidden_dim=None, norm="tokens"
-    ):
-        """hidden_dim: of a feed-forward layer, in place of mlp_ratio. norm: of a transposed branch, see patch_norm."""
-        super().__init__()
-        # A feed-forward layer mixes the axis it runs along, attention mixes the other one.
-        self.transposed = layer != "attention_over_tokens" and (mixes == "patches") == (layer == "ff")
-        width = num_tokens if self.transposed else embed_dim
-        # Over the tokens where transposed, as in the author's weights; MLP-Mixer normalises channels in both branches.
-        self.norm_transposed = self.transposed and norm == "tokens"
-        normed = width if norm == "tokens" else embed_dim
-        self.norm = nn.Identity() if norm == "none" else nn.LayerNorm(normed, eps=1e-6)
-        self.mix: Mlp | Attention | UnprojectedAttention
-        if layer == "ff":
-            self.mix = Mlp(width, hidden_dim or int(mlp_ratio * width), drop=drop_rate)
-        elif layer == "attention_unprojected":
-            self.mix = UnprojectedAttention()
-        else:
-            heads = 1 if self.transposed else num_heads  # N = 197 is prime: one head
-            self.mix = Attention(width, heads, qkv_bias=True, proj_drop=drop_rate)
-
-    def forward(self, x):
-        if not self.norm_transposed:
-            x = self.norm(x)
-        if self.transposed:
-            x = x.transpose(1, 2)  # (B, D, N)
-        if self.norm_transposed:
-            x = self.norm(x)
-        x = self.mix(x)
-        return x.transpose(1, 2) if self.transposed else x
-
-    def resample(self, old: Grid, new: Grid, num_prefix_tokens: int) -> None:
-        """Work on another grid of patches: what runs along them is resampled."""
-        if self.norm_transposed and isinstance(self.norm, nn.LayerNorm):
-            resample_norm(self.norm, old, new, num_prefix_tokens)
-        if self.transposed and isinstance(self.mix, Mlp):
-            resample_mlp(self.mix, old, new, num_prefix_tokens)
-
-
-class Block(nn.Module):
-    """Mix the features within every patch and the patches within every feature (Figure 2). (B, N, D) -> (B, N, D)."""
-
-    def __init__(self, patches, features, patches_first, patch_hidden_dim, patch_norm, drop_path, **shape):
-        super().__init__()
-        self.mix_features = Branch("features", features, **shape)
-        self.mix_patches = Branch("patches", patches, hidden_dim=patch_hidden_dim, norm=patch_norm, **shape)
-        self.drop_path = DropPath(drop_path)
-        self.patches_first = patches_first
-
-    @property
-    def branches(self):
-        order = [self.mix_features, self.mix_patches]
-        return order[::-1] if self.patches_first else order
-
-    def forward(self, x):
-        for branch in self.branches:
-            x = x + self.drop_path(branch(x))
-        return x
-
-
-class ConvStem(nn.Module):
-    """Patches by small convolutions: 3x3 with stride 2, each with norm and GELU, until a token is a patch; then 1x1.
-
-    After Xiao et al. 2021, arXiv:2106.14881, section 4, with group norms of one group, which see one image, in place of
-    batch norms. Each convolution doubles the channels, up to embed_dim.
-    """
-
-    def __init__(self, img_size: tuple[int, int], patch_size: tuple[int, int], in_chans: int, embed_dim: int):
-        super().__init__()
-        side, halvings = patch_size[0], int(math.log2(patch_size[0]))
-        if patch_size != (side, side) or 2**halvings != side or side < 2:
-            raise InputError(
-                f"stem='conv' halves the image again and again: patch_size {_by(patch_size)} is no square of a power of 2"
-            )
-        self.patch_size = patch_size
-        self.set_input_size(img_size)
-        widths = [in_chans, *(max(1, embed_dim >> left) for left in range(halvings - 1, -1, -1))]
-        layers: list[nn.Module] = []
-        for width, wider in zip(widths, widths[1:]):
-            layers += [nn.Conv2d(width, wider, 3, 2, 1, bias=False), nn.GroupNorm(1, wider), nn.GELU()]
-        self.proj = nn.Sequential(*layers, nn.Conv2d(embed_dim, embed_dim, 1))
-
-    def set_input_size(self, img_size: tuple[int, int]) -> None:
-        self.grid_size = (img_size[0] // self.patch_size[0], img_size[1] // self.patch_size[1])
-        self.num_patches = self.grid_size[0] * self.grid_size[1]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) images -> (B, num_patches, D)"""
-        return self.proj(x).flatten(2).transpose(1, 2)
-
-
-class PositionEncoding(nn.Module):
-    """Learned positions: a 2-D map for the patches and one vector for the class token, as in the author's file."""
-
-    def __init__(self, embed_dim: int, grid_size: tuple[int, int], class_token: bool = True):
-        super().__init__()
-        self.map_size = grid_size  # of pos_embed: its own shape is not to be asked for while the model is traced
-        self.pos_embed = nn.Parameter(torch.empty(1, embed_dim, *grid_size))
-        self.cls_pos_embed = nn.Parameter(torch.empty(1, 1, embed_dim)) if class_token else None
-
-    def forward(self, cls_token: Tensor | None, patches: Tensor, grid_size: tuple[int, int]) -> Tensor:
-        """cls_token: (B, 1, D) or None, patches: (B, H*W, D) -> (B, 1 + H*W, D), or (B, H*W, D)."""
-        positions: Tensor = self.pos_embed
-        if self.map_size != grid_size:  # the large model keeps a 14x14 map for its 7x7 patches
-            positions = F.interpolate(positions, grid_size, mode="bilinear", align_corners=False)
-        patches = patches + positions.flatten(2).transpose(1, 2)
-        if cls_token is None or self.cls_pos_embed is None:
-            return patches
-        return torch.cat([cls_token + self.cls_pos_embed, patches], dim=1)
 
 
 class PatchFeatureMixer(nn.Module):

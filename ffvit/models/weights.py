@@ -30,7 +30,7 @@ from ffvit.system.files import replacing, seal, sha256_of
 
 Model = TypeVar("Model", bound=nn.Module)
 AUTHOR_TYPES: list[Any] = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
-# The author's parameter names, and ours (ffvit.models.ff.Block): 1 is over features, 2 over patches.
+# The author's parameter names, and ours (ffvit.models.mixing.Block): 1 is over features, 2 over patches.
 AUTHOR_NAMES = (
     (".mlp1.", ".mix_features.mix."),
     (".norm1.", ".mix_features.norm."),

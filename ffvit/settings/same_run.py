@@ -1,13 +1,14 @@
 """When two runs are the same: one rule for training, records, status and pipeline.
 
 Two runs are the same if the settings that decide the result are alike. Where the code that decides it has changed, data,
-training, what builds a model, or the model's own file, the pipeline trains again, and status says that a record is of older
+training, what builds a model, or the model's own file and its parts, the pipeline trains again, and status says that a record is of older
 code; the record stays valid. Of the code, comments, docstrings, imports, annotations, messages and the names of files are left
 out, so that rewording and moving train nothing again.
 """
 
 import ast
 import hashlib
+import re
 from functools import cache
 from pathlib import Path
 
@@ -54,7 +55,18 @@ def code_of(model: str) -> str:
     """Fingerprint of the code that decides the result of a model, by timm's name; timm's own models are timm's."""
     files = [*(LIBRARY / "data").glob("*.py"), *(LIBRARY / "training").glob("*.py"), LIBRARY / "models/from_config.py"]
     own = [file for file in (LIBRARY / "models").glob("*.py") if f"\ndef {model}(" in file.read_text(encoding="utf-8")]
-    return hashlib.sha256("\n".join(sorted(map(_bare, [*files, *own]))).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(sorted(map(_bare, {*files, *_with_parts(own)}))).encode()).hexdigest()[:16]
+
+
+def _with_parts(files: list[Path]) -> set[Path]:
+    """A model's file and those beside it that it is made of; how weights are read is no part of it."""
+    found: set[Path] = set()
+    while files:
+        found |= {*files}
+        texts = [file.read_text(encoding="utf-8") for file in files]
+        names = {name for text in texts for name in re.findall(r"^from ffvit\.models\.(\w+) import", text, re.M)}
+        files = [f for name in sorted(names - {"weights"}) if (f := LIBRARY / f"models/{name}.py") not in found]
+    return found
 
 
 @cache
