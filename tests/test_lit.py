@@ -829,7 +829,7 @@ def test_official_weights_put_in_place_by_hand_are_loaded(monkeypatch, tmp_path,
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    shape = SMALL | dict(num_classes=1000)
+    shape = {key: value for key, value in SMALL.items() if key != "img_size"} | dict(num_classes=1000)
     with pytest.raises(InputError, match=f"could not download .*LIT/releases/download/v1.0/{name}.pth") as raised:
         timm.create_model(name, pretrained=True, **shape)
     place = str(raised.value).partition("put it at ")[2]
@@ -840,3 +840,6 @@ def test_official_weights_put_in_place_by_hand_are_loaded(monkeypatch, tmp_path,
     for state in (fewer, backbone):
         assert all(torch.equal(v, trained.state_dict()[k]) for k, v in state.items() if not k.startswith("head"))
     assert fewer["head.weight"].shape == (5, 16) and "head.weight" not in backbone
+    resampled = timm.create_model(name, pretrained=True, img_size=32, **shape)
+    trained.set_input_size(32)
+    assert all(torch.equal(v, resampled.state_dict()[k]) for k, v in trained.state_dict().items())

@@ -137,7 +137,10 @@ def test_figures_carry_their_sources_and_are_the_same_file_again(tmp_path):
             "grid": report_results.grid_figure(experiment, found),
         }.items():
             drawing.save(figure, tmp_path / name / f"{kind}.png", source=sources(found))
-        code, files = architecture.source_code(mixing.Block), [tmp_path / name / file for file in ("code.svg", "code.png")]
+        code, files = (
+            architecture.source_code(mixing.Block),
+            [tmp_path / name / file for file in ("code.svg", "code.png")],
+        )
         architecture.save_code(code, *files, source="Source of ffvit.models.mixing.Block")
     for file in ("curves.png", "grid.png", "code.svg", "code.png"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
