@@ -31,6 +31,8 @@ DETECTORS = ["retinanet_lit_ti", "mask_rcnn_lit_ti"]
 def small(name: str, **more) -> nn.Module:
     torch.manual_seed(0)
     size = {} if name.startswith("semantic") else dict(min_size=64, max_size=64)
+    if name.startswith("mask"):
+        size |= dict(rpn_post_nms_top_n_train=50, rpn_post_nms_top_n_test=50, box_batch_size_per_image=16)
     return timm.create_model(name, **SMALL | size | more)
 
 

@@ -50,7 +50,7 @@ def read(image: np.ndarray) -> str:
 def anchors(splits: Splits) -> Anchors:
     """Fitted to the training texts, scored on the test texts."""
     (x, y), (x_test, y_test) = (_counts(part) for part in (splits.train, splits.test))
-    classifier = LogisticRegression(max_iter=2000).fit(x, y)
+    classifier = LogisticRegression(solver="newton-cholesky").fit(x, y)  # in 5 steps; the default takes 800
     return Anchors(100 * np.bincount(y_test).max() / len(y_test), 100 * float(classifier.score(x_test, y_test)))
 
 
