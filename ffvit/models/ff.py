@@ -303,13 +303,8 @@ class PatchFeatureMixer(nn.Module):
         if global_pool is not None:
             self.global_pool = global_pool
         self.num_classes = num_classes
-        like = next(self.parameters())
-        self.head = (
-            nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
-            if num_classes
-            else nn.Identity()
-        )
-        self.head.train(self.training)
+        head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
+        self.head = head.to(next(self.parameters())).train(self.training)
 
 
 @torch.fx.wrap

@@ -344,8 +344,9 @@ class LIT(nn.Module):
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """(B, C, H, W) images -> the maps (B, C_s, H_s, W_s) of the stages asked for, each before the next merging.
 
-        norm: apply the final norm to the last stage's map, unless it has an output norm of its own. stop_early, with intermediates_only: make no stage beyond those
-        asked for. Without intermediates_only, a pair: what forward_features returns, and the maps.
+        norm: apply the final norm to the last stage's map, unless it has an output norm of its own. stop_early, with
+        intermediates_only: make no stage beyond those asked for. Without intermediates_only, a pair: what forward_features
+        returns, and the maps.
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise InputError(f"output_fmt='{output_fmt}': maps are NCHW or NHWC")
@@ -420,13 +421,8 @@ class LIT(nn.Module):
         """Another number of classes, none with 0. global_pool: "" for every token, None to keep what there is."""
         self.global_pool = self.checked_pool(global_pool, self.global_pool)
         self.num_classes = num_classes
-        like = next(self.parameters())
-        self.head = (
-            nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
-            if num_classes
-            else nn.Identity()
-        )
-        self.head.train(self.training)
+        head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
+        self.head = head.to(next(self.parameters())).train(self.training)
 
     @staticmethod
     def variant_of(state: dict[str, Tensor]) -> str:

@@ -1,9 +1,9 @@
 """When two runs are the same: one rule for training, records, status and pipeline.
 
 Two runs are the same if the settings that decide the result are alike. Where the code that decides it has changed, data,
-training, what builds a model, or the model's own file and its parts, the pipeline trains again, and status says that a record is of older
-code; the record stays valid. Of the code, comments, docstrings, imports, annotations, messages and the names of files are left
-out, so that rewording and moving train nothing again.
+training, what builds a model, or the model's own file and its parts, the pipeline trains again, and status says that a
+record is of older code; the record stays valid. Of the code, comments, docstrings, imports, annotations, messages and the
+names of files are left out, so that rewording and moving train nothing again.
 """
 
 import ast
