@@ -95,7 +95,9 @@ def comparisons(experiment: Experiment, records: list[dict]) -> Figure:
             for x, m in shown.items():
                 mean_and_seeds(panel, x, m.top1_percent, style)
         panel.set(title=drawn(experiment.compare[part].title), xlim=(-0.5, len(ticks) + 0.5), ylabel="test top-1 (%)")
-        panel.set_xticks(range(len(ticks) + 1), ["as in the grid", *map(drawn, ticks)], rotation=20, ha="right")
+        run = {v.value_label or "changed" for v in variants if v.name in found}
+        named = [drawn(tick) if tick in run else f"{drawn(tick)}:\n{NOT_RUN}" for tick in ticks]
+        panel.set_xticks(range(len(ticks) + 1), ["as in the grid", *named], rotation=20, ha="right")
     finish(*axes.flat[: max(1, len(parts))])
     legend(figure, experiment, list(found.values()))
     figure.suptitle(f"{drawn(experiment.title)}.\n{MARKS}", x=0.01, ha="left")
