@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from ffvit.data import embedded, resident
-from ffvit.data.batches import TrainBatches, eval_loader
+from ffvit.data.batches import eval_loader, train_batches
 from ffvit.data.images import decode, read, train_transform
 from ffvit.data.loader import AugmentedImages, EpochOrder
 from ffvit.data.splits import first_images, load_splits
@@ -112,13 +112,13 @@ def test_grey_palette_cmyk_and_rgb_files_become_rgb_tensors(tmp_path):
     splits = load_splits(settings)
     assert {image.mode for image in splits.test["image"]} == {"L", "P", "CMYK", "RGB"}
     assert torch.cat([batch.images for batch in eval_loader(splits.test, settings)]).shape == (8, 3, 8, 8)
-    assert torch.cat([batch.images for batch in TrainBatches(splits, settings).epoch(0)]).shape == (6, 3, 8, 8)
+    assert torch.cat([batch.images for batch in train_batches(splits, settings).epoch(0)]).shape == (6, 3, 8, 8)
 
 
 @pytest.mark.parametrize("in_chans", [1, 3])
 def test_colour_and_grey_models_both_read_grey_images(in_chans):
     settings = config(in_chans=in_chans, mean=[0.3] * in_chans, std=[0.4] * in_chans, max_train_images=64)
-    batch = next(TrainBatches(load_splits(settings), settings).epoch(0))
+    batch = next(train_batches(load_splits(settings), settings).epoch(0))
     assert batch.images.shape == (64, in_chans, 8, 8)
     assert batch.target.dtype == torch.int64
 
@@ -238,7 +238,7 @@ def augmented(**settings):
 
 def batches(splits, settings, epoch=0, first_update=0, accumulation_steps=1, rank=0):
     """The images and labels of a process, by update."""
-    of_process = TrainBatches(splits, settings, accumulation_steps, rank)
+    of_process = train_batches(splits, settings, accumulation_steps, rank)
     found = list(of_process.epoch(epoch, first_update))
     assert len(found) == (len(of_process) - first_update) * accumulation_steps
     return [
@@ -275,7 +275,7 @@ def test_an_epoch_goes_on_at_any_update_as_if_never_interrupted(repeats, way, mo
     monkeypatch.setattr(resident, "AT_ONCE", 40)
     settings = augmented(repeated_augmentation=repeats, num_processes=2, **way)
     splits = load_splits(settings)
-    of_process = TrainBatches(splits, settings, accumulation_steps=2, rank=1)
+    of_process = train_batches(splits, settings, accumulation_steps=2, rank=1)
     whole = list(of_process.epoch(1))
     for first in range(len(of_process) + 1):
         random.seed(first), np.random.seed(first), torch.manual_seed(first)
@@ -286,7 +286,7 @@ def test_an_interrupted_epoch_reads_no_row_before_its_first_update(monkeypatch):
     settings = augmented()
     keys = []
     monkeypatch.setattr(AugmentedImages, "__getitem__", lambda self, key: keys.append(key) or (torch.zeros(1), 0, []))
-    list(TrainBatches(load_splits(settings), settings).epoch(5, first_update=3))
+    list(train_batches(load_splits(settings), settings).epoch(5, first_update=3))
     assert [key[:2] for key in keys] == [(5, position) for position in range(3 * 24, 4 * 24)]
 
 
@@ -300,14 +300,14 @@ def test_the_number_of_workers_and_what_was_drawn_before_change_nothing():
 
 def test_a_run_abandoned_within_an_epoch_leaves_nothing_behind_in_its_workers():
     settings = augmented(num_workers=2)
-    of_process = TrainBatches(load_splits(settings), settings)
+    of_process = train_batches(load_splits(settings), settings)
     next(of_process.epoch(0))
     assert same([b[:2] for b in of_process.epoch(1)], batches(load_splits(settings), augmented(), epoch=1))
 
 
 def test_an_image_is_augmented_anew_each_time():
     settings = augmented(repeated_augmentation=3)
-    images = TrainBatches(load_splits(settings), settings)
+    images = train_batches(load_splits(settings), settings)
     first = next(images.epoch(0)).images
     assert len({image.numpy().tobytes() for image in torch.cat([first, next(images.epoch(1)).images])}) == 48
 
@@ -367,7 +367,7 @@ def test_bad_images_on_the_device_are_named_once_and_the_next_one_stands_in(tmp_
     folder = shards(tmp_path / "data", with_files(37, {3: b"", 18: b"x", 19: b"x", 36: b"x"}), [37])
     settings = colour(folder, validation_split="test", allow_overlap=True, bad_images="skip", batch_size=4, **RESIDENT)
     splits = load_splits(settings)
-    batches = list(TrainBatches(splits, settings).epoch(0))
+    batches = list(train_batches(splits, settings).epoch(0))
     assert sorted(image.index for batch in batches for image in batch.bad) == [3, 18, 19, 36]
     rows = EpochOrder(37, settings, 0)
     rows.begin(0, range(9))
@@ -380,7 +380,7 @@ def test_bad_images_on_the_device_are_named_once_and_the_next_one_stands_in(tmp_
     assert sorted(image.index for batch in scored for image in batch.bad) == [3, 19]
     assert sum((batch.target < 0).sum() for batch in scored) == 2
     with pytest.raises(InputError, match=r"row 3 .*bad_images='skip'"):
-        TrainBatches(splits, replace(settings, bad_images="refuse"))
+        train_batches(splits, replace(settings, bad_images="refuse"))
 
 
 def test_images_that_do_not_fit_on_the_device_are_refused_before_any_is_read(tmp_path):
@@ -392,7 +392,7 @@ def test_images_that_do_not_fit_on_the_device_are_refused_before_any_is_read(tmp
 def test_too_few_images_for_one_batch_are_refused():
     settings = config(max_train_images=63)
     with pytest.raises(InputError, match="63 training images do not fill one batch of 64: lower batch_size"):
-        TrainBatches(load_splits(settings), settings)
+        train_batches(load_splits(settings), settings)
 
 
 def test_cifar10_loads_with_the_columns_of_the_hub(shared):
@@ -400,7 +400,7 @@ def test_cifar10_loads_with_the_columns_of_the_hub(shared):
     splits = load_splits(settings)
     assert splits.sizes == {"train": 64, "validation": 32, "test": 32}
     assert splits.classes[:3] == ["airplane", "automobile", "bird"]
-    assert next(TrainBatches(splits, settings).epoch(0)).images.shape == (64, 3, 32, 32)
+    assert next(train_batches(splits, settings).epoch(0)).images.shape == (64, 3, 32, 32)
 
 
 def test_real_imagenet_files_load_at_full_size(shared):
@@ -409,7 +409,7 @@ def test_real_imagenet_files_load_at_full_size(shared):
     settings = load_experiment("imagenet").config("ff_tiny", batch_size=2, max_train_images=4, max_eval_images=3, **own)
     splits = load_splits(settings)
     assert len(splits.classes) == 1000
-    assert next(TrainBatches(splits, settings).epoch(0)).images.shape == (2, 3, 224, 224)
+    assert next(train_batches(splits, settings).epoch(0)).images.shape == (2, 3, 224, 224)
     assert [len(batch.images) for batch in eval_loader(splits.test, settings)] == [2, 1]
 
 
@@ -426,7 +426,7 @@ def test_training_sees_a_text_as_it_is():
     settings = load_experiment("definitions").config("ff", max_train_images=64, max_eval_images=32)
     splits = load_splits(settings)
     stored = {np.asarray(image).tobytes() for image in splits.train["image"]}
-    [batch] = TrainBatches(splits, settings).epoch(0)
+    [batch] = train_batches(splits, settings).epoch(0)
     assert {image.mul(255).byte().numpy().tobytes() for image in batch.images} == stored
 
 
@@ -679,7 +679,7 @@ def test_no_worker_outlives_the_error_that_it_met(tmp_path, streaming):
     gc.disable()
     try:
         with pytest.raises(InputError, match="no image of a known format"):
-            list(TrainBatches(load_splits(settings), settings).epoch(0))
+            list(train_batches(load_splits(settings), settings).epoch(0))
         assert not multiprocessing.active_children()
     finally:
         gc.enable()
@@ -702,7 +702,7 @@ def test_in_training_the_next_row_that_can_be_read_stands_in(tmp_path, workers, 
     settings = skipping(batch_size=20, **one_split, num_workers=workers, in_memory=in_memory)
     found, expected = (
         next(
-            TrainBatches(load_splits(replace(settings, dataset=str(save(tmp_path / name, images)))), settings).epoch(0)
+            train_batches(load_splits(replace(settings, dataset=str(save(tmp_path / name, images)))), settings).epoch(0)
         )
         for name, images in {"damaged": damaged, "mended": whole.select(standing_in)}.items()
     )
@@ -743,7 +743,7 @@ def uneven(tmp_path_factory):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_stream_goes_on_at_any_update_as_if_never_interrupted(uneven, rank, workers, parts):
     settings = streamed(uneven, num_processes=2, num_workers=workers)
-    of_process = TrainBatches(load_splits(settings), settings, parts, rank)
+    of_process = train_batches(load_splits(settings), settings, parts, rank)
     whole = [batch[:2] for epoch in range(3) for batch in of_process.epoch(epoch)]
     assert len(of_process) == 37 // 8
     assert len(whole) == 3 * len(of_process) * parts  # on both processes, however uneven their files
@@ -804,7 +804,7 @@ def test_a_stream_that_goes_on_reads_only_the_window_it_is_in(uneven, monkeypatc
 def test_bad_images_of_a_stream_are_refused_or_skipped_alike_however_it_is_interrupted(tmp_path):
     folder = shards(tmp_path / "data", with_files(37, {3: b"", 18: b"x", 19: b"x"}), UNEVEN)
     settings = streamed(folder, bad_images="skip", num_workers=2)
-    images = TrainBatches(load_splits(settings), settings)
+    images = train_batches(load_splits(settings), settings)
     whole = [batch for epoch in range(3) for batch in images.epoch(epoch)]
     for update in range(len(whole)):
         epoch, first = divmod(update, len(images))
@@ -818,7 +818,7 @@ def test_bad_images_of_a_stream_are_refused_or_skipped_alike_however_it_is_inter
     refusing = streamed(folder, num_workers=0)
     with pytest.raises(InputError, match=r"row \d+ \(train-0000\d-of-00005.parquet\).*bad_images='skip'"):
         for _ in range(3):
-            list(TrainBatches(load_splits(refusing), refusing).epoch(0))
+            list(train_batches(load_splits(refusing), refusing).epoch(0))
 
 
 @pytest.mark.parametrize("way", [dict(streaming=False), {}, dict(streaming=False, **RESIDENT)])
@@ -826,7 +826,7 @@ def test_a_dataset_without_one_whole_image_is_refused(tmp_path, way):
     folder = shards(tmp_path / "data", with_files(20, dict.fromkeys(range(20), b"x")), [20])
     settings = replace(streamed(folder, bad_images="skip"), **way)
     with pytest.raises(InputError, match="20 training images one after the other cannot be read"):
-        list(TrainBatches(load_splits(settings), settings).epoch(0))
+        list(train_batches(load_splits(settings), settings).epoch(0))
 
 
 def test_only_the_files_of_the_splits_in_use_are_read(tmp_path, monkeypatch):
@@ -865,7 +865,7 @@ def unnamed(images):
 def test_a_stream_that_cannot_be_used_is_refused_with_the_cure(tmp_path, images, settings, cure):
     settings = streamed(shards(tmp_path / "data", images(), UNEVEN), **settings)
     with pytest.raises(InputError, match=cure):
-        TrainBatches(load_splits(settings), settings)
+        train_batches(load_splits(settings), settings)
 
 
 @pytest.mark.parametrize("place", [slice(4, 300), slice(-300, -8)])  # of its images, of its table of contents
@@ -876,7 +876,7 @@ def test_a_damaged_parquet_file_is_refused(tmp_path, place):
     file.write_bytes(content)
     settings = streamed(folder)
     with pytest.raises(InputError, match="cannot be opened"):
-        list(TrainBatches(load_splits(settings), settings).epoch(0))
+        list(train_batches(load_splits(settings), settings).epoch(0))
 
 
 def test_only_parquet_is_streamed(tmp_path):
@@ -914,7 +914,7 @@ def test_a_streamed_label_outside_the_classes_is_refused(tmp_path, workers):
     settings = streamed(shards(tmp_path / "data", images, [8]), num_workers=workers)
     with pytest.raises(InputError, match=r"^train-00000-of-00001.parquet, row 5: label -1 is outside the 2 classes$"):
         for epoch in range(2):
-            list(TrainBatches(load_splits(settings), settings).epoch(epoch))
+            list(train_batches(load_splits(settings), settings).epoch(epoch))
 
 
 def test_real_imagenet_files_are_the_same_images_from_a_folder_from_parquet_and_from_a_stream(tmp_path, shared):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ffvit.data import sources
-from ffvit.data.batches import TrainBatches, eval_loader
+from ffvit.data.batches import eval_loader, train_batches
 from ffvit.data.folders import SPLIT_NAMED, allowed_places, open_inside
 from ffvit.data.images import content
 from ffvit.data.splits import load_splits
@@ -287,7 +287,7 @@ def test_files_of_one_split_that_number_their_classes_differently_are_refused(tm
     with pytest.raises(
         InputError, match="train-00001-of-00002.parquet: class 0 is dog, of the training images it is cat"
     ):
-        TrainBatches(load_splits(settings), settings)
+        train_batches(load_splits(settings), settings)
 
 
 def test_names_in_some_files_only_are_refused_where_the_labels_lose_them(tmp_path):
@@ -349,7 +349,7 @@ def unembedded(folder, layout, paths):
 def bad_images(settings, streamed=False):
     """(row, file, reason) of a test split, or of the first epoch of a stream."""
     splits = load_splits(settings)
-    loader = TrainBatches(splits, settings).epoch(0) if streamed else eval_loader(splits.test, settings)
+    loader = train_batches(splits, settings).epoch(0) if streamed else eval_loader(splits.test, settings)
     return [tuple(bad) for batch in loader for bad in batch.bad]
 
 

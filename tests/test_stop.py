@@ -12,7 +12,7 @@ import PIL.ImageFile
 import pytest
 from PIL import Image
 
-from ffvit.data.batches import TrainBatches, eval_loader
+from ffvit.data.batches import eval_loader, train_batches
 from ffvit.data.splits import load_splits
 from ffvit.launching.children import Children
 from ffvit.settings.experiment import load_experiment
@@ -72,7 +72,7 @@ def test_a_stop_while_an_image_is_decoded_is_no_bad_image(folders, monkeypatch, 
         if use == "evaluate":
             list(eval_loader(splits.test, settings))
         else:
-            batches = TrainBatches(splits, settings)
+            batches = train_batches(splits, settings)
             for epoch in range(2):
                 list(batches.epoch(epoch))
     assert len(decoded) == nth

@@ -5,7 +5,7 @@ random numbers, so the number of processes, of workers and of interruptions chan
 depends on how files are dealt to processes and workers, but as little on interruptions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import datasets
 import torch
@@ -26,32 +26,12 @@ class TrainBatches:
     depends on seed and epoch (with repeated augmentation on the epoch, DeiT's rule); process r takes the positions
     r, r + num_processes, ... of it, so a global batch holds the same images however it is divided. Streamed images
     come in StreamedImages' order.
-    Raises InputError where the images do not fill one batch, or a stream cannot be divided among the processes.
     """
 
-    def __init__(
-        self,
-        splits: Splits,
-        config: Config,
-        accumulation_steps: int = 1,
-        rank: int = 0,
-        device: torch.device | str = "cpu",
-    ):
-        """device: where images are kept and augmented with augment="batch"; others come to it batch by batch."""
-        self.source: StreamedImages | EpochOrder
-        self.loader: Loader | ResidentTrainLoader
-        if config.streaming:
-            stream = StreamedImages(splits.train, config, accumulation_steps, rank)
-            self.source, self.loader = stream, Loader(stream, config, accumulation_steps)
-            num_images = len(splits.train)
-        else:
-            self.source = order = EpochOrder(len(splits.train), config, rank)
-            if config.augment == "batch":
-                images = ResidentImages(splits.train, config, device)
-                self.loader = ResidentTrainLoader(images, order, accumulation_steps)
-            else:
-                self.loader = Loader(AugmentedImages(splits.train, config), config, accumulation_steps, order)
-            num_images = len(order.order)
+    def __init__(self, source: StreamedImages | EpochOrder, loader: Iterable[Batch], num_images: int, config: Config):
+        """source: what is told where in which epoch the loader goes on. Raises InputError where the images do not fill a batch."""
+        self.source = source
+        self.loader = loader
         self.num_updates = num_images // config.batch_size
         if not self.num_updates:
             raise InputError(
@@ -66,6 +46,27 @@ class TrainBatches:
         """The micro-batches of an epoch's updates from first_update on, accumulation_steps of them per update."""
         self.source.begin(epoch, range(first_update, len(self)))
         yield from self.loader
+
+
+def train_batches(
+    splits: Splits, config: Config, accumulation_steps: int = 1, rank: int = 0, device: torch.device | str = "cpu"
+) -> TrainBatches:
+    """Images and class indices.
+
+    device: where images are kept and augmented with augment="batch"; others come to it batch by batch.
+    Raises InputError where the images do not fill one batch, or a stream cannot be divided among the processes.
+    """
+    if config.streaming:
+        stream = StreamedImages(splits.train, config, accumulation_steps, rank)
+        return TrainBatches(stream, Loader(stream, config, accumulation_steps), len(splits.train), config)
+    order = EpochOrder(len(splits.train), config, rank)
+    loader: Loader | ResidentTrainLoader
+    if config.augment == "batch":
+        images = ResidentImages(splits.train, config, device)
+        loader = ResidentTrainLoader(images, order, accumulation_steps)
+    else:
+        loader = Loader(AugmentedImages(splits.train, config), config, accumulation_steps, order)
+    return TrainBatches(order, loader, len(order.order), config)
 
 
 def eval_loader(

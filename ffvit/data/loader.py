@@ -1,6 +1,6 @@
 """Images read, and augmented, one by one, in worker processes where there are any: the usual way."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -29,8 +29,10 @@ from ffvit.system.lifetime import serve_parent
 
 
 class Batch(NamedTuple):
-    images: Tensor  # (n, C, H, W)
-    target: Tensor  # (n,) class index; -1 for an image of an evaluation that could not be read
+    """Of n images, as many as a process takes at a time."""
+
+    images: Any  # (n, C, H, W); of tasks whose images differ in size a list of (C, h, w)
+    target: Any  # of classification (n,) class index, -1 for an image of an evaluation that could not be read
     bad: list[BadImage]  # met while reading this batch
 
 
@@ -118,7 +120,15 @@ class EpochOrder(Sampler):
 class Loader(DataLoader):
     """Batches. What goes wrong in a worker with the input comes as the InputError it was."""
 
-    def __init__(self, images, config: Config, accumulation_steps: int, sampler: Sampler | None = None):
+    def __init__(
+        self,
+        images,
+        config: Config,
+        accumulation_steps: int,
+        sampler: Sampler | None = None,
+        join: Callable[[list], Batch] | None = None,
+    ):
+        """join: makes a batch of the items of `images`; without, they are those of Images."""
         super().__init__(
             images,
             batch_size=config.micro_batch(accumulation_steps),
@@ -126,7 +136,7 @@ class Loader(DataLoader):
             num_workers=config.num_workers,
             persistent_workers=config.num_workers > 0,
             pin_memory=torch.cuda.is_available() and config.device != "cpu",
-            collate_fn=_batch,
+            collate_fn=join or _batch,
             worker_init_fn=serve_parent,
             generator=torch.Generator(),  # its own: starting workers must not draw from the run's random numbers
         )

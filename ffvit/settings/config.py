@@ -22,9 +22,13 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Channels = Annotated[tuple[float, ...], Field(strict=False)]  # a value each; of files, a list, which becomes a tuple
 Pair = Annotated[tuple[float, float], Field(strict=False)]
+Epochs = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)]
 Label = Annotated[str, Field(min_length=1, json_schema_extra={"machine": True})]
 # timm's policies of automatic augmentation: AutoAugment, RandAugment, AugMix, 3-Augment.
 POLICY = r"|(v0|v0r|original|originalr|3a|rand|augmix)(-(m|mstd|n|p|w|t|d|b|a|inc)[\d.]+)*"
+
+# What a model learns to give: a class for an image; boxes; boxes and masks; a class for every pixel.
+Task = Literal["classification", "detection", "instance_segmentation", "semantic_segmentation"]
 
 WEIGHT_FILES = (".safetensors", ".pth")
 
@@ -40,6 +44,7 @@ class Config:
 
     # What is run
     experiment: str
+    task: Task = "classification"
     name: Annotated[str, Field(pattern=r"^[\w.-]*\w$", max_length=100)]  # of the model; run id: <name>-seed<seed>
     label: Label  # of the model in tables and legends
     model: Annotated[str, Field(min_length=1)]  # a name that timm.create_model knows
@@ -58,7 +63,7 @@ class Config:
     initial_weights: str = ""
 
     # Images
-    dataset: Annotated[str, Field(min_length=1)]  # "digits", "definitions", a hub id, or a local folder of images
+    dataset: Annotated[str, Field(min_length=1)]  # "digits" or another of data.embedded, a hub id, or a local folder
     train_split: str = "train"
     validation_split: str = ""  # scored after every epoch; empty: hold out validation_fraction of the training images
     validation_fraction: Share = 0.1
@@ -76,6 +81,8 @@ class Config:
     augment: Literal["image", "batch"] = "image"  # each in the loader; or many at a time, on the device, with in_memory
     streaming: bool = False  # read the training images from parquet files as they are needed, on disk or on the hub
     shuffle_buffer: Count = 4096  # streaming: images that are mixed with one another
+    ignore_index: Annotated[int, Field(ge=0, le=65535)] = 255  # of semantic maps: a value that is no class
+    reduce_zero_label: bool = False  # of semantic maps: classes count from 1, and 0 is ignored, as in ADE20K's
     bad_images: Literal["refuse", "skip"] = "refuse"  # files that are no whole images; skipped ones are recorded
 
     # Augmentation and regularisation
@@ -88,6 +95,10 @@ class Config:
     crop_pct: Annotated[float, Field(gt=0, le=10)] = (
         0.875  # evaluation resizes to img_size / crop_pct, and crops the centre
     )
+    scale_range: Pair = (1.0, 1.0)  # semantic segmentation: how large an image is, before a crop of img_size is taken
+    photometric_distortion: bool = (
+        False  # SSD's brightness, contrast, saturation and hue, for tasks other than classification
+    )
     repeated_augmentation: NotNegative = 0  # DeiT: 3, each image appears three times in a global batch
     mixup: Amount = 0.0
     cutmix: Amount = 0.0
@@ -99,7 +110,11 @@ class Config:
     base_lr: Amount = 5e-4  # for 512 images; the rate used is base_lr * batch_size / 512
     optimizer: str = "adamw"
     weight_decay: Amount = 0.05
+    decays: Literal["matrices", "all but norms", "all"] = "matrices"  # which parameters; norms: and tables of positions
+    schedule: Literal["cosine", "multistep", "poly"] = "cosine"
+    decay_epochs: Epochs = ()  # multistep: after each of them a tenth of the rate
     warmup_epochs: NotNegative = 5
+    warmup_updates: NotNegative = 0  # instead of warmup_epochs, for a warm-up shorter than an epoch
     warmup_lr: Amount = 1e-6
     min_lr: Amount = 1e-5
     scale_all_lr: bool = False  # warmup_lr and min_lr, too, are for 512 images, as Swin has it
@@ -270,6 +285,18 @@ def _check(c: Config) -> None:
             c.batch_size // parts % 2 == 0,
             f"mixup pairs images: what a process takes at a time must be even, got {c.batch_size // parts}",
         )
+    need(
+        0 < c.scale_range[0] <= c.scale_range[1] <= 10, f"scale_range must be (smallest, largest), got {c.scale_range}"
+    )
+    rises = all(a < b for a, b in zip((0, *c.decay_epochs), (*c.decay_epochs, c.epochs)))
+    need(
+        (c.schedule == "multistep") == bool(c.decay_epochs) and (rises or not c.decay_epochs),
+        f"decay_epochs must rise and lie below epochs with schedule='multistep', and be empty without, got {c.decay_epochs}",
+    )
+    need(
+        not c.warmup_updates or c.warmup_epochs == 0 and c.schedule_per != "epoch",
+        "warmup_updates replaces warmup_epochs: set warmup_epochs=0 and schedule_per='update'",
+    )
     if c.augment == "batch":
         need(c.in_memory, "augment='batch' takes images that are in memory: set in_memory=true, or augment='image'")
         need(not c.random_erasing, "augment='batch' erases nothing: set random_erasing=0, or augment='image'")

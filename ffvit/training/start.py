@@ -12,7 +12,7 @@ from timm.utils import ModelEmaV3, random_seed
 from torch import nn
 
 from ffvit.data import batch_augmentation
-from ffvit.data.batches import TrainBatches, eval_loader
+from ffvit.data.batches import eval_loader, train_batches
 from ffvit.data.splits import Splits, load_splits
 from ffvit.models import cost, ff, from_config
 from ffvit.settings.config import Config
@@ -41,7 +41,7 @@ def set_up(config: Config, run_dir: Path, accelerator: Accelerator, keep: bool =
         memory.check_disk(run_dir, config, cost.count_parameters(raw_model))
     facts = _facts(config, splits, raw_model, device)
     parts = memory.accumulation_steps(config, num_classes, accelerator)
-    batches = TrainBatches(splits, config, parts, accelerator.process_index, device)
+    batches = train_batches(splits, config, parts, accelerator.process_index, device)
     scored_alike = replace(config, accumulation_steps=parts)
     validation = eval_loader(splits.validation, scored_alike, accelerator.process_index, device)
     if config.grad_checkpointing:
