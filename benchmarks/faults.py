@@ -67,9 +67,9 @@ from ffvit.settings.experiment import load_experiment
 from ffvit.system.errors import InputError
 from ffvit.system.files import ROOT, write_atomically
 from ffvit.system.lifetime import STOPPED
+from ffvit.tasks.classification import evaluate
 from ffvit.training import checkpoint
 from ffvit.training import train as trainer
-from ffvit.training.evaluate import evaluate
 from ffvit.training.manifest import find_state
 from ffvit.training.processes import create_accelerator
 

@@ -20,7 +20,7 @@ import torch
 from page import write
 from torch.nn import functional as F
 
-from ffvit.data.batches import train_batches
+from ffvit.data.batches import TrainBatches
 from ffvit.data.images import eval_transform, train_transform
 from ffvit.data.splits import load_splits
 from ffvit.launching.launch import KEEP_MEMORY
@@ -59,13 +59,13 @@ def config(case: str) -> Config:
 def ours(case: str) -> float:
     """Seconds from the first batch to the finished run."""
     began = []
-    epoch = train_batches.epoch
+    epoch = TrainBatches.epoch
 
     def timed(*arguments):
         began.append(time.monotonic())
         return epoch(*arguments)
 
-    train_batches.epoch = timed
+    TrainBatches.epoch = timed
     with tempfile.TemporaryDirectory() as folder:
         train(config(case), Path(folder) / "run")
         return time.monotonic() - began[0]

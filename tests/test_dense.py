@@ -116,7 +116,7 @@ def test_regions_are_read_from_the_map_of_their_size_and_aligned():
 
 @torch.no_grad()
 def test_retinanets_coarse_maps_are_of_the_last_map_and_without_a_relu():
-    extra = dense.P6P7(256)  # torchvision's takes the pyramid's map where it is as wide
+    extra = dense.P6P7(256, 256)  # torchvision's takes the pyramid's map where it is as wide
     last = torch.randn(1, 256, 8, 8)
     results, names = extra([torch.randn(1, 256, 8, 8)], [torch.randn(1, 128, 16, 16), last], ["2"])
     p6 = F.conv2d(last, extra.p6.weight, extra.p6.bias, 2, 1)

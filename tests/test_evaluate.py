@@ -13,7 +13,7 @@ from ffvit.data.loader import Batch
 from ffvit.evidence.records import write_record
 from ffvit.settings.experiment import load_experiment
 from ffvit.system.errors import InputError
-from ffvit.training.evaluate import confident_mistakes, evaluate
+from ffvit.tasks.classification import confident_mistakes, evaluate
 
 CLASSES = 7
 

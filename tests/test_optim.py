@@ -12,6 +12,7 @@ from torch import nn
 
 from ffvit.models import from_config
 from ffvit.settings.experiment import load_experiment
+from ffvit.tasks.classification import create_loss
 from ffvit.training import optim
 
 
@@ -179,7 +180,7 @@ def test_the_optimizer_is_deits():
 def test_the_loss_of_a_mixed_batch_is_timms():
     config = imagenet()
     images, target, logits = torch.randn(8, 3, 16, 16), torch.arange(8), torch.randn(8, 10)
-    mix, criterion = optim.create_loss(config, 10)
+    mix, criterion = create_loss(config, 10)
     reference = Mixup(
         mixup_alpha=0.8, cutmix_alpha=1.0, prob=1, switch_prob=0.5, mode="batch", label_smoothing=0.1, num_classes=10
     )
@@ -195,7 +196,7 @@ def test_the_loss_of_a_mixed_batch_is_timms():
 
 
 def test_without_mixing_labels_are_smoothed_by_the_loss():
-    mix, criterion = optim.create_loss(imagenet(mixup=0.0, cutmix=0.0), 10)
+    mix, criterion = create_loss(imagenet(mixup=0.0, cutmix=0.0), 10)
     logits, target = torch.randn(8, 10), torch.arange(8)
     smooth = torch.full((8, 10), 0.1 / 10).scatter_(1, target[:, None], 0.9 + 0.1 / 10)
     assert mix is None

@@ -20,7 +20,7 @@ from ffvit.settings.experiment import load_experiment
 
 ROOT = Path(__file__).parent.parent
 # A package may import those before it, never those after it.
-ORDER = ["system", "settings", "models", "data", "training", "evidence", "studies", "launching", "commands"]
+ORDER = ["system", "settings", "models", "data", "tasks", "training", "evidence", "studies", "launching", "commands"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)

@@ -42,7 +42,7 @@ from ffvit.studies import (
 )
 from ffvit.system.errors import InputError
 from ffvit.system.files import EXPERIMENTS, RESULTS, write_atomically
-from ffvit.training.evaluate import Evaluation
+from ffvit.tasks.classification import Evaluation
 from ffvit.training.train import train
 
 MACHINE = {"device": "cpu", "gpu": None, "processes": 1, "cpu": "A Processor", "cpu_cores": 2}

@@ -73,16 +73,16 @@ def test_a_model_is_of_its_own_file_and_of_no_other_models(monkeypatch):
     read = same_run._bare
 
     def edited(name):
-        code_of.cache_clear()
+        same_run._code_of.cache_clear()
         monkeypatch.setattr(same_run, "_bare", lambda file: read(file) + (" edited" if file.name == name else ""))
-        return [code_of(model) for model in ("ff_tiny_patch16_224", "vit_tiny_patch16_224", "lit_ti")]
+        return [code_of({"model": model}) for model in ("ff_tiny_patch16_224", "vit_tiny_patch16_224", "lit_ti")]
 
     before = edited("")
     changed = {
         name: [a != b for a, b in zip(before, edited(name))]
         for name in ("ff.py", "lit.py", "step.py", "study_tables.py")
     }
-    code_of.cache_clear()
+    same_run._code_of.cache_clear()
     assert changed["ff.py"] == [True, False, False] and changed["lit.py"] == [False, False, True]
     assert changed["step.py"] == [True] * 3 and changed["study_tables.py"] == [False] * 3
 

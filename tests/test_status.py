@@ -138,7 +138,7 @@ def test_run_trained_and_scored_here_is_no_longer_missing_and_told_from_a_record
 
 
 def test_record_of_older_code_is_told(experiment, look, tmp_path):
-    for seed, code in ((0, code_of("ff_tiny_patch16_224")), (1, "another")):
+    for seed, code in ((0, code_of({"model": "ff_tiny_patch16_224"})), (1, "another")):
         file = write_record(tmp_path, experiment.config("ff", seed))
         file.write_text(json.dumps(json.loads(file.read_text()) | {"code": code}))
     found = look()
@@ -148,7 +148,7 @@ def test_record_of_older_code_is_told(experiment, look, tmp_path):
 
 
 def test_run_trained_here_by_older_code_is_told(experiment, look, tmp_path):
-    for seed, code in ((0, code_of("ff_tiny_patch16_224")), (1, "another")):
+    for seed, code in ((0, code_of({"model": "ff_tiny_patch16_224"})), (1, "another")):
         finish_run(tmp_path, experiment.config("ff", seed))
         put_own(tmp_path, whole(experiment.config("ff", seed)) | {"code": code})
     told = status.report(experiment, list(look().values()), "x")

@@ -32,9 +32,10 @@ from ffvit.system import lifetime
 from ffvit.system.errors import InputError, Stopped, TrainingError
 from ffvit.system.files import ROOT, RUNS
 from ffvit.system.lifetime import STOPPED
+from ffvit.tasks import classification
+from ffvit.tasks.classification import evaluate
 from ffvit.training import checkpoint, memory, start
 from ffvit.training import train as trainer
-from ffvit.training.evaluate import evaluate
 from ffvit.training.manifest import find_state
 from ffvit.training.optim import peak_lr
 from ffvit.training.processes import create_accelerator
@@ -147,7 +148,7 @@ def test_folder_of_another_run_is_left_alone(tmp_path):
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_epoch(tmp_path, monkeypatch):
-    evaluate, calls = trainer.evaluate, []
+    evaluate, calls = classification.evaluate, []
 
     def poisoned(model, *arguments):
         calls.append(1)
@@ -155,7 +156,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_epoch(tmp_path, monkeypatch):
             next(model.parameters()).data.fill_(float("nan"))
         return evaluate(model, *arguments)
 
-    monkeypatch.setattr(trainer, "evaluate", poisoned)
+    monkeypatch.setattr(classification, "evaluate", poisoned)
     with pytest.raises(TrainingError, match="validation loss is nan in epoch 2, by update 2; the last good checkpoint"):
         train(digits(epochs=3, max_train_images=64), tmp_path)
     states, _, _ = checkpoint.load_state(find_state(tmp_path / "checkpoints")[0])

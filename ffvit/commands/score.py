@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ffvit.commands.arguments import Parser
 from ffvit.evidence.records import images_unlike_recorded, open_run, publish, write_record, write_trial
+from ffvit.settings.headline import HEADLINES
 
 
 def main(arguments: list[str]) -> int:
@@ -28,17 +29,18 @@ def main(arguments: list[str]) -> int:
         return 0
 
     # With torch, which takes seconds: --help, a trial and a run that is not there are answered without.
-    from ffvit.data.splits import load_splits
     from ffvit.evidence.scoring import score, score_train
+    from ffvit.tasks.task import task_of
 
-    splits = load_splits(config)
+    splits = task_of(config).load_splits()
     weights = run_dir / "last.safetensors"
     evaluation = score(config, weights, splits)
     path = write_record(run_dir, evaluation, splits.fingerprint, score_train(config, weights, splits))
     if options.record:
         path = publish(run_dir)
     print(
-        f"top-1 {evaluation.top1_percent:.2f} % of {evaluation.images:,} test images; record: {os.path.relpath(path)}"
+        f"{HEADLINES[config.task].label} {evaluation.metrics[HEADLINES[config.task].name]:.2f} of {evaluation.images:,} test "
+        f"images; record: {os.path.relpath(path)}"
         + (f"; in no table: {why}" if (why := images_unlike_recorded(config, splits.fingerprint)) else "")
     )
     return 0

@@ -35,6 +35,7 @@ from ffvit.launching.children import Children
 from ffvit.launching.jobs import Job, environment, outlook, run, say, slots
 from ffvit.settings.config import Config
 from ffvit.settings.experiment import Experiment
+from ffvit.settings.headline import last_validation
 from ffvit.settings.same_run import deciding
 from ffvit.system.errors import InputError
 from ffvit.system.files import RUNS
@@ -58,7 +59,7 @@ def search(experiment: Experiment, trials: list[dict]) -> Search:
     plan = {name: values for name, values in experiment.tuning.items() if name not in OPTIONS}
     each_by_itself = experiment.tuning.get("variants", False)
     models = [*experiment.variants] if each_by_itself else [v.name for v in experiment.main_variants]
-    scores = {key(t["config"]): t["history"][-1]["validation_top1_percent"] for t in trials}
+    scores = {key(t["config"]): last_validation(t) for t in trials}
     made = set()
     # What is searched later stands at its first value until then.
     found = {model: {name: values[0] for name, values in plan.items()} for model in models}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ffvit.evidence.belonging import belonging, origin
 from ffvit.settings.experiment import Experiment
 from ffvit.settings.given import with_defaults
+from ffvit.settings.headline import headline_of
 
 BLANK, NOT_RUN = "–", "not run"
 
@@ -22,7 +23,7 @@ class Measured:
     features: str | None
     parameters: int
     macs: int
-    top1_percent: list[float]  # one value a seed
+    percent: list[float]  # the headline of the task, a value a seed
     run_ids: list[str]
     origin: str
     commits: list[str]
@@ -31,16 +32,16 @@ class Measured:
 
     @property
     def mean(self) -> float:
-        return statistics.mean(self.top1_percent)
+        return statistics.mean(self.percent)
 
     @property
     def sd(self) -> float | None:
         """Sample standard deviation over seeds; None for a single one."""
-        return statistics.stdev(self.top1_percent) if len(self.top1_percent) > 1 else None
+        return statistics.stdev(self.percent) if len(self.percent) > 1 else None
 
     def __str__(self) -> str:
         spread = "" if self.sd is None else f" ± {self.sd:.2f}"
-        return f"{self.mean:.2f}{spread} (n={len(self.top1_percent)})"
+        return f"{self.mean:.2f}{spread} (n={len(self.percent)})"
 
 
 def measured(experiment: Experiment, records: list[dict], comparison: str | None = None) -> dict[str, Measured]:
@@ -72,7 +73,7 @@ def _measured(experiment: Experiment, records: list[dict], parts: list[str]) -> 
                 features=mine[0]["model"]["features"],
                 parameters=mine[0]["model"]["parameters"],
                 macs=mine[0]["model"]["macs"],
-                top1_percent=[top1(r) for r in mine],
+                percent=[headline(r) for r in mine],
                 run_ids=[r["run_id"] for r in mine],
                 origin=" and ".join(sorted({origin(r) for r in mine})),
                 commits=sorted({commit(r) for r in mine}),
@@ -117,9 +118,9 @@ def overlap(records: list[dict]) -> str:
     return f" Images in two roles: {'; '.join(words_of)}." if found else ""
 
 
-def top1(record: dict) -> float:
-    """Percent of the test images."""
-    return record["results"]["top1_percent"]
+def headline(record: dict) -> float:
+    """The headline of its task on the test images, in percent."""
+    return record["results"][headline_of(record["config"]).name]
 
 
 def commit(record: dict) -> str:

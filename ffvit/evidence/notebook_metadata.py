@@ -12,6 +12,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from ffvit.settings.experiment import Experiment
+from ffvit.settings.headline import HEADLINES
 from ffvit.system.errors import InputError, suggest
 from ffvit.system.files import NOTEBOOKS, ROOT
 
@@ -31,7 +32,9 @@ class Notebook:
     makes: list[str] = field(default_factory=list)
     # The same, where the experiment's file has this part.
     makes_where: dict[str, list[str]] = field(default_factory=dict)
-    # For which experiments it is: those with such a model (a pattern of timm's names) ...
+    scores: bool = False  # whether the pipeline scores the runs of these tasks by it
+    # For which experiments it is: those with such a task and model (a pattern of timm's names) ...
+    tasks: list[str] = field(default_factory=lambda: ["classification"])
     models: str = "*"
     varies: str = ""  # ... in which this axis is compared ...
     unless_all: dict = field(default_factory=dict)  # ... and not all of which have one of these settings ...
@@ -48,7 +51,7 @@ class Notebook:
     def fits(self, experiment: Experiment) -> bool:
         """Whether the pipeline runs this notebook for an experiment."""
         configs = (experiment.config(name).to_dict() for name in experiment.variants)
-        mine = [config | config["model_args"] for config in configs if fnmatch(config["model"], self.models)]
+        mine = [c | c["model_args"] for c in configs if c["task"] in self.tasks and fnmatch(c["model"], self.models)]
         left_out = (all(config.get(key) == value for config in mine) for key, value in self.unless_all.items())
         axes = {axis for comparison in experiment.compare.values() for axis in comparison.vary}
         named = not self.experiments or experiment.name in self.experiments
@@ -97,6 +100,9 @@ def load_notebook(path: Path) -> Notebook:
     for need in notebook.needs:
         if need not in NEEDS:
             raise InputError(f"{path}: metadata.ffvit needs '{need}'{suggest(need, NEEDS)}")
+    for task in notebook.tasks:
+        if task not in HEADLINES:
+            raise InputError(f"{path}: metadata.ffvit is for the task '{task}'{suggest(task, HEADLINES)}")
     for part in notebook.makes_where:
         if part not in PARTS:
             raise InputError(f"{path}: metadata.ffvit makes files where '{part}'{suggest(part, PARTS)}")

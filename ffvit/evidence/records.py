@@ -6,15 +6,16 @@ itself true, as the models below say, or an error that names the file, the key a
 """
 
 import json
-import operator
 import re
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, create_model, model_validator
 
 from ffvit.evidence import belonging
-from ffvit.settings.config import Config, short
+from ffvit.evidence.results import OF_TASK, Count, Epoch, Part, Results, Seconds, Some
+from ffvit.settings.config import Config, Task, short
 from ffvit.settings.experiment import load_experiment
 from ffvit.settings.given import config_from_dict
 from ffvit.settings.same_run import code_of, images_of
@@ -22,34 +23,21 @@ from ffvit.system.errors import InputError
 from ffvit.system.files import RESULTS, RUNS, read_json, write_atomically
 
 if TYPE_CHECKING:
-    from ffvit.training.evaluate import Evaluation
+    from ffvit.tasks.task import Score
 
 CURE = "restore the file, or delete it and run the pipeline again"
 MOST_BYTES = 32 * 2**20  # of a file; records have some ten thousand
-MAX_CONFUSION_CLASSES = 100  # with more classes, the confusion matrix and the mistakes would make a large file
-ALIKE = 1e-6  # points; what is left is rounding
 
-Count = Annotated[int, Field(ge=0, le=10**18)]
-Some = Annotated[int, Field(ge=1, le=10**18)]
-Percent = Annotated[float, Field(ge=0, le=100)]
-Seconds = Annotated[float, Field(ge=0, le=10**12)]
 Text = Annotated[str, Field(min_length=1)]
-NUMBER = "(0|[1-9][0-9]{0,8})"
-PAIR = f"{NUMBER}:{NUMBER}"  # index of an image, and the wrong class
 Patches = Literal["ff", "attention"] | None
 Features = Literal["ff", "attention", "attention_over_tokens", "attention_unprojected"] | None
 
 
-class _Part(BaseModel):
-    """Of a record, what is read of it; it may say more."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
-
-
-class _Settings(_Part):
+class _Settings(Part):
     """What is computed with; that the others are an experiment's is a matter of belonging."""
 
     experiment: Text
+    task: Task = "classification"
     name: Annotated[str, Field(pattern=r"^[\w.-]*\w$")]
     label: Text
     model: Text
@@ -63,7 +51,7 @@ class _Settings(_Part):
     model_args: dict[str, Any] = {}
 
 
-class _Model(_Part):
+class _Model(Part):
     name: Text
     parameters: Count
     macs: Count
@@ -71,93 +59,27 @@ class _Model(_Part):
     features: Features
 
 
-class _Images(_Part):
+class _Images(Part):
     train: Some
     validation: Some
     test: Some
 
 
-class _Dataset(_Part):
+class _Dataset(Part):
     fingerprint: Annotated[str, Field(pattern=r"^\w+$")]
     images: _Images
     classes: Some
     class_names: list[str] | None = None
 
 
-class _Epoch(_Part):
-    epoch: Some
-    train_loss: float
-    validation_loss: float
-    validation_top1_percent: Percent
-    seconds: Seconds
-    cpu_seconds: Seconds = 0.0
-
-
-class _Known(_Part):
-    """Scores of the training images, not augmented."""
-
-    images: Some
-    loss: Annotated[float, Field(ge=0)]
-    top1_percent: Percent
-
-
-class _Results(_Part):
-    images: Some
-    loss: Annotated[float, Field(ge=0)]
-    top1_percent: Percent
-    top5_percent: Percent
-    per_class_percent: list[Percent | None]
-    bad_images: list[dict[str, Any]] = []
-    confusion: list[list[Count]] | None = None  # counts, true class by row
-    mistakes: Annotated[str, Field(pattern=f"^({PAIR}( {PAIR})*)?$")] | None = None  # see Evaluation.mistakes
-    train: _Known | None = None  # where the run has score_train
-
-    @model_validator(mode="after")
-    def _agree(self) -> "_Results":
-        classes = len(self.per_class_percent)
-        if self.confusion is not None:
-            right = self._need_confusion(self.confusion, classes)
-            self._need_top1(right, "confusion")
-        if self.mistakes is not None:
-            # By the parser of JSON: of a hundred records they are half a million numbers.
-            numbers = json.loads(f"[{self.mistakes.replace(':', ',').replace(' ', ',')}]")
-            wrong, said = numbers[::2], numbers[1::2]
-            last = self.images + len(self.bad_images) - 1
-            rising = all(map(operator.lt, wrong, wrong[1:]))
-            if not rising or max(wrong, default=0) > last or max(said, default=0) >= classes:
-                raise ValueError(f"mistakes must rise from 0 to {last} at most, and be of {classes} classes")
-            self._need_top1(self.images - len(wrong), "mistakes")
-        return self
-
-    def _need_confusion(self, confusion: list[list[int]], classes: int) -> int:
-        """How many images it says were right."""
-        if len(confusion) != classes or any(len(row) != classes for row in confusion):
-            raise ValueError(
-                f"confusion must have {classes} rows of {classes} counts, as per_class_percent has classes"
-            )
-        if (counted := sum(map(sum, confusion))) != self.images:
-            raise ValueError(f"images must be {counted}, the sum of confusion, got {self.images}")
-        for true, (row, percent) in enumerate(zip(confusion, self.per_class_percent)):
-            counted_percent = 100 * row[true] / sum(row) if sum(row) else None
-            if (percent is None) != (counted_percent is None) or abs((percent or 0) - (counted_percent or 0)) > ALIKE:
-                raise ValueError(
-                    f"per_class_percent of class {true} must be {counted_percent} by confusion, got {percent}"
-                )
-        return sum(row[true] for true, row in enumerate(confusion))
-
-    def _need_top1(self, right: int, by: str) -> None:
-        if abs(self.top1_percent - 100 * right / self.images) > ALIKE:
-            raise ValueError(f"top1_percent must be {100 * right / self.images} by {by}, got {self.top1_percent}")
-
-
-class Trial(_Part):
+class Trial(Part):
     """What training leaves of a run."""
 
     run_id: Text
     config: _Settings
     model: _Model
     dataset: _Dataset
-    history: list[_Epoch]
+    history: list[Epoch]
     duration_s: Seconds
     peak_memory_mb: Count
     started_at: Text
@@ -183,13 +105,13 @@ class Trial(_Part):
         return self
 
 
-class _Hardware(_Part):
+class _Hardware(Part):
     gpu: str | None
     cpu: str
     processes: Some
 
 
-class _Git(_Part):
+class _Git(Part):
     commit: str | None
     dirty: bool | None
 
@@ -197,7 +119,7 @@ class _Git(_Part):
 class Record(Trial):
     """The same with its score on the test images."""
 
-    results: _Results
+    results: Results
 
     @model_validator(mode="after")
     def _are_of_the_dataset(self) -> "Record":
@@ -289,12 +211,10 @@ def load_trials(experiment: str, results_dir: Path = RESULTS) -> list[dict]:
 
 def is_of_older_code(record: dict) -> bool:
     """Whether the code that decides its result has changed since, or was not noted then."""
-    return record.get("code") != code_of(record["config"]["model"])
+    return record.get("code") != code_of(record["config"])
 
 
-def write_record(
-    run_dir: Path, evaluation: "Evaluation", fingerprint: str, of_train: "Evaluation | None" = None
-) -> Path:
+def write_record(run_dir: Path, evaluation: "Score", fingerprint: str, of_train: "Score | None" = None) -> Path:
     """Join what training left in the run's folder with its score on the test split, as record.json beside it.
 
     of_train: the score of its training images, where there is one.
@@ -302,7 +222,12 @@ def write_record(
     run was made for, and for scores that are none.
     """
     config, facts = open_run(run_dir)
-    _need_whole(Trial, facts, str(run_dir / "training.json"), f"delete the folder {run_dir} to start the run again")
+    _need_whole(
+        _kind(facts, Trial),
+        facts,
+        str(run_dir / "training.json"),
+        f"delete the folder {run_dir} to start the run again",
+    )
     images = evaluation.images + len(evaluation.bad_images)
     if images != facts["dataset"]["images"]["test"]:
         raise InputError(f"{run_dir}: {images} images scored, its test split has {facts['dataset']['images']['test']}")
@@ -311,22 +236,11 @@ def write_record(
             f"dataset '{config.dataset}': its images are not those of {run_dir} (fingerprint {fingerprint}, not {began}): put "
             "those back to score it, or train on these in another folder"
         )
-    results = {
-        "images": evaluation.images,
-        "loss": evaluation.loss,
-        "top1_percent": evaluation.top1_percent,
-        "top5_percent": evaluation.top5_percent,
-        "per_class_percent": evaluation.per_class_percent,
-    }
-    if evaluation.bad_images:
-        results["bad_images"] = [image._asdict() for image in evaluation.bad_images]
-    if len(evaluation.confusion) <= MAX_CONFUSION_CLASSES:
-        results["confusion"] = evaluation.confusion.tolist()
-        results["mistakes"] = evaluation.mistakes
+    results = evaluation.results()
     if of_train:
-        results["train"] = {"images": of_train.images, "loss": of_train.loss, "top1_percent": of_train.top1_percent}
+        results["train"] = {"images": of_train.images, **of_train.metrics}
     path = run_dir / "record.json"
-    _need_whole(_Results, results, f"the scores of {run_dir}", "train the run again")
+    _need_whole(OF_TASK[config.task][1], results, f"the scores of {run_dir}", "train the run again")
     write_atomically(path, json.dumps(facts | {"results": results}, indent=1) + "\n")
     return path
 
@@ -363,7 +277,12 @@ def write_trial(run_dir: Path, results_dir: Path = RESULTS) -> Path:
     """
     config, facts = open_run(run_dir)
     name = config.experiment
-    _need_whole(Trial, facts, str(run_dir / "training.json"), f"delete the folder {run_dir} to start the run again")
+    _need_whole(
+        _kind(facts, Trial),
+        facts,
+        str(run_dir / "training.json"),
+        f"delete the folder {run_dir} to start the run again",
+    )
     there = {belonging.file_of(r): r for r in load_records(name, results_dir)} | _trials(name, results_dir)
     for file, record in there.items():
         if belonging.other_images(facts, {images_of(record["config"]): record}):
@@ -394,7 +313,7 @@ def _trials(experiment: str, results_dir: Path) -> dict[str, dict]:
 
 def _read(path: Path, kind: type[Trial], experiment: str) -> dict:
     content = read_object(path)
-    _need_whole(kind, content, str(path), CURE)
+    _need_whole(_kind(content, kind), content, str(path), CURE)
     if (named := content["config"]["experiment"]) != experiment:
         raise InputError(
             f"{path}: config.experiment must be {experiment!r} by where the file lies, got {named!r}: {CURE}"
@@ -402,7 +321,21 @@ def _read(path: Path, kind: type[Trial], experiment: str) -> dict:
     return content
 
 
-def _need_whole(kind: type[_Part], content: dict, where: str, cure: str) -> None:
+def _kind(content: dict, kind: type[Trial]) -> type[Trial]:
+    """Trial or Record as they are of the task that a file says it is of."""
+    config = content.get("config")
+    task = config.get("task") if isinstance(config, dict) else None
+    return _of_task(task if task in [*OF_TASK] else "classification", kind)
+
+
+@cache
+def _of_task(task: str, kind: type[Trial]) -> type[Trial]:
+    epoch, results = OF_TASK[task]
+    scored: dict[str, Any] = {"results": (results, ...)} if kind is Record else {}
+    return create_model(kind.__name__, __base__=kind, history=(list[epoch], ...), **scored)  # type: ignore[valid-type]
+
+
+def _need_whole(kind: type[Part], content: dict, where: str, cure: str) -> None:
     try:
         kind.model_validate(content)
     except ValidationError as error:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from ffvit.data.batches import eval_loader
 from ffvit.data.splits import Splits
 from ffvit.evidence.records import open_run, read_object
 from ffvit.models import from_config
@@ -15,7 +14,7 @@ from ffvit.models.weights import load_weights
 from ffvit.settings.config import Config, alone
 from ffvit.settings.experiment import Experiment
 from ffvit.system.errors import InputError
-from ffvit.training.evaluate import Evaluation, evaluate
+from ffvit.tasks.task import Score, task_of
 
 
 def weights_to_score(
@@ -31,26 +30,29 @@ def weights_to_score(
     return [(open_run(folder)[0], folder / "last.safetensors") for folder in folders]
 
 
-def score(config: Config, weights: str | Path, splits: Splits, device: str = "auto") -> Evaluation:
+def score(config: Config, weights: str | Path, splits: Splits, device: str = "auto") -> Score:
     """Evaluate a checkpoint (a file, ours or the author's) on the test split of a run's settings."""
     return _evaluate(config, weights, splits, splits.test, device)
 
 
-def score_train(config: Config, weights: str | Path, splits: Splits, device: str = "auto") -> Evaluation | None:
+def score_train(config: Config, weights: str | Path, splits: Splits, device: str = "auto") -> Score | None:
     """The same on the images it was trained on, not augmented; None where the run's settings do not ask for it."""
     return _evaluate(config, weights, splits, splits.train, device) if config.score_train else None
 
 
-def _evaluate(config: Config, weights: str | Path, splits: Splits, images: Any, device: str) -> Evaluation:
+def _evaluate(config: Config, weights: str | Path, splits: Splits, images: Any, device: str) -> Score:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device='{device}', but PyTorch finds no CUDA GPU: set device='auto' or 'cpu'")
     model = load_weights(from_config.create(config, len(splits.classes)), weights, _sha256_of(weights))
-    found = evaluate(model.to(device), eval_loader(images, alone(config)), len(splits.classes), device)
-    if not math.isfinite(found.loss):
+    task = task_of(alone(config))
+    found = task.evaluate(model.to(device), task.eval_batches(images), len(splits.classes), device)
+    if broken := [
+        f"{name} over the images is {value}" for name, value in found.metrics.items() if not math.isfinite(value)
+    ]:
         raise InputError(
-            f"{weights}: the loss over the images is {found.loss}: the weights are finite, and what they compute is "
+            f"{weights}: the {broken[0]}: the weights are finite, and what they compute is "
             "not; take other weights, or train again with a lower base_lr"
         )
     return found

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from scipy import stats
 
 from ffvit.evidence.belonging import of_different_images
-from ffvit.evidence.measured import Measured, top1
+from ffvit.evidence.measured import Measured, headline
 from ffvit.system.errors import InputError
 
 LEVEL = 0.95
@@ -39,7 +39,7 @@ def interval(values: list[float]) -> tuple[float, float] | None:
 
 def difference(first: Measured, second: Measured) -> Difference:
     """first - second, paired by seed. Raises InputError for runs on different images."""
-    return Difference([top1(a) - top1(b) for a, b in same_seeds(first, second)])
+    return Difference([headline(a) - headline(b) for a, b in same_seeds(first, second)])
 
 
 def holm(p_values: list[float]) -> list[float]:

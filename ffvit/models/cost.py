@@ -24,7 +24,8 @@ def count_macs(model: nn.Module, input_size: tuple[int, ...]) -> int:
     training = model.training
     # A fused kernel may hide its products from the counter: which one there is depends on device and version.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model.eval()(torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype))
+        compute = getattr(model.eval(), "forward_alike", model)  # of detectors, see ffvit.models.dense
+        compute(torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype))
     model.train(training)
     return counter.get_total_flops() // 2  # a multiply-add is two operations
 

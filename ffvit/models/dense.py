@@ -9,7 +9,8 @@ As in mmdetection, other than torchvision has it: anchors are not rounded; P7 is
 100 detections an image; 1,000 proposals in training; regions are aligned to half a pixel, and sampled as densely as they
 are large; the background has neither box nor mask. As in torchvision, and other than mmdetection has it: RetinaNet's loss
 is a mean over images of one over boxes, not one over the batch; Mask R-CNN's box loss is smooth below 1/9.
-Classes count from 0, the background not among them, in targets and in detections, of both detectors alike.
+Classes count from 0, the background not among them, in targets and in detections, of both detectors alike. Images come
+with mean and spread taken out, as all of timm's models have them; torchvision's detectors would do it themselves.
 """
 
 import math
@@ -26,42 +27,41 @@ from torch.nn import functional as F
 from torchvision.models.detection import MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, roi_align
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 
 from ffvit.system.errors import InputError
 
 STRIDES = (4, 8, 16, 32)  # pixels of an image for one of a map, of the four maps
-WIDTH = 256  # channels of all maps after the pyramid
+WIDTH = 256  # channels of all maps after the pyramid, as published
 RATIOS = (0.5, 1.0, 2.0)  # of an anchor: height over width
 
 
 class Pyramid(nn.Module):
-    """A backbone and a feature pyramid (Lin et al. 2017, arXiv:1612.03144): images -> maps of 256 channels, fine to coarse.
+    """A backbone and a feature pyramid (Lin et al. 2017, arXiv:1612.03144): images -> maps of `width` channels, fine to coarse.
 
     body: of timm's, features_only. extra: what adds coarser maps.
     """
 
-    out_channels = WIDTH  # torchvision asks for it
-
-    def __init__(self, body: Any, extra: ExtraFPNBlock | None):
+    def __init__(self, body: Any, extra: ExtraFPNBlock | None, width: int):
         super().__init__()
         self.body = body
-        self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), WIDTH, extra)
+        self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), width, extra)
+        self.out_channels = width  # torchvision asks for it
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) -> {"0": (B, 256, h, w), "1": ...}"""
+        """(B, 3, H, W) -> {"0": (B, width, h, w), "1": ...}"""
         return self.fpn(OrderedDict((str(i), image) for i, image in enumerate(self.body(x))))
 
 
 class P6P7(ExtraFPNBlock):
     """Two maps more, each half as large: of the backbone's last map, then of that. RetinaNet, arXiv:1708.02002, section 4."""
 
-    def __init__(self, in_channels: int):
+    def __init__(self, in_channels: int, width: int):
         super().__init__()
-        self.p6 = nn.Conv2d(in_channels, WIDTH, 3, 2, 1)
-        self.p7 = nn.Conv2d(WIDTH, WIDTH, 3, 2, 1)
+        self.p6 = nn.Conv2d(in_channels, width, 3, 2, 1)
+        self.p7 = nn.Conv2d(width, width, 3, 2, 1)
 
     def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         p6 = self.p6(x[-1])
@@ -124,9 +124,14 @@ class OnPyramid:
     """What detectors and segmentation have from the backbone under them: its image size, checkpointing, and names in files."""
 
     backbone: Any
+    task: str  # that it is for, see ffvit.tasks
     BACKBONE = "backbone.body.model."  # of its parameters' names
     # Patterns of names in the official checkpoints, and ours; {} is a number that both have.
     OFFICIAL: tuple[tuple[str, str], ...] = ()
+
+    def forward_alike(self, x: Tensor) -> Any:
+        """What costs the same for every image (B, 3, H, W): of Mask R-CNN not the heads on regions, of which there are few or many."""
+        raise NotImplementedError
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute the backbone's activations twice, which takes less memory."""
@@ -184,6 +189,7 @@ NECK = (
 class Detector(OnPyramid, RetinaNet):
     """RetinaNet, with classes from 0."""
 
+    task = "detection"
     OFFICIAL = (
         ("neck.fpn_convs.3.conv.", "backbone.fpn.extra_blocks.p6."),
         ("neck.fpn_convs.4.conv.", "backbone.fpn.extra_blocks.p7."),
@@ -193,10 +199,14 @@ class Detector(OnPyramid, RetinaNet):
         ("bbox_head.retina_reg.", "head.regression_head.bbox_reg."),
     )
 
+    def forward_alike(self, x: Tensor) -> Any:
+        return self.head([*self.backbone(x).values()])
+
 
 class Segmenter(OnPyramid, MaskRCNN):
     """Mask R-CNN, with classes from 0 as RetinaNet has them: torchvision's begin with the background."""
 
+    task = "instance_segmentation"
     OFFICIAL = (
         ("rpn_head.rpn_conv.", "rpn.head.conv.0.0."),
         ("rpn_head.rpn_cls.", "rpn.head.cls_logits."),
@@ -209,6 +219,9 @@ class Segmenter(OnPyramid, MaskRCNN):
         ("roi_head.mask_head.upsample.", "roi_heads.mask_predictor.conv5_mask."),
         ("roi_head.mask_head.conv_logits.", "roi_heads.mask_predictor.mask_fcn_logits."),
     )
+
+    def forward_alike(self, x: Tensor) -> Any:
+        return self.rpn.head([*self.backbone(x).values()])
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         if targets is not None:
@@ -226,18 +239,19 @@ class SemanticFPN(OnPyramid, nn.Module):
     one's, as in mmsegmentation's FPNHead.
     """
 
+    task = "semantic_segmentation"
     OFFICIAL = (
         *((f"decode_head.scale_heads.{{}}.{2 * unit}.conv.", f"branches.{{}}.{unit}.0.") for unit in range(3)),
         *((f"decode_head.scale_heads.{{}}.{2 * unit}.bn.", f"branches.{{}}.{unit}.1.") for unit in range(3)),
         ("decode_head.conv_seg.", "head."),
     )
 
-    def __init__(self, backbone: Pyramid, num_classes: int, width: int = 128, drop_rate: float = 0.1):
+    def __init__(self, backbone: Pyramid, num_classes: int, width: int, drop_rate: float):
         super().__init__()
         self.backbone = backbone
         self.num_classes = num_classes
         self.branches = nn.ModuleList(
-            nn.ModuleList(self._unit(WIDTH if i == 0 else width, width) for i in range(max(1, level)))
+            nn.ModuleList(self._unit(backbone.out_channels if i == 0 else width, width) for i in range(max(1, level)))
             for level in range(len(STRIDES))
         )
         self.drop = nn.Dropout2d(drop_rate)
@@ -250,6 +264,9 @@ class SemanticFPN(OnPyramid, nn.Module):
         return nn.Sequential(
             nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )
+
+    def forward_alike(self, x: Tensor) -> Tensor:
+        return self(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) images -> (B, num_classes, H, W) logits."""
@@ -265,23 +282,43 @@ class SemanticFPN(OnPyramid, nn.Module):
         return F.interpolate(self.head(self.drop(total)), x.shape[2:], mode="bilinear")
 
 
-def body_of(backbone: str, strides: tuple[int, ...], pretrained: bool, backbone_args: dict | None) -> Any:
-    """A backbone's maps of these strides. Raises InputError for one that is unknown, or has no such maps."""
+def body_of(backbone: str, strides: tuple[int, ...], pretrained: bool, args: dict) -> Any:
+    """A backbone's maps of these strides. Raises InputError for one that is unknown, or has no such maps.
+
+    args: of the backbone; an img_size is left out where it takes images of any.
+    """
     if not timm.is_model(backbone):
         raise InputError(f"backbone '{backbone}' is unknown to timm")
-    given = {"features_only": True, **(backbone_args or {})}
     with torch.device("meta"):
-        reductions = cast(Any, timm.create_model(backbone, **given)).feature_info.reduction()
+        try:
+            tried: Any = timm.create_model(backbone, features_only=True, **args)
+        except TypeError:
+            args = {name: value for name, value in args.items() if name != "img_size"}
+            tried = timm.create_model(backbone, features_only=True, **args)
+    reductions = tried.feature_info.reduction()
     if not set(strides) <= set(reductions):
         raise InputError(f"backbone '{backbone}' has maps of strides {reductions}, and {list(strides)} are needed")
-    return timm.create_model(
-        backbone, pretrained=pretrained, out_indices=[reductions.index(s) for s in strides], **given
-    )
+    indices = [reductions.index(stride) for stride in strides]
+    return timm.create_model(backbone, pretrained=pretrained, features_only=True, out_indices=indices, **args)
 
 
-def _given(kwargs: dict) -> dict:
-    """Without what timm.create_model passes on to every model and is nothing here, such as pretrained_cfg=None."""
-    return {name: value for name, value in kwargs.items() if value is not None}
+# What timm.create_model passes on to every model, and is nothing here.
+OF_TIMM = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+
+
+def _split(kwargs: dict, backbone_args: dict | None) -> tuple[dict, dict]:
+    """Arguments of the whole, and those of the backbone among them, which its own win over; without what is not given."""
+    given = {name: value for name, value in kwargs.items() if value is not None and name not in OF_TIMM}
+    of_body = {name: given.pop(name) for name in ("in_chans", "drop_path_rate") if name in given}
+    if "img_size" in given:
+        of_body["img_size"] = given["img_size"]
+    return given, of_body | (backbone_args or {})
+
+
+def _sizes(given: dict) -> dict:
+    """What torchvision's detectors do to images: the short side as published, or img_size; no norm, see above."""
+    short = given.pop("img_size", 800)
+    return dict(min_size=short, max_size=round(short * 1333 / 800), image_mean=(0.0,), image_std=(1.0,)) | given
 
 
 @register_model
@@ -290,16 +327,22 @@ def retinanet(
     num_classes: int = 80,
     backbone: str = "lit_ti",
     backbone_args: dict | None = None,
+    width: int = WIDTH,
+    anchor_scale: float = 4,
+    drop_rate: float = 0.0,
     **kwargs,
 ) -> Detector:
-    """RetinaNet (Lin et al. 2017, arXiv:1708.02002). pretrained: the backbone's weights. kwargs: torchvision's.
+    """RetinaNet (Lin et al. 2017, arXiv:1708.02002). pretrained: the backbone's weights.
 
+    width: channels of pyramid and head. anchor_scale: pixels of an anchor's side for one of its map's stride.
+    kwargs: img_size, in_chans, drop_path_rate; and torchvision's.
     In training: (images, targets with boxes and labels) -> losses; else images -> boxes, scores, labels, for each image.
     """
-    body = body_of(backbone, STRIDES[1:], pretrained, backbone_args)
-    sizes = tuple(tuple(4 * stride * 2 ** (i / 3) for i in range(3)) for stride in (8, 16, 32, 64, 128))
-    given: dict = dict(min_size=800, max_size=1333, detections_per_img=100) | _given(kwargs)
-    pyramid = Pyramid(body, P6P7(body.feature_info.channels()[-1]))
+    given, of_body = _split(kwargs, dict(drop_rate=drop_rate) | (backbone_args or {}))
+    body = body_of(backbone, STRIDES[1:], pretrained, of_body)
+    sizes = tuple(tuple(anchor_scale * stride * 2 ** (i / 3) for i in range(3)) for stride in (8, 16, 32, 64, 128))
+    pyramid = Pyramid(body, P6P7(body.feature_info.channels()[-1], width), width)
+    given = dict(detections_per_img=100) | _sizes(given)
     return Detector(pyramid, num_classes, anchor_generator=Anchors(sizes, (RATIOS,) * 5), **given)
 
 
@@ -309,25 +352,31 @@ def mask_rcnn(
     num_classes: int = 80,
     backbone: str = "lit_ti",
     backbone_args: dict | None = None,
+    width: int = WIDTH,
+    anchor_scale: float = 8,
+    box_width: int = 1024,
+    drop_rate: float = 0.0,
     **kwargs,
 ) -> Segmenter:
-    """Mask R-CNN (He et al. 2017, arXiv:1703.06870). pretrained: the backbone's weights. kwargs: torchvision's.
+    """Mask R-CNN (He et al. 2017, arXiv:1703.06870). pretrained: the backbone's weights.
 
+    width: channels of pyramid and mask head. box_width: of the two layers of the box head. anchor_scale, kwargs: see retinanet.
     In training: (images, targets with boxes, labels and masks) -> losses; else images -> boxes, scores, labels, masks.
     """
-    body = body_of(backbone, STRIDES, pretrained, backbone_args)
-    sizes = tuple((8.0 * stride,) for stride in (*STRIDES, 64))
+    given, of_body = _split(kwargs, dict(drop_rate=drop_rate) | (backbone_args or {}))
+    body = body_of(backbone, STRIDES, pretrained, of_body)
+    sizes = tuple((float(anchor_scale * stride),) for stride in (*STRIDES, 64))
     names = ["0", "1", "2", "3"]
-    given: dict = dict(min_size=800, max_size=1333, rpn_post_nms_top_n_train=1000) | _given(kwargs)
     return Segmenter(
-        Pyramid(body, LastLevelMaxPool()),
+        Pyramid(body, LastLevelMaxPool(), width),
         rpn_anchor_generator=Anchors(sizes, (RATIOS,) * 5),
         box_roi_pool=AlignedRoIAlign(names, 7, sampling_ratio=0),
-        box_head=TwoMLPHead(WIDTH * 7**2, 1024),
-        box_predictor=BoxPredictor(1024, num_classes),
+        box_head=TwoMLPHead(width * 7**2, box_width),
+        box_predictor=BoxPredictor(box_width, num_classes),
         mask_roi_pool=AlignedRoIAlign(names, 14, sampling_ratio=0),
-        mask_predictor=MaskPredictor(WIDTH, WIDTH, num_classes),
-        **given,
+        mask_head=MaskRCNNHeads(width, (width,) * 4, 1),
+        mask_predictor=MaskPredictor(width, width, num_classes),
+        **dict(rpn_post_nms_top_n_train=1000) | _sizes(given),
     )
 
 
@@ -337,20 +386,32 @@ def semantic_fpn(
     num_classes: int = 150,
     backbone: str = "lit_ti",
     backbone_args: dict | None = None,
+    width: int = WIDTH,
+    head_width: int = 128,
+    drop_rate: float = 0.1,
     **kwargs,
 ) -> SemanticFPN:
-    """Semantic FPN. pretrained: the backbone's weights. kwargs: of SemanticFPN."""
-    body = body_of(backbone, STRIDES, pretrained, backbone_args)
-    return SemanticFPN(Pyramid(body, None), num_classes, **_given(kwargs))
+    """Semantic FPN. pretrained: the backbone's weights.
+
+    width: channels of the pyramid. head_width: of the head. drop_rate: of the head's maps. kwargs: img_size, in_chans,
+    drop_path_rate.
+    """
+    given, of_body = _split(kwargs, backbone_args)
+    given.pop("img_size", None)
+    body = body_of(backbone, STRIDES, pretrained, of_body)
+    return SemanticFPN(Pyramid(body, None, width), num_classes, head_width, drop_rate, **given)
 
 
 # As in the official code: LIT-S norms what it gives out, and its tables are those of the size it is trained at.
-TI = dict(drop_path_rate=0.1)
-S_DETECTION = dict(drop_path_rate=0.2, img_size=800, output_norms=(2, 3, 4))
-S_SEGMENTATION = dict(drop_path_rate=0.2, img_size=512, output_norms=(1, 2, 3, 4))
+TI = dict(img_size=224)
+S_DETECTION = dict(img_size=800, output_norms=(2, 3, 4))
+S_SEGMENTATION = dict(img_size=512, output_norms=(1, 2, 3, 4))
+DROP_PATH = {"lit_ti": 0.1, "lit_s": 0.2}
 
 
 def _on_lit(make: Any, backbone: str, published: dict, kwargs: dict) -> Any:
+    if kwargs.get("drop_path_rate") is None:
+        kwargs["drop_path_rate"] = DROP_PATH[backbone]
     return make(**kwargs | dict(backbone=backbone, backbone_args=published | (kwargs.get("backbone_args") or {})))
 
 

@@ -28,6 +28,8 @@ def create(config: Config, num_classes: int) -> nn.Module:
         model = timm.create_model(config.model, num_classes=num_classes, **shape | config.model_args)
     except (TypeError, ValueError, AssertionError, ArithmeticError, RuntimeError) as error:
         raise InputError(f"model '{config.model}' cannot have the shape that the settings give it: {error}") from None
+    if (task := getattr(model, "task", "classification")) != config.task:
+        raise InputError(f"model '{config.model}' is for task='{task}', and the settings say task='{config.task}'")
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1,))[0]
     if config.img_size % patch:
         raise InputError(f"img_size {config.img_size} is not divisible by the patch size {patch} of {config.model}")

@@ -14,6 +14,7 @@ ONCE_SETTINGS = (
     *("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio"),
     *("embed_dims", "depths", "mlp_ratios", "attention_stages", "deformable"),
 )
+BACKBONE = "backbone_args"  # among model_args, of a detector's
 GONE = {"parallel": "ddp"}
 OF_A_RUN = ("experiment", "name", "model", "dataset")  # that it always has, and no other program's config.json
 
@@ -68,13 +69,16 @@ def resolve(given: dict) -> dict:
 
 
 def merge(*layers: dict) -> dict:
-    """Later settings win; arguments of the model are joined one by one."""
+    """Later settings win; arguments of the model, and of its backbone, are joined one by one."""
     model_args: dict = {}
     for layer in layers:
         args = layer.get("model_args", {})
         if not isinstance(args, dict):
             raise InputError(f"model_args must be a table, such as {{ depth = 4 }}, got {args!r}")
+        body = (model_args.get(BACKBONE), args.get(BACKBONE))
         model_args |= args
+        if all(isinstance(part, dict) for part in body):
+            model_args[BACKBONE] = {**body[0], **body[1]}
     merged = {name: value for layer in layers for name, value in layer.items()}
     return merged | ({"model_args": model_args} if model_args else {})
 

@@ -1,7 +1,7 @@
 """When two runs are the same: one rule for training, records, status and pipeline.
 
 Two runs are the same if the settings that decide the result are alike. Where the code that decides it has changed, data,
-training, what builds a model, or the model's own file and its parts, the pipeline trains again, and status says that a
+training, its task, what builds a model, or the model's own file and its parts, the pipeline trains again, and status says that a
 record is of older code; the record stays valid. Of the code, comments, docstrings, imports, annotations, messages and the
 names of files are left out, so that rewording and moving train nothing again.
 """
@@ -9,12 +9,14 @@ names of files are left out, so that rewording and moving train nothing again.
 import ast
 import hashlib
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 from ffvit.settings.config import MACHINE
 from ffvit.settings.given import with_defaults
 
+PART = re.compile(r"^from ffvit\.((?:models|tasks|data\.dense)\.\w+) import", re.M)
 LIBRARY = Path(__file__).parent.parent
 # Where the images lie, what a set of settings is called, and which of several alike runs it is.
 NO_MATTER = MACHINE | {"dataset", "recipe", "seed"}
@@ -50,22 +52,39 @@ def images_of(values: dict) -> tuple:
     return tuple(values[name] for name in IMAGES)
 
 
+def code_of(settings: dict) -> str:
+    """Fingerprint of the code that decides the result of a run, by its settings; timm's own models are timm's."""
+    named = {settings["model"], settings.get("model_args", {}).get("backbone", "")}
+    return _code_of(frozenset(named), settings.get("task", "classification"))
+
+
 @cache
-def code_of(model: str) -> str:
-    """Fingerprint of the code that decides the result of a model, by timm's name; timm's own models are timm's."""
+def _code_of(models: frozenset[str], task: str) -> str:
     files = [*(LIBRARY / "data").glob("*.py"), *(LIBRARY / "training").glob("*.py"), LIBRARY / "models/from_config.py"]
-    own = [file for file in (LIBRARY / "models").glob("*.py") if f"\ndef {model}(" in file.read_text(encoding="utf-8")]
-    return hashlib.sha256("\n".join(sorted(map(_bare, {*files, *_with_parts(own)}))).encode()).hexdigest()[:16]
+    files += [LIBRARY / "tasks/task.py", *_with_parts([LIBRARY / f"tasks/{task}.py"])]
+    return hashlib.sha256(
+        "\n".join(sorted(map(_bare, {*files, *_with_parts(_files_of(models))}))).encode()
+    ).hexdigest()[:16]
+
+
+def _files_of(models: Iterable[str]) -> list[Path]:
+    """The files that make models of these names, and those that they name as their backbones."""
+    texts = {file: file.read_text(encoding="utf-8") for file in (LIBRARY / "models").glob("*.py")}
+    made_in = {name: file for file, text in texts.items() for name in re.findall(r"^def (\w+)\(", text, re.M)}
+    own = [made_in[name] for name in models if name in made_in]
+    named = {name for file in own for name in re.findall(r'"(\w+)"', texts[file])}
+    return [*own, *(made_in[name] for name in named if name in made_in)]
 
 
 def _with_parts(files: list[Path]) -> set[Path]:
-    """A model's file and those beside it that it is made of; how weights are read is no part of it."""
+    """These files and those that they are made of: of a model, and of a task's data. How weights are read is no part of it."""
     found: set[Path] = set()
     while files:
         found |= {*files}
         texts = [file.read_text(encoding="utf-8") for file in files]
-        names = {name for text in texts for name in re.findall(r"^from ffvit\.models\.(\w+) import", text, re.M)}
-        files = [f for name in sorted(names - {"weights"}) if (f := LIBRARY / f"models/{name}.py") not in found]
+        parts = {part for text in texts for part in PART.findall(text)} - {"models.weights"}
+        paths = [LIBRARY / f"{part.replace('.', '/')}.py" for part in sorted(parts)]
+        files = [path for path in paths if path not in found]
     return found
 
 

@@ -62,7 +62,7 @@ def top1(row: Reported, experiment: Experiment, found: dict[str, Measured]) -> F
         measured=str(mine),
         verdict=NOT_COMPARABLE if other else judged(agrees),
         scale=experiment.scope,
-        seeds=str(len(mine.top1_percent)),
+        seeds=str(len(mine.percent)),
         tolerance=f"± {POINTS} points",
         note=other,
     )

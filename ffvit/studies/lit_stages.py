@@ -268,7 +268,7 @@ def _draw_accuracy(panel: Axes, found: dict[str, Measured], here: dict[str, Layo
         if name in found:
             m = found[name]
             lines[layout._replace(stages=())].append((m.macs / 1e6, m.mean))
-            mean_and_seeds(panel, m.macs / 1e6, m.top1_percent, looks[layout.stages], LOOKS[layout.merging][1])
+            mean_and_seeds(panel, m.macs / 1e6, m.percent, looks[layout.stages], LOOKS[layout.merging][1])
     panel.xaxis.set_major_formatter("{x:,g}")
     for layout, line in lines.items():
         panel.plot(*zip(*sorted(line)), color="0.6", linestyle=LOOKS[layout.merging][0], lw=1.2, zorder=1)

@@ -21,7 +21,7 @@ from ffvit.evidence.drawing import COLORS
 from ffvit.evidence.escape import drawn
 from ffvit.settings.config import Config
 from ffvit.settings.given import config_from_dict
-from ffvit.training.evaluate import Evaluation, confident_mistakes
+from ffvit.tasks.classification import Evaluation, confident_mistakes
 
 
 def settings(config: Config) -> pd.DataFrame:

@@ -79,7 +79,7 @@ def predictions(experiment: Experiment, found: dict[str, Measured], known: Ancho
     ff, vit = experiment.pairs()[0]
     unplaced = {variant.of: variant.name for variant in experiment.of(ORDER)}
     limit = close()
-    ours = {name: m.top1_percent for name, m in found.items()}
+    ours = {name: m.percent for name, m in found.items()}
     loss = {name: _points(found, name, unplaced[name]) for name in (ff, vit)}
     asked = [
         ("FF only − counts of symbols > 0", [v - known.letters for v in ours.get(ff, [])], 0.0, True),
@@ -116,9 +116,7 @@ def figure(
     for name, variant in experiment.variants.items():
         if name in found:
             aside = -0.12 if (variant.of or name) == experiment.pairs()[0][0] else 0.12
-            mean_and_seeds(
-                right, places[variant.comparison] + aside, found[name].top1_percent, style_of(experiment, name)
-            )
+            mean_and_seeds(right, places[variant.comparison] + aside, found[name].percent, style_of(experiment, name))
     for value, words, line in (
         (known.chance, "the most frequent kind", ":"),
         (known.letters, "counts of symbols", "--"),

@@ -143,7 +143,7 @@ def training_curves(experiment: Experiment, found: dict[str, Measured]) -> Figur
                 linestyle=dashes,
                 lw=1.8,
                 errorbar=("pi", 100),
-                label=f"{drawn(m.label)} (n={len(m.top1_percent)})",
+                label=f"{drawn(m.label)} (n={len(m.percent)})",
                 legend=False,
             )
         panel.set_ylabel("")
@@ -172,7 +172,7 @@ def grid_figure(experiment: Experiment, found: dict[str, Measured]) -> Figure:
         left_text[cell] = f"{title}\n{printed:.1f} %" if printed else "never run"
         right[cell] = mine.mean if mine else np.nan
         spread = f"\n± {mine.sd:.2f}" if mine and mine.sd is not None else ""
-        right_text[cell] = f"{mine.mean:.2f} %{spread}\n(n={len(mine.top1_percent)})" if mine else "not run"
+        right_text[cell] = f"{mine.mean:.2f} %{spread}\n(n={len(mine.percent)})" if mine else "not run"
     panels = (
         (left, left_text, "ImageNet, tiny, as reported"),
         (

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy import stats
 
 from ffvit.evidence.belonging import OTHER_IMAGES, OTHER_SETTINGS, experiment_images, last_weights, unlike
-from ffvit.evidence.measured import NOT_RUN, commit, machine, overlap, top1
+from ffvit.evidence.measured import NOT_RUN, commit, headline, machine, overlap
 from ffvit.evidence.seed_statistics import LEVEL
 from ffvit.settings.experiment import Experiment
 
@@ -36,8 +36,8 @@ def table(experiment: Experiment, recorded: list[dict], own: list[dict]) -> pd.D
             {
                 "Model": experiment.variants[mine["config"]["name"]].label,
                 "Seed": mine["config"]["seed"],
-                "Recorded top-1 (%)": f"{top1(theirs):.2f}" if theirs else NOT_RECORDED,
-                "Here top-1 (%)": f"{top1(mine):.2f}",
+                "Recorded top-1 (%)": f"{headline(theirs):.2f}" if theirs else NOT_RECORDED,
+                "Here top-1 (%)": f"{headline(mine):.2f}",
                 "Here it is": why or verdict(mine, theirs, recorded),
                 "Recorded with": _where(theirs) if theirs else "",
                 "Here with": _where(mine),
@@ -58,14 +58,14 @@ def verdict(mine: dict, theirs: dict | None, recorded: list[dict]) -> str:
     weights = last_weights(mine)
     if weights and weights == last_weights(theirs):
         return SAME_WEIGHTS
-    if top1(mine) == top1(theirs):
+    if headline(mine) == headline(theirs):
         return SAME_ACCURACY
-    seeds = [top1(r) for r in recorded if r["config"]["name"] == mine["config"]["name"]]
+    seeds = [headline(r) for r in recorded if r["config"]["name"] == mine["config"]["name"]]
     if len(seeds) < 2:
         return NO_SPREAD
     n, t = len(seeds), stats.t.ppf((1 + LEVEL) / 2, len(seeds) - 1)
     reach = t * statistics.stdev(seeds) * math.sqrt(1 + 1 / n)
-    return WITHIN if abs(top1(mine) - statistics.mean(seeds)) <= reach else OUTSIDE
+    return WITHIN if abs(headline(mine) - statistics.mean(seeds)) <= reach else OUTSIDE
 
 
 def summary(found: pd.DataFrame) -> str:

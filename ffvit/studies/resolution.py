@@ -150,7 +150,7 @@ def accuracy_figure(experiment: Experiment, records: list[dict]) -> Figure:
                 measured = found.get(states[state].name) if state in states else None
                 if measured:
                     at = x + 0.16 * (i - (len(mine) - 1) / 2)
-                    drawing.mean_and_seeds(panel, at, measured.top1_percent, style)
+                    drawing.mean_and_seeds(panel, at, measured.percent, style)
                     means[state] = (at, measured.mean)
                     shown.append(measured)
             way = [means[state] for state in ("", RESAMPLED, TUNED) if state in means]

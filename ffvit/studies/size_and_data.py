@@ -145,7 +145,7 @@ def figure(experiment: Experiment, records: list[dict]) -> Figure:
 def _draw(above: Axes, below: Axes, kind: str, runs: list[Measured], style: tuple) -> None:
     color, dashes, _ = style
     for m in runs:
-        mean_and_seeds(above, _place(kind, m), m.top1_percent, style)
+        mean_and_seeds(above, _place(kind, m), m.percent, style)
     above.plot([_place(kind, m) for m in runs], [m.mean for m in runs], color=color, linestyle=dashes, lw=1.4)
     known = [m for m in runs if _gaps(m)]
     places = [_place(kind, m) for m in known]

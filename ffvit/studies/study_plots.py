@@ -3,7 +3,8 @@
 import json
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
+from dataclasses import replace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -16,8 +17,9 @@ from matplotlib.ticker import LogLocator, NullLocator
 from ffvit.evidence.belonging import trials_of
 from ffvit.evidence.drawing import MARKS, WHITE, finish, legend, mean_and_seeds, style_of
 from ffvit.evidence.escape import drawn
-from ffvit.evidence.measured import NOT_RUN, Measured, everything
+from ffvit.evidence.measured import NOT_RUN, Measured, everything, machine
 from ffvit.settings.experiment import Experiment
+from ffvit.settings.headline import last_validation
 from ffvit.settings.same_run import deciding
 
 PANELS_IN_A_ROW = 4
@@ -33,13 +35,16 @@ def accuracy_by_cost(experiment: Experiment, records: list[dict]) -> Figure:
     resized = [m for m, of in others if m.parameters != of.parameters]
     figure, axes = plt.subplots(2, 2, figsize=(10.5, 7.6), layout="constrained")
     epochs, seconds, macs, parameters = axes.flat
+    runs_on = Counter(machine(r) for m in grid + longer for r in m.records)
+    timed_on = max(runs_on, key=runs_on.__getitem__, default="")  # times of other machines are another measure
     for m in grid + longer:
         look: dict[str, Any] = dict(style=style_of(experiment, m.name), width=0.9 if m in longer else 1.8)
         _curve(epochs, m, np.arange(len(m.records[0]["history"])) + 1, **look)
         _curve(macs, m, _training_macs(m) / 10 ** (power := _power(grid + longer)), **look)
-        if all("cpu_seconds" in epoch for r in m.records for epoch in r["history"]):
-            spent = np.cumsum([[e["cpu_seconds"] for e in r["history"]] for r in m.records], axis=1).mean(axis=0)
-            _curve(seconds, m, spent / 60, **look)
+        timed = [r for r in m.records if machine(r) == timed_on and all("cpu_seconds" in e for e in r["history"])]
+        if timed:
+            spent = np.cumsum([[e["cpu_seconds"] for e in r["history"]] for r in timed], axis=1).mean(axis=0)
+            _curve(seconds, replace(m, records=timed), spent / 60, **look)
     epochs.set(title="Epochs", xlabel="epoch")
     seconds.set(title="Processor time of training", xlabel="minutes of one core, mean over seeds")
     macs.set(title="Multiply-adds of training")
@@ -48,12 +53,12 @@ def accuracy_by_cost(experiment: Experiment, records: list[dict]) -> Figure:
     for panel in (epochs, seconds, macs):
         panel.set(ylabel="validation top-1 (%)", xscale="log")
         panel.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter="{x:g}")
-    if len(machines := sorted({h for m in grid + longer for h in m.hardware})) > 1:
-        text = "\n".join(["different hardware, not comparable:", *map(drawn, machines)])
+    if len(runs_on) > 1:
+        text = "\n".join(["runs on this machine alone:", drawn(timed_on)])
         seconds.text(0.97, 0.04, text, transform=seconds.transAxes, ha="right", fontsize=9, bbox=WHITE)
     for m in grid + resized:
         fill = "none" if m in resized else "full"
-        mean_and_seeds(parameters, m.parameters / 1e6, m.top1_percent, style_of(experiment, m.name), fill)
+        mean_and_seeds(parameters, m.parameters / 1e6, m.percent, style_of(experiment, m.name), fill)
     parameters.set(title="Parameters", xlabel="millions", ylabel="test top-1 (%)")
     finish(seconds, blank="not recorded" if grid else NOT_RUN)
     finish(epochs, macs, parameters)
@@ -93,7 +98,7 @@ def comparisons(experiment: Experiment, records: list[dict]) -> Figure:
             if shown:
                 panel.plot(list(shown), [m.mean for m in shown.values()], color=style[0], linestyle=style[1], lw=1.4)
             for x, m in shown.items():
-                mean_and_seeds(panel, x, m.top1_percent, style)
+                mean_and_seeds(panel, x, m.percent, style)
         panel.set(title=drawn(experiment.compare[part].title), xlim=(-0.5, len(ticks) + 0.5), ylabel="test top-1 (%)")
         run = {v.value_label or "changed" for v in variants if v.name in found}
         named = [drawn(tick) if tick in run else f"{drawn(tick)}:\n{NOT_RUN}" for tick in ticks]
@@ -140,7 +145,7 @@ def _by_rate(trials: list[dict]) -> dict[float, float]:
     alike: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for trial in trials:
         others = json.dumps(deciding(trial["config"]) | {"base_lr": None}, sort_keys=True)
-        alike[others][trial["config"]["base_lr"]].append(trial["history"][-1]["validation_top1_percent"])
+        alike[others][trial["config"]["base_lr"]].append(last_validation(trial))
     most = max(alike.values(), key=len, default={})
     return {rate: statistics.mean(most[rate]) for rate in sorted(most)}
 

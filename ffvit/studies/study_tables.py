@@ -13,6 +13,7 @@ from ffvit.evidence.belonging import trials_of
 from ffvit.evidence.measured import NOT_RUN, Measured, commit, everything, machine, overlap
 from ffvit.evidence.seed_statistics import difference, holm, interval_words, p_words, verdict
 from ffvit.settings.experiment import Experiment, Variant
+from ffvit.settings.headline import last_validation
 from ffvit.settings.same_run import deciding
 
 
@@ -44,7 +45,7 @@ def measures(experiment: Experiment, m: Measured | None) -> dict:
         "Epochs": lambda m: len(m.records[0]["history"]),
         "Training images": lambda m: f"{m.records[0]['dataset']['images']['train']:,}",
         f"{experiment.scope} top-1 (%)": str,
-        "95 % interval": lambda m: interval_words(m.top1_percent, ".2f"),
+        "95 % interval": lambda m: interval_words(m.percent, ".2f"),
         "Processor time (min)": lambda m: _minutes(m.records),
         "Hardware": lambda m: ", ".join(m.hardware),
     }
@@ -106,7 +107,7 @@ def trials(experiment: Experiment, trials: list[dict]) -> pd.DataFrame:
     order = list(experiment.variants)
     rows = []
     for (name, settings), group in alike.items():
-        top1 = [t["history"][-1]["validation_top1_percent"] for t in group]
+        top1 = [last_validation(t) for t in group]
         spread = f" ± {statistics.stdev(top1):.2f}" if len(group) > 1 else ""
         rows.append(
             {
@@ -143,10 +144,13 @@ def _label(variant: Variant) -> str:
 
 
 def _minutes(records: list[dict]) -> str:
-    """Of processor time, the mean over runs; nothing where it was not recorded."""
+    """Of processor time, the mean over the runs of a machine, in the order of their names; nothing where it was not recorded."""
     if not all("cpu_seconds" in epoch for r in records for epoch in r["history"]):
         return ""
-    return f"{statistics.mean(sum(e['cpu_seconds'] for e in r['history']) for r in records) / 60:.3g}"
+    spent = defaultdict(list)
+    for r in records:
+        spent[machine(r)].append(sum(e["cpu_seconds"] for e in r["history"]) / 60)
+    return ", ".join(f"{statistics.mean(spent[name]):.3g}" for name in sorted(spent))
 
 
 def _unlike_the_experiment(experiment: Experiment, config: dict) -> str:

@@ -9,7 +9,6 @@ from accelerate import Accelerator
 
 from ffvit.settings.config import Config
 from ffvit.training import memory, processes, progress
-from ffvit.training.evaluate import evaluate
 from ffvit.training.run import Run
 from ffvit.training.start import set_up
 from ffvit.training.step import make_update
@@ -47,7 +46,7 @@ def say_estimate(run: Run, update_s: float, only_above_s: float = 0) -> float | 
         return None
     began = time.monotonic()
     tried = list(islice(run.validation, 2))
-    evaluate(run.raw_model, tried, run.num_classes, accelerator.device)
+    run.task.evaluate(run.raw_model, tried, run.num_classes, accelerator.device)
     score_s = (time.monotonic() - began) / len(tried) * len(run.validation)
     epochs_left = config.total_epochs - run.epoch
     seconds = updates_left * update_s + epochs_left * score_s

@@ -12,11 +12,12 @@ from timm.utils import ModelEmaV3
 from ffvit.models import from_config
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError
+from ffvit.tasks.task import Task
 from ffvit.training import checkpoint
 from ffvit.training.optim import create_optimizer
 
 
-def accumulation_steps(config: Config, num_classes: int, accelerator: Accelerator) -> int:
+def accumulation_steps(config: Config, task: Task, num_classes: int, accelerator: Accelerator) -> int:
     """What the settings say; for 0 the fewest parts of a batch that fit in memory, tried on a model of the same shape.
 
     Raises MemoryError where not even the smallest part fits.
@@ -25,7 +26,7 @@ def accumulation_steps(config: Config, num_classes: int, accelerator: Accelerato
         return config.accumulation_steps
     share = config.batch_size // config.num_processes
     for parts in _ways_to_divide(config):
-        fits = torch.tensor(float(_fits(config, num_classes, share // parts, accelerator)), device=accelerator.device)
+        fits = torch.tensor(float(_fits(task, num_classes, share // parts, accelerator)), device=accelerator.device)
         if accelerator.reduce(fits, "mean").item() == 1:  # in every process
             accelerator.print(f"accumulation_steps is {parts}: {share // parts} images at a time fit in memory")
             return parts
@@ -71,10 +72,10 @@ def _ways_to_divide(config: Config) -> list[int]:
     return [parts for parts in range(1, share + 1) if share % (parts * pair) == 0]
 
 
-def _fits(config: Config, num_classes: int, count: int, accelerator: Accelerator) -> bool:
+def _fits(task: Task, num_classes: int, count: int, accelerator: Accelerator) -> bool:
     """Whether an update of `count` images fits in memory, beside all else that a run holds there."""
     try:
-        _try_update(config, num_classes, count, accelerator)
+        _try_update(task, num_classes, count, accelerator)
         return True
     except RuntimeError as error:
         if not is_exhausted(error):
@@ -84,15 +85,15 @@ def _fits(config: Config, num_classes: int, count: int, accelerator: Accelerator
         clear_device_cache(garbage_collection=True)
 
 
-def _try_update(config: Config, num_classes: int, count: int, accelerator: Accelerator) -> None:
-    device = accelerator.device
+def _try_update(task: Task, num_classes: int, count: int, accelerator: Accelerator) -> None:
+    config, device = task.config, accelerator.device
     model = from_config.create(config, num_classes).to(device).train()
     if config.grad_checkpointing:
         cast(Any, model).set_grad_checkpointing(True)  # timm's models have it
     averaged = ModelEmaV3(model).to(device) if config.ema_decay else None
     optimizer = create_optimizer(config, model)
     with accelerator.autocast():
-        logits = model(torch.zeros(count, config.in_chans, config.img_size, config.img_size, device=device))
-    logits.float().logsumexp(dim=1).mean().backward()
+        loss = task.create_loss(num_classes)(model, task.probe(count, device))
+    loss.backward()
     optimizer.step()
     del averaged  # held until here for the memory it takes

@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from ffvit.settings.config import Config
+from ffvit.settings.headline import HEADLINES
 
 LINE_EVERY_S = 10
 
@@ -72,11 +73,12 @@ def step_line(config: Config, epoch: int, done: int, per_epoch: int, loss: float
 
 
 def epoch_line(config: Config, history: list[dict], memory_mb: int) -> str:
-    now = history[-1]
+    now, headline = history[-1], HEADLINES[config.task]
     left = (config.total_epochs - len(history)) * now["seconds"]
+    loss = f"validation loss {now['validation_loss']:.3f}  " if "validation_loss" in now else ""
     return (
-        f"epoch {now['epoch']}/{config.total_epochs}  loss {now['train_loss']:.3f}  validation loss "
-        f"{now['validation_loss']:.3f}  top-1 {now['validation_top1_percent']:.2f} %  lr {now['lr']:.1e}  "
+        f"epoch {now['epoch']}/{config.total_epochs}  loss {now['train_loss']:.3f}  {loss}"
+        f"{headline.label.removesuffix(' (%)')} {now[f'validation_{headline.name}']:.2f} %  lr {now['lr']:.1e}  "
         f"{now['images_per_s']:,.0f} images/s  data wait {now['data_wait_percent']:.0f} %  {memory_mb:,} MB  "
         f"{duration(left)} left"
     )

@@ -7,15 +7,13 @@ from pathlib import Path
 import torch.distributed
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from timm.data import Mixup
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ffvit.data.batches import TrainBatches
-from ffvit.data.loader import Loader
-from ffvit.data.resident import ResidentEvalLoader
 from ffvit.settings.config import Config
+from ffvit.tasks.task import EvalBatches, Loss, Task
 
 
 @dataclass
@@ -23,11 +21,12 @@ class Run:
     """The parts of a run, made by ffvit.training.start, and where it stands."""
 
     config: Config
+    task: Task
     run_dir: Path
     accelerator: Accelerator
     num_classes: int
     batches: TrainBatches
-    validation: Loader | ResidentEvalLoader
+    validation: EvalBatches
     accumulation_steps: int
     raw_model: nn.Module
     model: nn.Module  # the raw one, as the processes share it
@@ -35,8 +34,7 @@ class Run:
     ema: ModelEmaV3 | None
     optimizer: AcceleratedOptimizer  # torch's, as the processes share it
     scheduler: Scheduler
-    mix: Mixup | None
-    criterion: nn.Module
+    loss: Loss
     facts: dict
     loss_sum: Tensor  # of this process, over the epoch's updates
     history: list[dict] = field(default_factory=list)  # of whole, scored epochs

@@ -11,15 +11,14 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3, random_seed
 from torch import nn
 
-from ffvit.data import batch_augmentation
-from ffvit.data.batches import eval_loader, train_batches
-from ffvit.data.splits import Splits, load_splits
+from ffvit.data.splits import Splits
 from ffvit.models import cost, ff, from_config
 from ffvit.settings.config import Config
 from ffvit.settings.same_run import code_of
 from ffvit.system import provenance
 from ffvit.system.errors import InputError
 from ffvit.system.files import sha256_of
+from ffvit.tasks.task import task_of
 from ffvit.training import memory, optim, processes
 from ffvit.training.run import Run
 
@@ -27,10 +26,13 @@ from ffvit.training.run import Run
 def set_up(config: Config, run_dir: Path, accelerator: Accelerator, keep: bool = True) -> Run:
     """Every part of a run at its start. keep: whether anything will be written. Nothing is, here."""
     device = accelerator.device
+    task = task_of(config)
     from_config.check(config)
-    batch_augmentation.check(config)
+    task.check()
     random_seed(config.seed)
-    splits = load_splits(config)
+    splits = task.load_splits()
+    for remark in task.remarks(splits):
+        accelerator.print(remark)
     num_classes = len(splits.classes)
     raw_model = from_config.create(config, num_classes)
     if config.initial_file:
@@ -40,10 +42,10 @@ def set_up(config: Config, run_dir: Path, accelerator: Accelerator, keep: bool =
     if keep and accelerator.is_main_process:
         memory.check_disk(run_dir, config, cost.count_parameters(raw_model))
     facts = _facts(config, splits, raw_model, device)
-    parts = memory.accumulation_steps(config, num_classes, accelerator)
-    batches = train_batches(splits, config, parts, accelerator.process_index, device)
-    scored_alike = replace(config, accumulation_steps=parts)
-    validation = eval_loader(splits.validation, scored_alike, accelerator.process_index, device)
+    parts = memory.accumulation_steps(config, task, num_classes, accelerator)
+    batches = task.train_batches(splits, parts, accelerator.process_index, device)
+    scored_alike = task_of(replace(config, accumulation_steps=parts))
+    validation = scored_alike.eval_batches(splits.validation, accelerator.process_index, device)
     if config.grad_checkpointing:
         cast(Any, raw_model).set_grad_checkpointing(True)  # timm's models have it
     ema = ModelEmaV3(raw_model, decay=config.ema_decay) if config.ema_decay else None
@@ -54,9 +56,9 @@ def set_up(config: Config, run_dir: Path, accelerator: Accelerator, keep: bool =
     # Scheduler and loaders stay outside prepare(): accelerate would step the one once per process and shard the others
     # a second time.
     model, optimizer = accelerator.prepare(compiled, optim.create_optimizer(config, raw_model))
-    mix, criterion = optim.create_loss(config, num_classes)
     return Run(
         config=config,
+        task=task,
         run_dir=run_dir,
         accelerator=accelerator,
         num_classes=num_classes,
@@ -69,8 +71,7 @@ def set_up(config: Config, run_dir: Path, accelerator: Accelerator, keep: bool =
         ema=ema,
         optimizer=optimizer,
         scheduler=optim.create_scheduler(config, optimizer, len(batches)),
-        mix=mix,
-        criterion=criterion,
+        loss=task.create_loss(num_classes),
         facts=facts,
         loss_sum=torch.zeros((), device=device),
     )
@@ -92,7 +93,7 @@ def _facts(config: Config, splits: Splits, model: nn.Module, device: torch.devic
     of_a_file = config.initial_file and not config.first_run
     return {
         "run_id": config.run_id,
-        "code": code_of(config.model),
+        "code": code_of(config.to_dict()),
         # A local path is its owner's business; the fingerprint says which images they were, the hash which weights.
         "config": config.to_dict()
         | ({"dataset": Path(config.dataset).resolve().name} if local else {})

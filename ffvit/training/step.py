@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 
 from ffvit.data.loader import Batch
 from ffvit.training import optim, progress
@@ -19,15 +20,12 @@ def make_update(run: Run, batches: Iterator[Batch], meter: progress.Meter) -> fl
         with meter.waiting():
             images, target, bad = next(batches)
         run.bad_images["train"] += bad
-        images = images.to(accelerator.device, non_blocking=True)
-        target = target.to(accelerator.device, non_blocking=True)
+        images, target = send_to_device((images, target), accelerator.device, non_blocking=True)
         _reseed(accelerator.device, config.seed, run.update, part, accelerator.process_index)
-        if run.mix:
-            images, target = run.mix(images, target)
         last = part == parts - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(run.model):
             with accelerator.autocast():
-                loss = run.criterion(run.model(images), target) / parts
+                loss = run.loss(run.model, Batch(images, target, bad)) / parts
             accelerator.backward(loss)
         run.loss_sum += loss.detach().float()  # read only when a line is due: reading waits for the GPU
     if config.clip_grad:

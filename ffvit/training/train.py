@@ -14,20 +14,23 @@ import json
 import signal
 import time
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 
 from ffvit.data.images import BadImage
 from ffvit.models import weights
 from ffvit.settings import run_folder
 from ffvit.settings.config import Config
+from ffvit.settings.headline import HEADLINES
 from ffvit.system.errors import Stopped, TrainingError
 from ffvit.system.files import write_atomically
 from ffvit.system.lifetime import STOPPED_BY, Stop
+from ffvit.tasks.task import Together
 from ffvit.training import checkpoint, estimate, memory, optim, processes, progress
-from ffvit.training.evaluate import evaluate
 from ffvit.training.resume import go_on_from_checkpoint, note_bad_images, require_finite, save_checkpoint, writing
 from ffvit.training.run import Run
 from ffvit.training.start import set_up
@@ -135,20 +138,19 @@ def score_epoch(run: Run, meter: progress.Meter) -> None:
     config, accelerator = run.config, run.accelerator
     training_s = meter.epoch_s
     lr = optim.set_rate(config, run.scheduler, run.epoch, run.update - 1)  # the last of the epoch, also after a resume
-    add_up = partial(accelerator.reduce, reduction="sum")
+    together = Together(partial(accelerator.reduce, reduction="sum"), gather_object)
     processes.share_buffers(run.raw_model)  # each process scores a part, all by the weights that will be saved
     # The raw model, not DDP's: not all processes have as many batches to score.
-    score = evaluate(run.raw_model, run.validation, run.num_classes, accelerator.device, add_up)
-    require_finite(score.loss, "validation loss", run)
+    score = run.task.evaluate(run.raw_model, run.validation, run.num_classes, accelerator.device, together)
+    for name, value in score.metrics.items():
+        require_finite(value, f"validation {name}", run)
     note_bad_images(run, "validation", score.bad_images)
     train_loss = accelerator.reduce(run.loss_sum, "mean").item() / len(run.batches)
     run.history.append(
         {
             "epoch": run.epoch + 1,
             "train_loss": train_loss,
-            "validation_loss": score.loss,
-            "validation_top1_percent": score.top1_percent,
-            "validation_top5_percent": score.top5_percent,
+            **{f"validation_{name}": value for name, value in score.metrics.items()},
             "lr": lr,
             "images_per_s": len(run.batches) * config.batch_size / training_s,
             "data_wait_percent": meter.wait_percent,
@@ -163,7 +165,7 @@ def score_epoch(run: Run, meter: progress.Meter) -> None:
     accelerator.log({f"epoch/{k}": v for k, v in now.items() if k != "epoch"}, step=run.update)
     if accelerator.is_main_process:
         with writing(run, f"what epoch {run.epoch} came to"):
-            if now is max(run.history, key=lambda e: e["validation_top1_percent"]):
+            if now is max(run.history, key=itemgetter(f"validation_{HEADLINES[config.task].name}")):
                 _save_weights(run, "best.safetensors", run.raw_model)
             write_atomically(run.run_dir / "history.json", json.dumps(run.history, indent=1))
 

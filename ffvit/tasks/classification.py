@@ -1,16 +1,82 @@
-"""How good a model is: exact counts over every image, and which images it gets wrong."""
+"""A class for an image: cross-entropy, and exact counts over every image, with those it gets wrong."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ffvit.data import batch_augmentation
+from ffvit.data.batches import TrainBatches, eval_loader, train_batches
 from ffvit.data.images import BadImage
 from ffvit.data.loader import Batch
+from ffvit.data.splits import Splits, load_splits
+from ffvit.settings.config import Config
 from ffvit.system.errors import InputError
+from ffvit.tasks.task import ALONE, EvalBatches, Loss, Task, Together
+
+MAX_CONFUSION_CLASSES = 100  # of a record; with more, confusion matrix and mistakes would make a large file
+
+
+class Classification(Task):
+    """The likeliest of the classes, by their logits."""
+
+    UNREAD = ("ignore_index", "reduce_zero_label", "scale_range", "photometric_distortion")
+
+    def check(self) -> None:
+        super().check()
+        batch_augmentation.check(self.config)
+
+    def load_splits(self) -> Splits:
+        return load_splits(self.config)
+
+    def train_batches(
+        self, splits: Splits, accumulation_steps: int = 1, rank: int = 0, device: torch.device | str = "cpu"
+    ) -> TrainBatches:
+        return train_batches(splits, self.config, accumulation_steps, rank, device)
+
+    def eval_batches(self, images: Any, rank: int = 0, device: torch.device | str = "cpu") -> EvalBatches:
+        return eval_loader(images, self.config, rank, device)
+
+    def create_loss(self, num_classes: int) -> Loss:
+        mix, criterion = create_loss(self.config, num_classes)
+
+        def loss(model: nn.Module, batch: Batch) -> Tensor:
+            images, target = mix(batch.images, batch.target) if mix else (batch.images, batch.target)
+            return criterion(model(images), target)
+
+        return loss
+
+    def probe(self, count: int, device: torch.device) -> Batch:
+        size = self.config.img_size
+        images = torch.zeros(count, self.config.in_chans, size, size, device=device)
+        return Batch(images, torch.zeros(count, dtype=torch.int64, device=device), [])
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        batches: Iterable[Batch],
+        num_classes: int,
+        device: torch.device | str = "cpu",
+        together: Together = ALONE,
+    ) -> "Evaluation":
+        return evaluate(model, batches, num_classes, device, together.add_up)
+
+
+TASK = Classification
+
+
+def create_loss(config: Config, num_classes: int) -> tuple[Mixup | None, nn.Module]:
+    """What mixes a batch and smooths its labels, None without mixup and cutmix, and the loss to go with it."""
+    if config.mixup or config.cutmix:
+        mix = Mixup(config.mixup, config.cutmix, label_smoothing=config.label_smoothing, num_classes=num_classes)
+        return mix, SoftTargetCrossEntropy()
+    return None, LabelSmoothingCrossEntropy(config.label_smoothing)
 
 
 @dataclass(frozen=True)
@@ -26,6 +92,18 @@ class Evaluation:
     predictions: np.ndarray  # (n,) likeliest class; -1 for an image that could not be read
     confidences: np.ndarray  # (n,) its probability; 0 for an image that could not be read
     bad_images: list[BadImage]  # counted in no other number
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {"loss": self.loss, "top1_percent": self.top1_percent, "top5_percent": self.top5_percent}
+
+    def results(self) -> dict[str, Any]:
+        found = {"images": self.images, **self.metrics, "per_class_percent": self.per_class_percent}
+        if self.bad_images:
+            found["bad_images"] = [image._asdict() for image in self.bad_images]
+        if len(self.confusion) <= MAX_CONFUSION_CLASSES:
+            found |= {"confusion": self.confusion.tolist(), "mistakes": self.mistakes}
+        return found
 
     @property
     def per_class_percent(self) -> list[float | None]:
