@@ -23,10 +23,16 @@ LENGTH = 64  # symbols of a definition, the later ones are left out; and rows of
 
 def digits() -> datasets.Dataset:
     """scikit-learn's 1,797 handwritten digits, 8x8, 17 grey levels."""
+    pixels, labels = digit_table()
+    return _dataset(pixels, labels.tolist(), [str(d) for d in range(10)])
+
+
+def digit_table() -> tuple[np.ndarray, np.ndarray]:
+    """Their pixels, (1797, 8, 8) uint8, and what they are, (1797,) int64."""
     # Its file, read without importing scikit-learn: that takes a second in every process of a pipeline of small runs.
     table = np.loadtxt(_file("scikit-learn", "sklearn/datasets/data/digits.csv.gz"), delimiter=",")
     pixels = np.round(table[:, :64].reshape(-1, 8, 8) / 16 * 255).astype(np.uint8)  # from 0 to 16, then the digit
-    return _dataset(pixels, table[:, 64].astype(int).tolist(), [str(d) for d in range(10)])
+    return pixels, table[:, 64].astype(np.int64)
 
 
 def definitions() -> datasets.Dataset:
@@ -55,8 +61,19 @@ def text_image(text: str) -> np.ndarray:
     return image
 
 
-# By the name that the setting `dataset` gives.
-EMBEDDED: dict[str, Callable[[], datasets.Dataset]] = {"digits": digits, "definitions": definitions}
+def digits_scenes() -> datasets.DatasetDict:
+    """The same digits on canvases, with boxes and masks: see ffvit.data.dense.scenes."""
+    from ffvit.data.dense.scenes import make_scenes  # which is made of the digits above
+
+    return make_scenes()
+
+
+# By the name that the setting `dataset` gives; those without splits of their own are cut by ffvit.data.sources.
+EMBEDDED: dict[str, Callable[[], datasets.Dataset | datasets.DatasetDict]] = {
+    "digits": digits,
+    "definitions": definitions,
+    "digits-scenes": digits_scenes,
+}
 
 
 def _file(package: str, path: str) -> str:

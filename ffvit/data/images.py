@@ -35,9 +35,10 @@ class BadImage(NamedTuple):
     reason: str
 
 
-def decode(encoded: dict | None, mode: str, allowed: tuple[str, ...] = ANYWHERE) -> PIL.Image.Image:
-    """The upright image of a file's bytes, "RGB" or "L". Raises OSError with the reason where there is no whole image.
+def decode(encoded: dict | None, mode: str | None, allowed: tuple[str, ...] = ANYWHERE) -> PIL.Image.Image:
+    """The upright image of a file's bytes, "RGB" or "L"; None: as it is stored, with values that are no brightness.
 
+    Raises OSError with the reason where there is no whole image.
     encoded: {"bytes", "path"}, as Hugging Face's Image(decode=False) gives it; None is a row without an image.
     allowed: where a path may lead, see ffvit.data.folders.allowed_places.
     """
@@ -50,6 +51,8 @@ def decode(encoded: dict | None, mode: str, allowed: tuple[str, ...] = ANYWHERE)
             image.load()
             with contextlib.suppress(Exception):  # broken EXIF is no reason to lose the image
                 PIL.ImageOps.exif_transpose(image, in_place=True)
+            if mode is None:
+                return image
             if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
                 image = PIL.Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
             return image.convert(mode)  # grey, palette and CMYK images among the RGB ones

@@ -78,15 +78,24 @@ class AugmentedImages(Images):
         self, key: tuple[int, int, int]
     ) -> tuple[Tensor, int, list[BadImage]]:
         epoch, position, row = key
-        bad: list[BadImage] = []
-        while True:
-            number = (row + len(bad)) % len(self)
-            image, label = self.decoded[number] if self.decoded else self.read(number)
-            if not isinstance(image, BadImage):
-                seed_augmentation(self.config.seed, epoch, position)
-                return self.transform(image), label, bad
-            bad.append(image)
-            check_not_all_bad(bad, len(self))
+        read = self.decoded.__getitem__ if self.decoded else self.read
+        image, label, bad = first_readable(read, row, len(self))
+        seed_augmentation(self.config.seed, epoch, position)
+        return self.transform(image), label, bad
+
+
+def first_readable(read: Callable[[int], tuple], row: int, num_images: int) -> tuple[Any, Any, list[BadImage]]:
+    """(image, target, images that could not be read) of a row, or of the next that can be read.
+
+    read: (image or BadImage, target) of a row. Raises InputError where there is no end of bad ones.
+    """
+    bad: list[BadImage] = []
+    while True:
+        image, target = read((row + len(bad)) % num_images)
+        if not isinstance(image, BadImage):
+            return image, target, bad
+        bad.append(image)
+        check_not_all_bad(bad, num_images)
 
 
 class EpochOrder(Sampler):

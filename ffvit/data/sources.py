@@ -32,6 +32,7 @@ from ffvit.system.errors import InputError
 from ffvit.system.files import sha256_of
 
 CARDS = ("README.md", ".huggingface.yaml")  # where datasets is told which files to read
+TEST_SHARE = 0.2  # of embedded data without splits of their own
 SPLIT_SEED = 0  # of held-out parts and subsets: the same images in every run, whatever its seed
 
 
@@ -43,12 +44,10 @@ def open_splits(wanted: list[str], config: Config) -> dict[str, datasets.Dataset
     dataset = config.dataset
     place = _place(dataset)
     if place in EMBEDDED:
-        whole = EMBEDDED[dataset]()  # a stratified fifth is the test split
-        split = whole.train_test_split(0.2, seed=SPLIT_SEED, stratify_by_column="label")
-        return _choose(split, wanted, dataset)
+        return _choose(embedded_splits(dataset), wanted, dataset)
     if isinstance(place, Path):
         with opening(dataset):
-            if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
+            if _is_saved(place):
                 _check_saved(place, dataset)
                 saved = datasets.load_from_disk(str(place))
                 return _choose(saved if isinstance(saved, dict) else {"train": saved}, wanted, dataset)
@@ -58,13 +57,26 @@ def open_splits(wanted: list[str], config: Config) -> dict[str, datasets.Dataset
     with opening(dataset):
         builder.download_and_prepare()
         splits = _choose(builder.as_dataset(), wanted, dataset)
-    label = find_columns(splits[wanted[0]].features, config)[1]
-    classes = getattr(splits[wanted[0]].features[label], "names", [])
     files = {name: files[name] for name in splits if files.get(name)}
-    _check_files(files, label, classes, dataset)
+    if config.task == "classification":  # others name their classes once, in the table of the training images
+        label = find_columns(splits[wanted[0]].features, config)[1]
+        _check_files(files, label, getattr(splits[wanted[0]].features[label], "names", []), dataset)
     if not config.allow_overlap:
         check_copies(files, dataset)
     return splits
+
+
+def embedded_splits(dataset: str) -> datasets.DatasetDict:
+    """Data of EMBEDDED: their own splits; else a fifth of each class is the test split."""
+    whole = EMBEDDED[dataset]()
+    if isinstance(whole, datasets.DatasetDict):
+        return whole
+    return whole.train_test_split(TEST_SHARE, seed=SPLIT_SEED, stratify_by_column="label")
+
+
+def is_table(place: Path, dataset: str) -> bool:
+    """Whether a folder holds what save_to_disk or to_parquet wrote."""
+    return _is_saved(place) or bool(_parquet_below(place, dataset))
 
 
 def parquet_files(wanted: list[str], config: Config) -> tuple[dict[str, list[str]], datasets.DatasetInfo]:
@@ -181,9 +193,13 @@ def opening(dataset: str) -> Iterator[None]:
             cause = cause.__cause__
         reason = (str(cause) or type(cause).__name__).splitlines()[0]
         raise InputError(
-            f"dataset '{dataset}' cannot be opened: {reason}. Give 'digits' or 'definitions', a hub id (with network, and `hf auth login` "
+            f"dataset '{dataset}' cannot be opened: {reason}. Give {_or(EMBEDDED)}, a hub id (with network, and `hf auth login` "
             "for gated sets such as ILSVRC/imagenet-1k), or a local folder"
         ) from None
+
+
+def _or(names: Iterable[str]) -> str:
+    return " or ".join(f"'{name}'" for name in names)
 
 
 def _place(dataset: str) -> Path | str:
@@ -197,7 +213,7 @@ def _place(dataset: str) -> Path | str:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", dataset):  # datasets would take "json" for any such file in this folder
         raise InputError(
             f"dataset '{dataset}' is no folder, and no id of the hub, which has an owner, such as 'uoft-cs/cifar10': give "
-            "one of them, or 'digits' or 'definitions'"
+            f"one of them, or {_or(EMBEDDED)}"
         )
     return dataset
 
@@ -211,6 +227,10 @@ def _inside(file: Path, dataset: str) -> Path:
             return file
     except OSError as error:
         raise InputError(f"dataset '{dataset}': {file} is not read: {error.strerror or error}") from None
+
+
+def _is_saved(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
 
 
 def _check_saved(folder: Path, dataset: str) -> None:

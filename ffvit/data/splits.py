@@ -31,7 +31,10 @@ SAMPLE = 64  # images of a split that tell whether two splits, or two datasets, 
 
 @dataclass(frozen=True)
 class Splits:
-    """Images and labels of a run, as datasets with the two columns "image" and "label"."""
+    """Images of a run and what is known of them, as datasets.
+
+    Columns: "image" and "label"; of the tasks of ffvit.data.dense "image", "image_id", and "objects" or "map".
+    """
 
     train: "datasets.Dataset | ParquetStream"
     validation: datasets.Dataset
@@ -50,12 +53,7 @@ def load_splits(config: Config) -> Splits:
     Raises InputError for a dataset, split or column that is not there, splits that overlap, a label outside the classes,
     an empty split.
     """
-    datasets.disable_caching()  # or the splits' indices are written into the user's own folder
-    test = "" if config.test_fraction else config.test_split
-    names = {"train": config.train_split, "validation": config.validation_split, "test": test}
-    names = {part: name for part, name in names.items() if name}
-    if not config.allow_overlap:
-        _check_overlap(names)
+    names = split_names(config)
     if config.streaming:
         files, info = parquet_files(list(names.values()), config)
         if not config.allow_overlap:
@@ -73,12 +71,28 @@ def load_splits(config: Config) -> Splits:
     for part, images in parts.items():
         if not isinstance(images, ParquetStream):  # its labels are checked as they come
             _check_labels(images, classes, f"{config.dataset}, {part} split")
-    allowed = allowed_places(config.dataset)
+    return cut(parts, classes, config)
+
+
+def split_names(config: Config) -> dict[str, str]:
+    """What the dataset calls the images of each part of a run; those of a part that is missing are held out."""
+    datasets.disable_caching()  # or the splits' indices are written into the user's own folder
+    test = "" if config.test_fraction else config.test_split
+    names = {"train": config.train_split, "validation": config.validation_split, "test": test}
+    names = {part: name for part, name in names.items() if name}
+    if not config.allow_overlap:
+        _check_overlap(names)
+    return names
+
+
+def cut(parts: dict[str, Any], classes: list[str], config: Config) -> Splits:
+    """Train, validation and test of the parts that there are. Raises InputError where two of them are the same images."""
+    allowed, num_train = allowed_places(config.dataset), len(parts["train"])
     if not config.allow_overlap:
         _check_same_images(parts, allowed, config)
     for part, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
         if part not in parts:
-            parts["train"], parts[part] = _hold_out(parts["train"], fraction * len(train), part, len(classes))
+            parts["train"], parts[part] = _hold_out(parts["train"], fraction * num_train, part, len(classes))
     sizes = {"train": config.max_train_images, "validation": config.max_eval_images, "test": config.max_eval_images}
     parts = {part: _subset(parts[part], size) for part, size in sizes.items()}
     return Splits(**parts, classes=classes, fingerprint=_fingerprint(parts.values(), classes, allowed))
@@ -95,7 +109,12 @@ def first_images(split: "datasets.Dataset | ParquetStream", config: Config, coun
 
 
 def encoded(split: "datasets.Dataset | ParquetStream") -> Any:
-    return split if isinstance(split, ParquetStream) else split.cast_column("image", datasets.Image(decode=False))
+    """The same with images, and maps, as the bytes or the path of a file."""
+    if isinstance(split, ParquetStream):
+        return split
+    for column in {"image", "map"} & {*split.features}:
+        split = split.cast_column(column, datasets.Image(decode=False))
+    return split
 
 
 def _two_columns(split: datasets.Dataset, config: Config) -> datasets.Dataset:
@@ -150,9 +169,11 @@ def _hold_out(
     images: datasets.Dataset, count: float, part: str, num_classes: int
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     """The images without, and those of, a part; each class keeps its share in both where it has enough images."""
-    counts, held_out = np.bincount(_labels(images), minlength=num_classes), math.ceil(count)
-    enough = counts[counts > 0].min() >= 2 and min(held_out, len(images) - held_out) >= (counts > 0).sum()
-    stratify = "label" if enough and isinstance(images.features["label"], datasets.ClassLabel) else None
+    held_out, stratify = math.ceil(count), None
+    if isinstance(images.features.get("label"), datasets.ClassLabel):
+        counts = np.bincount(_labels(images), minlength=num_classes)
+        enough = counts[counts > 0].min() >= 2 and min(held_out, len(images) - held_out) >= (counts > 0).sum()
+        stratify = "label" if enough else None
     try:
         parts = images.train_test_split(held_out, seed=SPLIT_SEED, stratify_by_column=stratify)
     except ValueError as error:
@@ -181,7 +202,9 @@ def _check_same_images(parts: dict[str, Any], allowed: tuple[str, ...], config: 
             )
 
 
-def _sample(split: "datasets.Dataset | ParquetStream", first: bool, allowed: tuple[str, ...]) -> Iterator[bytes]:
+def _sample(
+    split: "datasets.Dataset | ParquetStream", first: bool, allowed: tuple[str, ...], column: str = "image"
+) -> Iterator[bytes]:
     """The encoded bytes of up to 64 images, the first or evenly spread; none of an image that is missing."""
     rows = encoded(split)
     if first:
@@ -190,13 +213,15 @@ def _sample(split: "datasets.Dataset | ParquetStream", first: bool, allowed: tup
         chosen = (rows[int(i)] for i in np.linspace(0, len(rows) - 1, num=min(SAMPLE, len(rows)), dtype=int))
     for row in chosen:
         try:
-            yield content(row["image"], allowed)
+            yield content(row[column], allowed)
         except (OSError, ValueError):  # reported where its image is wanted; the latter is of a path with a zero byte
             yield b""
 
 
 def _fingerprint(splits: Iterable, classes: list[str], allowed: tuple[str, ...]) -> str:
-    """sha256 over classes, sizes, all labels and the encoded bytes of up to 64 images of each split.
+    """sha256 over classes, sizes, all labels or objects and the encoded bytes of up to 64 images of each split.
+
+    Semantic maps are files as images are: those of the 64.
 
     Of a stream, not to read all of it: the number of its rows, the sizes of its files, and its first 64 images.
     """
@@ -205,8 +230,15 @@ def _fingerprint(splits: Iterable, classes: list[str], allowed: tuple[str, ...])
         streamed = isinstance(split, ParquetStream)
         if streamed:
             digest.update(json.dumps([len(split), split.file_sizes()]).encode())
-        else:
+        elif "label" in split.features:
             digest.update(_labels(split).tobytes())
+        elif "objects" in split.features:
+            for row in split.select_columns(["image_id", "objects"]):
+                digest.update(json.dumps(row).encode())
+        else:
+            digest.update(json.dumps(split["image_id"][:]).encode())
+            for stored in _sample(split, streamed, allowed, "map"):
+                digest.update(stored)
         for image in _sample(split, streamed, allowed):
             digest.update(image)
     return digest.hexdigest()[:16]
