@@ -75,10 +75,10 @@ def merge(*layers: dict) -> dict:
         args = layer.get("model_args", {})
         if not isinstance(args, dict):
             raise InputError(f"model_args must be a table, such as {{ depth = 4 }}, got {args!r}")
-        body = (model_args.get(BACKBONE), args.get(BACKBONE))
+        before, after = model_args.get(BACKBONE), args.get(BACKBONE)
         model_args |= args
-        if all(isinstance(part, dict) for part in body):
-            model_args[BACKBONE] = {**body[0], **body[1]}
+        if isinstance(before, dict) and isinstance(after, dict):
+            model_args[BACKBONE] = before | after
     merged = {name: value for layer in layers for name, value in layer.items()}
     return merged | ({"model_args": model_args} if model_args else {})
 

@@ -6,7 +6,7 @@ Scores are torchmetrics', computed by faster-coco-eval: the numbers of COCO's ow
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,10 +25,13 @@ from ffvit.tasks.task import ALONE, EvalBatches, Loss, Task, Together
 
 # Settings of the loader and the loss of classification, which tasks that say where have not.
 OF_CLASSIFICATION = (
-    *("augment", "streaming", "in_memory", "score_train", "auto_augment", "random_erasing", "repeated_augmentation"),
+    *("augment", "streaming", "score_train", "auto_augment", "random_erasing", "repeated_augmentation"),
     *("mixup", "cutmix", "label_smoothing", "crop_scale", "crop_ratio", "crop_pct", "interpolation"),
 )
-PARTS = {"box": "bbox", "mask": "segm"}  # of a detection that is scored: ours, and COCO's names
+PARTS: dict[str, Literal["bbox", "segm"]] = {
+    "box": "bbox",
+    "mask": "segm",
+}  # of a detection that is scored: ours, and COCO's names
 SIZES = ("small", "medium", "large")  # below 32 x 32 pixels, below 96 x 96, and above
 MASK_FROM = 0.5  # of a probability: from there on a pixel is the object's
 
@@ -87,7 +90,7 @@ class Detection(Task):
         was_training = model.training
         model.eval()
         score = MeanAveragePrecision(
-            iou_type=tuple(PARTS[part] for part in self.parts),  # type: ignore[arg-type]  # of one, too
+            iou_type=tuple(PARTS[part] for part in self.parts),
             backend="faster_coco_eval",
             extended_summary=True,
             sync_on_compute=False,
