@@ -649,7 +649,7 @@ def test_resumed_run_keeps_where_it_began(tmp_path, monkeypatch):
 
 
 def test_what_is_unknown_is_told_before_images_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(start, "load_splits", None)
+    monkeypatch.setattr(classification, "load_splits", None)
     in_batches = dict(augment="batch", interpolation="bilinear", in_chans=3, mean=[0.5] * 3, std=[0.5] * 3)
     for settings, message in (
         ({"model": "ff_tinny_patch16_224"}, "unknown to timm"),
