@@ -9,7 +9,7 @@ from ffvit.data.dense import columns, maps
 from ffvit.data.dense.coco import annotation_files, open_coco
 from ffvit.data.dense.objects import check_not_empty
 from ffvit.data.folders import find_folder
-from ffvit.data.sources import is_table, open_splits
+from ffvit.data.sources import is_table, open_splits, opening
 from ffvit.data.splits import Splits, cut, encoded, split_names
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError
@@ -49,11 +49,12 @@ def _open(wanted: list[str], config: Config) -> tuple[dict[str, datasets.Dataset
     """The wanted splits and the classes."""
     root, semantic = find_folder(config.dataset), config.task == "semantic_segmentation"
     if root is not None and not is_table(root, config.dataset):
-        pairs = maps.open_pairs(root, wanted, config) if semantic else None
-        if pairs:
-            return pairs
-        if annotation_files(root):
-            return open_coco(root, wanted, config)
+        with opening(config.dataset):
+            pairs = maps.open_pairs(root, wanted, config) if semantic else None
+            if pairs:
+                return pairs
+            if annotation_files(root):
+                return open_coco(root, wanted, config)
         raise InputError(_nothing_known(root, semantic))
     found = open_splits(wanted, config)
     if columns.has_objects(found[wanted[0]], config):
