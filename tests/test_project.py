@@ -37,14 +37,14 @@ def imported_packages(path: Path) -> set[str]:
 
 
 def test_every_file_of_the_library_is_in_a_package_of_the_order():
-    assert {path.parent.name for path in (ROOT / "ffvit").glob("*/*.py")} == set(ORDER)
+    assert {path.relative_to(ROOT / "ffvit").parts[0] for path in (ROOT / "ffvit").glob("*/**/*.py")} == set(ORDER)
     assert {path.name for path in (ROOT / "ffvit").glob("*.py")} == {"__init__.py", "__main__.py"}
 
 
 @pytest.mark.parametrize("package", ORDER)
 def test_imports_go_one_way(package):
     later = set(ORDER[ORDER.index(package) + 1 :])
-    for path in (ROOT / "ffvit" / package).glob("*.py"):
+    for path in (ROOT / "ffvit" / package).rglob("*.py"):
         assert not imported_packages(path) & later, path.name
 
 

@@ -219,9 +219,7 @@ def _sample(
 
 
 def _fingerprint(splits: Iterable, classes: list[str], allowed: tuple[str, ...]) -> str:
-    """sha256 over classes, sizes, all labels or objects and the encoded bytes of up to 64 images of each split.
-
-    Semantic maps are files as images are: those of the 64.
+    """sha256 over classes, sizes, all labels or objects and the encoded bytes of up to 64 images, and maps, of each split.
 
     Of a stream, not to read all of it: the number of its rows, the sizes of its files, and its first 64 images.
     """
@@ -233,8 +231,8 @@ def _fingerprint(splits: Iterable, classes: list[str], allowed: tuple[str, ...])
         elif "label" in split.features:
             digest.update(_labels(split).tobytes())
         elif "objects" in split.features:
-            for row in split.select_columns(["image_id", "objects"]):
-                digest.update(json.dumps(row).encode())
+            for rows in split.select_columns(["image_id", "objects"]).iter(1000):
+                digest.update(json.dumps(rows).encode())
         else:
             digest.update(json.dumps(split["image_id"][:]).encode())
             for stored in _sample(split, streamed, allowed, "map"):

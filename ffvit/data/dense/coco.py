@@ -71,12 +71,14 @@ def read_annotations(file: Path) -> dict[str, Any]:
             f"{file} does not hold COCO's annotations ({error}): put a JSON file of at most "
             f"{MOST_JSON_BYTES / 1e9:g} GB in its place"
         ) from None
-    for kind, needed in (("images", ("id", "file_name")), ("annotations", ("image_id",)), ("categories", ("id",))):
+    for kind, number in (("images", "id"), ("annotations", "image_id"), ("categories", "id")):
         entries = content.get(kind)
-        if not isinstance(entries, list) or not all(isinstance(e, dict) and e.keys() >= {*needed} for e in entries):
+        if not isinstance(entries, list) or not all(
+            isinstance(e, dict) and type(e.get(number)) is int for e in entries
+        ):
             raise InputError(
-                f"{file} does not hold COCO's annotations: '{kind}' must be a list of objects with {' and '.join(needed)}; "
-                "see https://cocodataset.org/#format-data"
+                f"{file} does not hold COCO's annotations: '{kind}' must be a list of objects with a whole number as "
+                f"'{number}'; see https://cocodataset.org/#format-data"
             )
     return content
 
@@ -84,8 +86,8 @@ def read_annotations(file: Path) -> dict[str, Any]:
 def _categories(content: dict[str, Any], file: Path) -> tuple[dict[int, int], list[str]]:
     """Class by category id, and the names of the classes."""
     names = {category["id"]: str(category.get("name", category["id"])) for category in content["categories"]}
-    if not names or len(names) != len(content["categories"]) or not all(type(number) is int for number in names):
-        raise InputError(f"{file}: 'categories' must have a whole number of its own each as id, and at least one entry")
+    if not names or len(names) != len(content["categories"]):
+        raise InputError(f"{file}: 'categories' must have at least one entry, and each an id of its own")
     ids = sorted(names)
     return {number: i for i, number in enumerate(ids)}, [names[number] for number in ids]
 
@@ -98,12 +100,12 @@ def _image_folder(root: Path, file: Path, images: list[dict], config: Config) ->
     short = NAME.fullmatch(file.name)[1]  # type: ignore[index]  # its file was found by that name
     places = list(dict.fromkeys(("images", full, f"images/{full}", short, f"images/{short}")))
     for place in places:
-        if any((root / place / str(image["file_name"])).is_file() for image in images[:10]):
+        if any((root / place / str(image.get("file_name"))).is_file() for image in images[:10]):
             return root / place
     if config.bad_images == "skip":
         return root / places[0]
     raise InputError(
-        f"dataset '{config.dataset}': {images[0]['file_name']}, which {file.name} lists, is in none of "
+        f"dataset '{config.dataset}': {images[0].get('file_name')!r:.200}, which {file.name} lists, is in none of "
         f"{', '.join(f'{place}/' for place in places)}: put the images into one of them"
     )
 
@@ -116,20 +118,18 @@ def _rows(content: dict[str, Any], numbers: dict[int, int], file: Path, folder: 
     rows: list[dict] = []
     heads, seen = {*evenly(len(content["images"]), MOST_CHECKED)}, set()
     for place, image in enumerate(content["images"]):
-        number, name = image["id"], image["file_name"]
-        where = f"{file.name}, image {number!r:.80} ({name!r:.200})"
-        if type(number) is not int or number in seen:
-            raise InputError(
-                f"{where}: its id {'is there twice' if number in seen else 'is no whole number'}: renumber it"
-            )
+        number, name = image["id"], image.get("file_name")
+        where = f"{file.name}, image {number} ({name!r:.200})"
+        if number in seen:
+            raise InputError(f"{where}: its id is there twice: give each image its own")
         seen.add(number)
         if not isinstance(name, str) or name.startswith("/") or ".." in Path(name).parts or "\0" in name:
-            raise InputError(f"{where}: the name leads out of {folder}: name a file below it")
+            raise InputError(f"{where}: the file_name names no file below {folder}: mend it")
         said = image.get("width"), image.get("height")
         if not all(type(side) is int and side > 0 for side in said):
             raise InputError(f"{where}: width and height must be whole numbers of pixels, got {said}")
         path = str(folder / name)
-        if place in heads:
+        if place in heads or not Path(path).is_file():
             checked_size({"bytes": None, "path": path}, allowed, said, where, config)
         objects = checked_objects(annotations.pop(number, ()), numbers, *said, where, config)
         rows.append({"image": path, "image_id": number, "objects": objects})

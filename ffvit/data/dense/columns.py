@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 
 from ffvit.data.dense.headers import MOST_CHECKED, checked_size, evenly
-from ffvit.data.dense.maps import read_map
+from ffvit.data.dense.maps import IGNORED, read_map
 from ffvit.data.dense.objects import OBJECTS, checked_objects
 from ffvit.data.folders import allowed_places
 from ffvit.data.images import file_name
@@ -19,8 +19,13 @@ from ffvit.system.errors import InputError
 IMAGE_ID = "image_id"
 
 
-def has_objects(split: datasets.Dataset, config: Config) -> bool:
-    return (config.label_column or "objects") == "objects" and "objects" in split.features
+def has_objects(split: datasets.Dataset) -> bool:
+    return "objects" in split.features
+
+
+def has_maps(split: datasets.Dataset, config: Config) -> bool:
+    """Whether there is a second image column, which label_column does not turn down."""
+    return config.label_column != "objects" and len(_pictures(split)) > 1
 
 
 def with_objects(
@@ -46,7 +51,7 @@ def with_maps(found: Mapping[str, datasets.Dataset], config: Config) -> dict[str
     made = {}
     for name, split in found.items():
         image = _image_column(split, config)
-        pictures = [n for n, kind in split.features.items() if isinstance(kind, datasets.Image) and n != image]
+        pictures = [name for name in _pictures(split) if name != image]
         wanted = [config.label_column] if config.label_column else pictures
         if len(wanted) != 1 or wanted[0] not in pictures:
             raise InputError(
@@ -65,12 +70,16 @@ def count_classes(train: datasets.Dataset, config: Config) -> list[str]:
             found = read_map(row["map"], 2**16, config, allowed)
         except OSError:  # reported where its image is wanted
             continue
-        highest = max(highest, int(np.where(found == 255, -1, found).max()))
+        highest = max(highest, int(np.where(found == IGNORED, -1, found).max()))
     return [str(number) for number in range(highest + 1)]
 
 
+def _pictures(split: datasets.Dataset) -> list[str]:
+    return [name for name, kind in split.features.items() if isinstance(kind, datasets.Image)]
+
+
 def _image_column(split: datasets.Dataset, config: Config) -> str:
-    pictures = [name for name, kind in split.features.items() if isinstance(kind, datasets.Image)]
+    pictures = _pictures(split)
     wanted = config.image_column or ("image" if "image" in pictures else (pictures[0] if len(pictures) == 1 else ""))
     if wanted not in pictures:
         raise InputError(
@@ -85,9 +94,13 @@ def _renamed(split: datasets.Dataset, names: dict[str, str]) -> datasets.Dataset
     return split.rename_columns({old: new for old, new in names.items() if old != new})
 
 
-def _numbered(split: datasets.Dataset, numbers: Any) -> datasets.Dataset:
+def _numbered(split: datasets.Dataset, numbers: Any, objects: list[dict] | None = None) -> datasets.Dataset:
+    """The images, and maps, of a split with these columns beside them."""
     images = split.select_columns([name for name in ("image", "map") if name in split.features])
-    return images.add_column(IMAGE_ID, list(numbers), feature=datasets.Value("int64"))
+    columns: dict[str, Any] = {IMAGE_ID: list(numbers)} | ({} if objects is None else {"objects": objects})
+    kinds = {IMAGE_ID: datasets.Value("int64")} | ({} if objects is None else {"objects": OBJECTS})
+    beside = datasets.Dataset.from_dict(columns, datasets.Features(kinds))
+    return datasets.concatenate_datasets([images, beside], axis=1)  # add_column would pickle all, to name a cache
 
 
 def _class_names(split: datasets.Dataset, where: str) -> list[str]:
@@ -137,4 +150,4 @@ def _checked(split: datasets.Dataset, where: str, num_classes: int, config: Conf
     if len({*ids}) != len(ids):
         number = next(number for i, number in enumerate(ids) if number in ids[:i])
         raise InputError(f"{where}: image_id {number} is there twice: give each image its own")
-    return _numbered(split, ids).add_column("objects", columns, feature=OBJECTS)
+    return _numbered(split, ids, columns)

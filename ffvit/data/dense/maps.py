@@ -17,7 +17,7 @@ import numpy as np
 
 from ffvit.data.dense.coco import annotation_files, find_split, read_annotations
 from ffvit.data.dense.headers import checked_size, evenly
-from ffvit.data.folders import allowed_places, is_image
+from ffvit.data.folders import SPLIT_NAMED, allowed_places, is_image
 from ffvit.data.images import decode
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError
@@ -148,7 +148,9 @@ def _lists_of_splits(root: Path) -> dict[str, Part]:
     images, maps = root / "images", root / "masks"
     if not images.is_dir() or not maps.is_dir():
         return {}
-    lists = [file for file in sorted(root.glob("*.txt")) if file.name not in NAME_FILES]
+    lists = [file for file in sorted(root.glob("*.txt")) if file.is_file() and file.name not in NAME_FILES]
+    if not any(file.stem.lower() in SPLIT_NAMED for file in lists):  # a licence, notes
+        return {}
     return {file.stem: (images, maps, _lines(file)) for file in lists}
 
 

@@ -14,7 +14,7 @@ from faster_coco_eval.core import mask as coco_masks
 
 OUTSIDE = 1.0  # pixels by which a box or a polygon may leave the image: annotations are rounded
 FEWEST_CORNERS = 3
-MOST_CHARACTERS = 8  # of a packed number: 40 bits
+MOST_BITS = 40  # of a packed number
 
 
 def as_text(segmentation: Any, width: int, height: int) -> str:
@@ -72,32 +72,32 @@ def draw_map(objects: dict[str, list], width: int, height: int) -> np.ndarray:
     return drawn
 
 
-def _run_lengths(counts: Any, num_pixels: int) -> np.ndarray:
+def _run_lengths(counts: Any, num_pixels: int) -> list[int]:
     """Raises ValueError where they are not those of so many pixels."""
-    if isinstance(counts, str):
-        lengths = _unpacked(counts)
-    elif isinstance(counts, list) and all(type(count) is int and 0 <= count <= num_pixels for count in counts):
-        lengths = np.array(counts, dtype=np.int64)
-    else:
+    lengths = _unpacked(counts) if isinstance(counts, str) else counts
+    if not isinstance(lengths, list) or not all(type(length) is int and length >= 0 for length in lengths):
         raise ValueError("the counts of its mask are no run lengths")
-    if (lengths < 0).any() or (lengths > num_pixels).any() or lengths.sum() != num_pixels:
-        raise ValueError(f"the counts of its mask do not make {num_pixels:,} pixels, which the image has")
+    if sum(lengths) != num_pixels:
+        raise ValueError(f"the counts of its mask make {sum(lengths):,} pixels, the image has {num_pixels:,}")
     return lengths
 
 
-def _unpacked(text: str) -> np.ndarray:
-    codes = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
-    last = (codes & 32) == 0  # of the characters of a number
-    if not len(codes) or codes.min() < 0 or codes.max() > 63 or not last[-1]:
-        raise ValueError("the counts of its mask are damaged")
-    starts = np.flatnonzero(np.concatenate([[True], last[:-1]]))
-    place = np.arange(len(codes)) - np.repeat(starts, np.diff(starts, append=len(codes)))
-    if place.max() >= MOST_CHARACTERS:
-        raise ValueError("the counts of its mask are damaged")
-    numbers = np.add.reduceat((codes & 31) << (5 * place), starts)
-    numbers -= ((codes[last] & 16) > 0) * (1 << (5 * (place[last] + 1)))  # the sign, of two's complement
-    numbers[1::2], numbers[2::2] = numbers[1::2].cumsum(), numbers[2::2].cumsum()
-    return numbers
+def _unpacked(text: str) -> list[int]:
+    lengths: list[int] = []
+    number = bits = 0
+    for byte in text.encode():
+        code = byte - 48
+        if not 0 <= code < 64 or bits >= MOST_BITS:
+            raise ValueError("the counts of its mask are damaged")
+        number |= (code & 31) << bits
+        bits += 5
+        if not code & 32:  # the last of its characters, with the sign of two's complement
+            number -= (code & 16) << (bits - 4)
+            lengths.append(number + lengths[-2] if len(lengths) > 2 else number)
+            number = bits = 0
+    if bits:
+        raise ValueError("the counts of its mask end in the middle of a number")
+    return lengths
 
 
 def _check_polygons(polygons: Any, width: int, height: int) -> None:

@@ -9,7 +9,7 @@ from ffvit.data.dense import columns, maps
 from ffvit.data.dense.coco import annotation_files, open_coco
 from ffvit.data.dense.objects import check_not_empty
 from ffvit.data.folders import find_folder
-from ffvit.data.sources import is_table, open_splits
+from ffvit.data.sources import is_table, open_splits, opening
 from ffvit.data.splits import Splits, cut, encoded, split_names
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError
@@ -49,24 +49,25 @@ def _open(wanted: list[str], config: Config) -> tuple[dict[str, datasets.Dataset
     """The wanted splits and the classes."""
     root, semantic = find_folder(config.dataset), config.task == "semantic_segmentation"
     if root is not None and not is_table(root, config.dataset):
-        pairs = maps.open_pairs(root, wanted, config) if semantic else None
-        if pairs:
-            return pairs
-        if annotation_files(root):
-            return open_coco(root, wanted, config)
+        with opening(config.dataset):
+            if semantic and (pairs := maps.open_pairs(root, wanted, config)):
+                return pairs
+            if annotation_files(root):
+                return open_coco(root, wanted, config)
         raise InputError(_nothing_known(root, semantic))
     found = open_splits(wanted, config)
-    if columns.has_objects(found[wanted[0]], config):
+    train = found[wanted[0]]
+    if semantic and columns.has_maps(train, config):
+        with_maps = columns.with_maps(found, config)
+        if root is not None and any((root / name).is_file() for name in maps.NAME_FILES):
+            return with_maps, maps.class_names(root, config)
+        return with_maps, columns.count_classes(with_maps[wanted[0]], config)
+    if columns.has_objects(train):
         return columns.with_objects(found, config)
-    if not semantic:
-        raise InputError(
-            f"dataset '{config.dataset}' has no column 'objects' with bbox and category, it has "
-            f"{sorted(found[wanted[0]].features)}: choose a dataset with boxes, or another task than {config.task}"
-        )
-    pairs_of = columns.with_maps(found, config)
-    if root is not None and any((root / name).is_file() for name in maps.NAME_FILES):
-        return pairs_of, maps.class_names(root, config)
-    return pairs_of, columns.count_classes(pairs_of[wanted[0]], config)
+    raise InputError(
+        f"dataset '{config.dataset}' has no column 'objects' with bbox and category{', nor two image columns' * semantic}, "
+        f"it has {sorted(train.features)}: choose a dataset with what {config.task} learns"
+    )
 
 
 def _nothing_known(root: Path, semantic: bool) -> str:
