@@ -16,6 +16,8 @@ with mean and spread taken out, as all of timm's models have them; torchvision's
 import math
 import re
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import timm
@@ -28,6 +30,7 @@ from torchvision.models.detection import MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, roi_align
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 
@@ -44,10 +47,12 @@ class Pyramid(nn.Module):
     body: of timm's, features_only. extra: what adds coarser maps.
     """
 
-    def __init__(self, body: Any, extra: ExtraFPNBlock | None, width: int):
+    def __init__(
+        self, body: Any, extra: ExtraFPNBlock | None, width: int, norm: Callable[..., nn.Module] | None = None
+    ):
         super().__init__()
         self.body = body
-        self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), width, extra)
+        self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), width, extra, norm)
         self.out_channels = width  # torchvision asks for it
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -315,6 +320,11 @@ def _split(kwargs: dict, backbone_args: dict | None) -> tuple[dict, dict]:
     return given, of_body | (backbone_args or {})
 
 
+def _norm(width: int, wanted: bool) -> Callable[..., nn.Module] | None:
+    """Groups of eight channels: the 32 of 256 that detectors from random weights have (arXiv:1811.08883, section 3.1)."""
+    return partial(nn.GroupNorm, width // 8) if wanted else None
+
+
 def _sizes(given: dict) -> dict:
     """What torchvision's detectors do to images: the short side as published, or img_size; no norm, see above."""
     short = given.pop("img_size", 800)
@@ -329,21 +339,29 @@ def retinanet(
     backbone_args: dict | None = None,
     width: int = WIDTH,
     anchor_scale: float = 4,
+    group_norm: bool = False,
     drop_rate: float = 0.0,
     **kwargs,
 ) -> Detector:
     """RetinaNet (Lin et al. 2017, arXiv:1708.02002). pretrained: the backbone's weights.
 
     width: channels of pyramid and head. anchor_scale: pixels of an anchor's side for one of its map's stride.
+    group_norm: in pyramid and head, to train from random weights (He et al. 2019, arXiv:1811.08883); published without.
     kwargs: img_size, in_chans, drop_path_rate; and torchvision's.
     In training: (images, targets with boxes and labels) -> losses; else images -> boxes, scores, labels, for each image.
     """
     given, of_body = _split(kwargs, dict(drop_rate=drop_rate) | (backbone_args or {}))
     body = body_of(backbone, STRIDES[1:], pretrained, of_body)
     sizes = tuple(tuple(anchor_scale * stride * 2 ** (i / 3) for i in range(3)) for stride in (8, 16, 32, 64, 128))
-    pyramid = Pyramid(body, P6P7(body.feature_info.channels()[-1], width), width)
-    given = dict(detections_per_img=100) | _sizes(given)
-    return Detector(pyramid, num_classes, anchor_generator=Anchors(sizes, (RATIOS,) * 5), **given)
+    norm = _norm(width, group_norm)
+    pyramid = Pyramid(body, P6P7(body.feature_info.channels()[-1], width), width, norm)
+    return Detector(
+        pyramid,
+        num_classes,
+        anchor_generator=Anchors(sizes, (RATIOS,) * 5),
+        head=RetinaNetHead(width, len(RATIOS) * len(sizes[0]), num_classes, norm),
+        **dict(detections_per_img=100) | _sizes(given),
+    )
 
 
 @register_model
@@ -354,27 +372,29 @@ def mask_rcnn(
     backbone_args: dict | None = None,
     width: int = WIDTH,
     anchor_scale: float = 8,
+    group_norm: bool = False,
     box_width: int = 1024,
     drop_rate: float = 0.0,
     **kwargs,
 ) -> Segmenter:
     """Mask R-CNN (He et al. 2017, arXiv:1703.06870). pretrained: the backbone's weights.
 
-    width: channels of pyramid and mask head. box_width: of the two layers of the box head. anchor_scale, kwargs: see retinanet.
+    width: channels of pyramid and mask head. box_width: of the two layers of the box head. Others: see retinanet.
     In training: (images, targets with boxes, labels and masks) -> losses; else images -> boxes, scores, labels, masks.
     """
     given, of_body = _split(kwargs, dict(drop_rate=drop_rate) | (backbone_args or {}))
     body = body_of(backbone, STRIDES, pretrained, of_body)
     sizes = tuple((float(anchor_scale * stride),) for stride in (*STRIDES, 64))
-    names = ["0", "1", "2", "3"]
+    names, norm = ["0", "1", "2", "3"], _norm(width, group_norm)
+    given["box_detections_per_img"] = given.pop("detections_per_img", 100)
     return Segmenter(
-        Pyramid(body, LastLevelMaxPool(), width),
+        Pyramid(body, LastLevelMaxPool(), width, norm),
         rpn_anchor_generator=Anchors(sizes, (RATIOS,) * 5),
         box_roi_pool=AlignedRoIAlign(names, 7, sampling_ratio=0),
         box_head=TwoMLPHead(width * 7**2, box_width),
         box_predictor=BoxPredictor(box_width, num_classes),
         mask_roi_pool=AlignedRoIAlign(names, 14, sampling_ratio=0),
-        mask_head=MaskRCNNHeads(width, (width,) * 4, 1),
+        mask_head=MaskRCNNHeads(width, (width,) * 4, 1, norm),
         mask_predictor=MaskPredictor(width, width, num_classes),
         **dict(rpn_post_nms_top_n_train=1000) | _sizes(given),
     )
