@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 
 from ffvit.data.dense.headers import MOST_CHECKED, checked_size, evenly
-from ffvit.data.dense.objects import OBJECTS, checked_objects
+from ffvit.data.dense.objects import checked_objects, objects_column
 from ffvit.data.folders import SPLIT_NAMED, allowed_places, no_such_split
 from ffvit.data.sources import check_class_names
 from ffvit.settings.config import Config
@@ -57,7 +57,9 @@ def open_coco(root: Path, wanted: list[str], config: Config) -> tuple[dict[str, 
         rows = _rows(content, numbers, file, _image_folder(root, file, content["images"], config), config)
         found[name] = datasets.Dataset.from_dict(
             {column: [row[column] for row in rows] for column in ("image", "image_id", "objects")},
-            datasets.Features(image=datasets.Image(), image_id=datasets.Value("int64"), objects=OBJECTS),
+            datasets.Features(
+                image=datasets.Image(), image_id=datasets.Value("int64"), objects=objects_column(classes)
+            ),
         )
     return found, classes
 
@@ -86,8 +88,8 @@ def read_annotations(file: Path) -> dict[str, Any]:
 def _categories(content: dict[str, Any], file: Path) -> tuple[dict[int, int], list[str]]:
     """Class by category id, and the names of the classes."""
     names = {category["id"]: str(category.get("name", category["id"])) for category in content["categories"]}
-    if not names or len(names) != len(content["categories"]):
-        raise InputError(f"{file}: 'categories' must have at least one entry, and each an id of its own")
+    if not names or not len({*names.values()}) == len(names) == len(content["categories"]):
+        raise InputError(f"{file}: 'categories' must have at least one entry, and each an id and a name of its own")
     ids = sorted(names)
     return {number: i for i, number in enumerate(ids)}, [names[number] for number in ids]
 

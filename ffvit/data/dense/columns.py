@@ -8,7 +8,7 @@ import numpy as np
 
 from ffvit.data.dense.headers import MOST_CHECKED, checked_size, evenly
 from ffvit.data.dense.maps import IGNORED, read_map
-from ffvit.data.dense.objects import OBJECTS, checked_objects
+from ffvit.data.dense.objects import checked_objects, objects_column
 from ffvit.data.folders import allowed_places
 from ffvit.data.images import file_name
 from ffvit.data.sources import check_class_names
@@ -40,9 +40,10 @@ def with_objects(
     for name, split in found.items():
         where = f"{config.dataset}, split '{name}'"
         own = _class_names(split, where)
-        classes = classes or own
-        check_class_names(own, classes, where)
-        made[name] = _checked(_renamed(split, {_image_column(split, config): "image"}), where, len(classes), config)
+        classes = classes or own or _numbers(split, where)
+        if own:
+            check_class_names(own, classes, where)
+        made[name] = _checked(_renamed(split, {_image_column(split, config): "image"}), where, classes, config)
     return made, classes
 
 
@@ -94,17 +95,17 @@ def _renamed(split: datasets.Dataset, names: dict[str, str]) -> datasets.Dataset
     return split.rename_columns({old: new for old, new in names.items() if old != new})
 
 
-def _numbered(split: datasets.Dataset, numbers: Any, objects: list[dict] | None = None) -> datasets.Dataset:
-    """The images, and maps, of a split with these columns beside them."""
+def _numbered(split: datasets.Dataset, numbers: Any, **more: tuple[list, Any]) -> datasets.Dataset:
+    """The images, and maps, of a split with numbers beside them, and more columns: values and features."""
     images = split.select_columns([name for name in ("image", "map") if name in split.features])
-    columns: dict[str, Any] = {IMAGE_ID: list(numbers)} | ({} if objects is None else {"objects": objects})
-    kinds = {IMAGE_ID: datasets.Value("int64")} | ({} if objects is None else {"objects": OBJECTS})
-    beside = datasets.Dataset.from_dict(columns, datasets.Features(kinds))
+    columns = {IMAGE_ID: (list(numbers), datasets.Value("int64")), **more}
+    kinds = datasets.Features({name: kind for name, (_, kind) in columns.items()})
+    beside = datasets.Dataset.from_dict({name: values for name, (values, _) in columns.items()}, kinds)
     return datasets.concatenate_datasets([images, beside], axis=1)  # add_column would pickle all, to name a cache
 
 
 def _class_names(split: datasets.Dataset, where: str) -> list[str]:
-    """Of a ClassLabel; else the numbers that there are, which must leave none out."""
+    """Of a ClassLabel; none of plain numbers."""
     kind = split.features["objects"]
     of_one: Any = getattr(kind, "feature", kind)  # a list of objects, or lists of their parts
     category = of_one.get("category") if isinstance(of_one, dict) else None
@@ -113,11 +114,22 @@ def _class_names(split: datasets.Dataset, where: str) -> list[str]:
         return list(category.names)
     if "int" not in getattr(category, "dtype", ""):
         raise InputError(f"{where}: 'objects' needs 'bbox' and 'category', a ClassLabel or class numbers, got {kind}")
-    numbers = {
-        a["category_id"] for objects in split.select_columns(["objects"]) for a in _annotations(objects["objects"])
-    }
-    highest = max((n for n in numbers if n is not None), default=-1)
-    return [str(number) for number in range(highest + 1)]
+    return []
+
+
+def _numbers(train: datasets.Dataset, where: str) -> list[str]:
+    """Class numbers as names; they must be 0, 1, 2, ..., as with classification. Others are refused later on, by place."""
+    found: set[int] = set()
+    for row in train.select_columns(["objects"]):
+        objects = row["objects"] or {}
+        given = objects.get("category") if isinstance(objects, dict) else [one.get("category") for one in objects]
+        found.update(number for number in given or () if number is not None and number >= 0)
+    if found and max(found) >= len(found):
+        raise InputError(
+            f"{where}: {len(found)} different categories from {min(found)} to {max(found)}, which leave out some between: "
+            "number classes 0, 1, 2, ..., or save them as a ClassLabel"
+        )
+    return [str(number) for number in sorted(found)]
 
 
 def _annotations(objects: Any) -> Iterator[dict]:
@@ -125,15 +137,15 @@ def _annotations(objects: Any) -> Iterator[dict]:
     if isinstance(objects, dict):
         lists = {name: values for name, values in objects.items() if values is not None}
         if len({len(values) for values in lists.values()}) > 1:
-            raise ValueError(f"the lists of its objects are of { ({k: len(v) for k, v in lists.items()}) } entries")
+            raise ValueError("the lists of its objects are of different lengths")
         objects = [dict(zip(lists, values)) for values in zip(*lists.values())]
     for number, one in enumerate(objects or ()):
         yield {"id": number, **{k: v for k, v in one.items() if v is not None}, "category_id": one.get("category")}
 
 
-def _checked(split: datasets.Dataset, where: str, num_classes: int, config: Config) -> datasets.Dataset:
+def _checked(split: datasets.Dataset, where: str, classes: list[str], config: Config) -> datasets.Dataset:
     allowed = allowed_places(config.dataset)
-    numbers = {number: number for number in range(num_classes)}
+    numbers = {number: number for number in range(len(classes))}
     heads, ids, columns = {*evenly(len(split), MOST_CHECKED)}, [], []
     for place, row in enumerate(encoded(split)):
         here = f"{where}, row {place}" + (f" ({name})" if (name := file_name(row["image"])) else "")
@@ -150,4 +162,4 @@ def _checked(split: datasets.Dataset, where: str, num_classes: int, config: Conf
     if len({*ids}) != len(ids):
         number = next(number for i, number in enumerate(ids) if number in ids[:i])
         raise InputError(f"{where}: image_id {number} is there twice: give each image its own")
-    return _numbered(split, ids, columns)
+    return _numbered(split, ids, objects=(columns, objects_column(classes)))

@@ -10,17 +10,23 @@ from ffvit.data.dense import masks
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError
 
-# Lists of as many entries as an image has objects; boxes x, y, width, height in pixels, classes from 0, masks as JSON text.
-OBJECTS = {
-    "bbox": datasets.List(datasets.List(datasets.Value("float64"))),
-    "category": datasets.List(datasets.Value("int64")),
-    "segmentation": datasets.List(datasets.Value("string")),
-    "iscrowd": datasets.List(datasets.Value("bool")),
-    "area": datasets.List(datasets.Value("float64")),
-}
+OBJECTS = ("bbox", "category", "segmentation", "iscrowd", "area")
 NEED_MASKS = ("instance_segmentation", "semantic_segmentation")
 
 CURE = "mend the annotation, or take it out"
+
+
+def objects_column(classes: list[str]) -> dict[str, datasets.List]:
+    """The column "objects": lists of as many entries as an image has objects.
+
+    Boxes are x, y, width, height in pixels, categories classes from 0, segmentations the text of ffvit.data.dense.masks.
+    """
+    number, kinds = (
+        datasets.Value("float64"),
+        {"segmentation": datasets.Value("string"), "iscrowd": datasets.Value("bool")},
+    )
+    kinds |= {"bbox": datasets.List(number), "area": number, "category": datasets.ClassLabel(names=classes)}
+    return {name: datasets.List(kinds[name]) for name in OBJECTS}
 
 
 def checked_objects(
@@ -31,7 +37,7 @@ def checked_objects(
     where: str,
     config: Config,
 ) -> dict[str, list]:
-    """The annotations of an image in the columns of OBJECTS.
+    """The annotations of an image in lists, by the names of OBJECTS.
 
     annotations: COCO's, with bbox and category_id, and segmentation, iscrowd and area where they have them. numbers: class by
     category id. where: names the file and the image. Raises InputError for a broken annotation; with bad_images="skip"

@@ -18,7 +18,7 @@ import datasets
 import numpy as np
 
 from ffvit.data.dense import masks
-from ffvit.data.dense.objects import OBJECTS
+from ffvit.data.dense.objects import OBJECTS, objects_column
 from ffvit.data.embedded import digit_table
 from ffvit.data.sources import SPLIT_SEED, TEST_SHARE
 
@@ -44,10 +44,8 @@ class Digit(NamedTuple):
 def make_scenes() -> datasets.DatasetDict:
     """train, validation and test; columns: see ffvit.data.dense.splits."""
     pixels, labels = digit_table()
-    category = datasets.List(datasets.ClassLabel(names=[str(digit) for digit in range(10)]))
-    features = datasets.Features(
-        image=datasets.Image(), image_id=datasets.Value("int64"), objects=OBJECTS | {"category": category}
-    )
+    objects = objects_column([str(digit) for digit in range(10)])
+    features = datasets.Features(image=datasets.Image(), image_id=datasets.Value("int64"), objects=objects)
     parts = {}
     for part, (name, pool) in enumerate(digits_of_parts(labels).items()):
         stored, of_pool = pixels[pool].astype(np.int64), labels[pool].tolist()
