@@ -285,3 +285,22 @@ def test_weights_of_a_detector_load_at_another_image_size(name, tmp_path):
     images = torch.randn(1, 3, 96, 96)  # which a backbone of another size takes too, resampling every time
     for found, wanted in zip(ours.backbone(images).values(), theirs.backbone(images).values()):
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_detector_starts_from_the_weights_of_a_classification_model(name, tmp_path):
+    shape = NARROW | dict(num_heads=(1, 1, 1, 1))
+    classifier = timm.create_model("lit_s" if "lit_s" in name else "lit_ti", num_classes=5, **shape | dict(img_size=32))
+    save_weights(tmp_path / "lit.safetensors", classifier)
+    model = small(name, backbone_args=shape)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    load_weights(model, tmp_path / "lit.safetensors", backbone_will_do=True)
+    after, given = model.state_dict(), classifier.state_dict()
+    key = next(k for k in given if k.endswith("mlp.fc1.weight"))
+    assert torch.equal(after[model.BACKBONE + key], given[key])
+    assert all(torch.equal(after[k], v) for k, v in before.items() if not k.startswith(model.BACKBONE))
+    with pytest.raises(InputError, match="the weights of another model"):
+        load_weights(model, tmp_path / "lit.safetensors")
+    save_weights(tmp_path / "other.safetensors", nn.Linear(2, 2))
+    with pytest.raises(InputError, match="neither the weights of such a model nor of its backbone"):
+        load_weights(model, tmp_path / "other.safetensors", backbone_will_do=True)

@@ -18,6 +18,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import timm
@@ -172,6 +173,26 @@ class OnPyramid:
         if not any(key.startswith(("neck.", "decode_head.")) for key in state):
             return state
         return dict(self._renamed(key, value) for key, value in state.items())
+
+    def with_backbone(self, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+        """The weights of a classification model as the backbone's, among the model's own others; a whole model's as they are.
+
+        What a backbone has not, a classifier and its norm, is left out. Raises InputError where the file lacks what it has.
+        """
+        if any(key.startswith("backbone.") for key in state):
+            return state
+        own = cast(nn.Module, self).state_dict()
+        theirs = {f"{self.BACKBONE}{key}": value for key, value in state.items() if f"{self.BACKBONE}{key}" in own}
+        new = tuple(f"{self.BACKBONE}norm{i}." for i in range(len(STRIDES)))  # output norms, which no classifier has
+        missing = [
+            key for key in own if key.startswith(self.BACKBONE) and key not in theirs and not key.startswith(new)
+        ]
+        if missing := [key for key in missing if not key.endswith("relative_position_index")]:
+            raise InputError(
+                f"{path}: neither the weights of such a model nor of its backbone: {missing[0].removeprefix(self.BACKBONE)} is missing"
+                + (f", and {len(missing) - 1} more" if len(missing) > 1 else "")
+            )
+        return own | theirs
 
     def _renamed(self, key: str, value: Tensor) -> tuple[str, Tensor]:
         patterns = (*self.OFFICIAL, *NECK, ("backbone.", self.BACKBONE))

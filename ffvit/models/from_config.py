@@ -43,10 +43,12 @@ def create(config: Config, num_classes: int) -> nn.Module:
 def start_from(model: nn.Module, file: Path) -> None:
     """Put a file's weights into a model that will be trained, resampled where they are of another image size.
 
+    A detector may start from a classification model's, its backbone's.
+
     Raises InputError for what cannot be loaded, and for weights of another shape than the settings give the model.
     """
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    load_weights(model, file)
+    load_weights(model, file, backbone_will_do=True)
     for name, value in model.state_dict().items():
         if shapes[name] != tuple(value.shape):  # a record's settings say all of its model
             raise InputError(

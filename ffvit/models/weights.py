@@ -48,10 +48,13 @@ def save_weights(path: Path, model: nn.Module) -> str:
         return seal(temporary)["sha256"]
 
 
-def load_weights(model: nn.Module, path: str | Path, sha256: str | None = None) -> nn.Module:
+def load_weights(
+    model: nn.Module, path: str | Path, sha256: str | None = None, backbone_will_do: bool = False
+) -> nn.Module:
     """Load a checkpoint, every key and shape of it, into a model of this library or of timm.
 
     path: our `.safetensors`, or an author's `.pth`. sha256: refuse a file with another hash.
+    backbone_will_do: of a detector, a classification model's weights are loaded into the backbone, and the rest stays.
     Weights of another image size are resampled to the model's, see ffvit.models.resample. The parameters are new ones then,
     and a feed-forward layer over patches has the file's hidden width, unless the model was given a patch_hidden_dim.
     Raises InputError for a file that is missing, damaged, not safe to read, much too large, or of another model, and
@@ -73,6 +76,7 @@ def load_weights(model: nn.Module, path: str | Path, sha256: str | None = None) 
     state = _state_dict_in(content, path)
     if hasattr(model, "from_official"):
         state = cast(Any, model).from_official(state)
+        state = cast(Any, model).with_backbone(state, path) if backbone_will_do else state
     try:
         twin = at_size_of(state, model)
     except InputError as error:
