@@ -97,10 +97,10 @@ def test_two_processes_end_like_one(head, tmp_path):
 class Guesser(nn.Module):
     """Finds the true boxes and masks, moved, with wrong classes among them and scores of its own."""
 
-    def __init__(self, task, images, seed=0):
+    def __init__(self, task, splits, seed=0):
         super().__init__()
         self.rng = np.random.default_rng(seed)
-        self.true = [target for batch in task.eval_batches(images) for target in batch.target]
+        self.true = [target for batch in task.eval_batches(splits, "test") for target in batch.target]
         self.count = 0
 
     def forward(self, images):
@@ -120,19 +120,19 @@ class Guesser(nn.Module):
 def many(monkeypatch):
     monkeypatch.setattr(scenes, "SCENES", {"train": 4, "validation": 4, "test": 61})
     task = task_of(small("mask_rcnn"))
-    return task, task.load_splits().test
+    return task, task.load_splits()
 
 
 def test_average_precision_is_pycocotools_to_every_digit(many, tmp_path, capsys):
     coco = pytest.importorskip("pycocotools.coco", reason="pycocotools, the reference, is not installed")
     cocoeval = pytest.importorskip("pycocotools.cocoeval")
     mask_api = pytest.importorskip("pycocotools.mask")
-    task, images = many
-    ours = task.evaluate(Guesser(task, images), task.eval_batches(images), 10)
+    task, splits = many
+    ours = task.evaluate(Guesser(task, splits), task.eval_batches(splits, "test"), 10)
 
     truth, found = [], defaultdict(list)
-    model = Guesser(task, images)
-    for batch in task.eval_batches(images):
+    model = Guesser(task, splits)
+    for batch in task.eval_batches(splits, "test"):
         for target, guess in zip(batch.target, model(batch.images)):
             for i in range(len(target["labels"])):
                 rle = mask_api.encode(np.asfortranarray(target["masks"][i].numpy()))
@@ -190,17 +190,17 @@ def by_ranks(compute, ranks: int):
 
 @pytest.mark.parametrize("ranks", [2, 5])
 def test_scores_of_detection_are_those_of_one_process_however_images_are_dealt_out(many, ranks):
-    task, images = many
+    task, splits = many
 
     def compute(rank, together):
-        mine = images.select(range(rank, len(images), ranks))
-        model = Guesser(task, images)
+        mine = splits.test.select(range(rank, len(splits.test), ranks))
+        model = Guesser(task, splits)
         of_images = dict(zip((t["image_id"] for t in model.true), model([torch.zeros(1)] * len(model.true))))
         ids = iter(mine["image_id"])
         model.forward = lambda given: [of_images[next(ids)] for _ in given]
-        return task.evaluate(model, task.eval_batches(mine), 10, together=together)
+        return task.evaluate(model, task.eval_batches(dataclasses.replace(splits, test=mine), "test"), 10, together=together)
 
-    alone = task.evaluate(Guesser(task, images), task.eval_batches(images), 10)
+    alone = task.evaluate(Guesser(task, splits), task.eval_batches(splits, "test"), 10)
     for found in by_ranks(compute, ranks):
         assert found.metrics == alone.metrics and found.objects == alone.objects and found.images == 61
 

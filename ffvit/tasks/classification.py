@@ -18,7 +18,7 @@ from ffvit.data.loader import Batch
 from ffvit.data.splits import Splits, load_splits
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError
-from ffvit.tasks.task import ALONE, EvalBatches, Loss, Task, Together
+from ffvit.tasks.task import ALONE, EvalBatches, Loss, Part, Task, Together
 
 MAX_CONFUSION_CLASSES = 100  # of a record; with more, confusion matrix and mistakes would make a large file
 
@@ -40,8 +40,8 @@ class Classification(Task):
     ) -> TrainBatches:
         return train_batches(splits, self.config, accumulation_steps, rank, device)
 
-    def eval_batches(self, images: Any, rank: int = 0, device: torch.device | str = "cpu") -> EvalBatches:
-        return eval_loader(images, self.config, rank, device)
+    def eval_batches(self, splits: Splits, part: Part, rank: int = 0, device: torch.device | str = "cpu") -> EvalBatches:
+        return eval_loader(getattr(splits, part), self.config, rank, device)
 
     def create_loss(self, num_classes: int) -> Loss:
         mix, criterion = create_loss(self.config, num_classes)

@@ -21,7 +21,7 @@ from ffvit.data.images import BadImage
 from ffvit.data.loader import Batch
 from ffvit.data.splits import Splits
 from ffvit.system.errors import InputError
-from ffvit.tasks.task import ALONE, EvalBatches, Loss, Task, Together
+from ffvit.tasks.task import ALONE, EvalBatches, Loss, Part, Task, Together
 
 # Settings of the loader and the loss of classification, which tasks that say where have not.
 OF_CLASSIFICATION = (
@@ -65,8 +65,8 @@ class Detection(Task):
     ) -> TrainBatches:
         return train_batches(splits, self.config, "mask" in self.parts, accumulation_steps, rank)
 
-    def eval_batches(self, images: Any, rank: int = 0, device: torch.device | str = "cpu") -> EvalBatches:
-        return eval_loader(images, self.config, "mask" in self.parts, rank)
+    def eval_batches(self, splits: Splits, part: Part, rank: int = 0, device: torch.device | str = "cpu") -> EvalBatches:
+        return eval_loader(getattr(splits, part), self.config, "mask" in self.parts, rank)
 
     def create_loss(self, num_classes: int) -> Loss:
         return lambda model, batch: sum(model(batch.images, batch.target).values(), torch.zeros(()))

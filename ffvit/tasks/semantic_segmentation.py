@@ -18,7 +18,7 @@ from ffvit.data.loader import Batch
 from ffvit.data.splits import Splits
 from ffvit.system.errors import InputError
 from ffvit.tasks.detection import OF_CLASSIFICATION
-from ffvit.tasks.task import ALONE, EvalBatches, Loss, Task, Together
+from ffvit.tasks.task import ALONE, EvalBatches, Loss, Part, Task, Together
 
 IGNORED = 255  # in targets, whatever a dataset's own ignore_index
 MAX_CONFUSION_CLASSES = 100  # of a record; with more, the matrix would make a large file
@@ -37,8 +37,8 @@ class SemanticSegmentation(Task):
     ) -> TrainBatches:
         return train_batches(splits, self.config, False, accumulation_steps, rank)
 
-    def eval_batches(self, images: Any, rank: int = 0, device: torch.device | str = "cpu") -> EvalBatches:
-        return eval_loader(images, self.config, False, rank)
+    def eval_batches(self, splits: Splits, part: Part, rank: int = 0, device: torch.device | str = "cpu") -> EvalBatches:
+        return eval_loader(getattr(splits, part), self.config, False, rank, len(splits.classes))
 
     def create_loss(self, num_classes: int) -> Loss:
         return lambda model, batch: (

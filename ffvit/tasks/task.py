@@ -4,7 +4,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ffvit.data.splits import Splits
 from ffvit.settings.config import SETTINGS, Config
 from ffvit.system.errors import InputError
 
+Part = Literal["train", "validation", "test"]
 Loss = Callable[[nn.Module, Batch], Tensor]
 
 
@@ -84,8 +85,8 @@ class Task(ABC):
         """What a process trains on. Raises InputError where the images do not fill one batch."""
 
     @abstractmethod
-    def eval_batches(self, images: Any, rank: int = 0, device: torch.device | str = "cpu") -> EvalBatches:
-        """A split of load_splits, to evaluate."""
+    def eval_batches(self, splits: Splits, part: Part, rank: int = 0, device: torch.device | str = "cpu") -> EvalBatches:
+        """The images of a part, to evaluate."""
 
     @abstractmethod
     def create_loss(self, num_classes: int) -> Loss:

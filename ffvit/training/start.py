@@ -45,7 +45,7 @@ def set_up(config: Config, run_dir: Path, accelerator: Accelerator, keep: bool =
     parts = memory.accumulation_steps(config, task, num_classes, accelerator)
     batches = task.train_batches(splits, parts, accelerator.process_index, device)
     scored_alike = task_of(replace(config, accumulation_steps=parts))
-    validation = scored_alike.eval_batches(splits.validation, accelerator.process_index, device)
+    validation = scored_alike.eval_batches(splits, "validation", accelerator.process_index, device)
     if config.grad_checkpointing:
         cast(Any, raw_model).set_grad_checkpointing(True)  # timm's models have it
     ema = ModelEmaV3(raw_model, decay=config.ema_decay) if config.ema_decay else None

@@ -37,14 +37,13 @@ def train_batches(
     with_masks: bool,
     accumulation_steps: int = 1,
     rank: int = 0,
-    device: torch.device | str = "cpu",
 ) -> TrainBatches:
     """Shuffled, changed micro-batches of one process.
 
     Of detection: images a list of (C, h, w), target a list of {"boxes": (n, 4) x1, y1, x2, y2 in pixels of the image,
     "labels": (n,) int64, "image_id": int, and with_masks "masks": (n, h, w) uint8}, crowds left out.
     Of semantic_segmentation: images (B, C, img_size, img_size), target (B, img_size, img_size) int64, 255 ignored.
-    device: where they will be used; they come to it batch by batch. Raises InputError where they do not fill one batch.
+    Raises InputError where they do not fill one batch.
     """
     order = EpochOrder(len(splits.train), config, rank)
     semantic = config.task == "semantic_segmentation"
@@ -58,7 +57,6 @@ def eval_loader(
     config: Config,
     with_masks: bool,
     rank: int = 0,
-    device: torch.device | str = "cpu",
     num_classes: int = MOST_CLASSES,
 ) -> Loader:
     """Every image of a split exactly once over all processes; images and targets are lists.
