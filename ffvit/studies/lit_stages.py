@@ -198,7 +198,7 @@ def measured_table(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
     """One row a LIT of the grid: where it has attention, how it merges, what it costs here, and its test top-1."""
     found = measured(experiment, records)
     rows = [
-        {"Model": layout.model, **_columns(layout), **study_tables.measures(experiment, found.get(name))}
+        {"Model": layout.model, **_columns(layout), **study_tables.measures(experiment, name, found.get(name))}
         for name, layout in layouts(experiment).items()
     ]
     return study_tables.said(pd.DataFrame(rows or [{"Model": NOT_RUN, "Note": "this experiment has no LIT"}]))
