@@ -75,7 +75,7 @@ def precision_by_recall(evaluations: Sequence[Detections], classes: list[str]) -
         panel.set(title=f"{part}, IoU 0.5", xlabel="recall: share of objects found", xlim=(0, 1), ylim=(0, 1.02))
         panel.set_ylabel("precision: share of detections that are right")
         panel.grid(True)
-        panel.legend(frameon=False, loc="lower left")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 

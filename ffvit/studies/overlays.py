@@ -53,9 +53,13 @@ def draw_box(panel: Axes, box: np.ndarray, color: Any, width: float = 1.4) -> No
     panel.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=color, lw=width))
 
 
-def draw_map(panel: Axes, classes_of_pixels: np.ndarray, classes: list[str], alpha: float = 1.0) -> None:
-    """classes_of_pixels: (H, W), those beyond the classes, which are ignored, in white."""
-    panel.imshow(painted(classes_of_pixels, classes), alpha=alpha)
+def draw_map(panel: Axes, classes_of_pixels: Any, classes: list[str], over: bool = False) -> None:
+    """classes_of_pixels: (H, W), those beyond the classes, which are ignored, in white. over: an image, which is seen through it."""
+    found = np.asarray(classes_of_pixels)
+    through = np.full(found.shape, 0.6)
+    if BACKGROUND in classes:
+        through[found == classes.index(BACKGROUND)] = 0
+    panel.imshow(painted(found, classes), alpha=through if over else 1.0)
     panel.set_axis_off()
 
 

@@ -70,7 +70,7 @@ def _class(panel: Axes, label: int, classes: list[str]) -> None:
 
 
 def _map(panel: Axes, classes_of_pixels: Tensor, classes: list[str]) -> None:
-    overlays.draw_map(panel, classes_of_pixels.numpy(), classes, alpha=0.6)
+    overlays.draw_map(panel, classes_of_pixels, classes, over=True)
 
 
 LOOKS = {

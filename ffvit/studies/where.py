@@ -48,7 +48,7 @@ class Claim(NamedTuple):
 
 CLAIMS = (
     Claim("attention in stages 1 and 2 is not needed", "s(1,2,3,4) − s(3,4) < δ", ALL, OWN, MARGIN, above=False),
-    Claim("attention in stages 3 and 4 is", "s(3,4) − s(none) > 0", OWN, NONE, 0.0, above=True),
+    Claim("attention in stages 3 and 4 is needed", "s(3,4) − s(none) > 0", OWN, NONE, 0.0, above=True),
 )
 
 
@@ -109,7 +109,7 @@ def predicted(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
         first, second = (found.get(names.get(layout, "")) for layout in (claim.first, claim.second))
         points = difference(first, second).points if first and second else []
         label = HEADLINES[experiment.config(next(iter(layouts))).task].label.removesuffix(" (%)")
-        cells = {"Head": head, "Claim": claim.words, "Prediction": claim.formula, "Of": label}
+        cells = {"Head": head, "Claim": claim.words, "Prediction": claim.formula, "Score": label}
         rows.append(cells | predictions.measured_beside(points, claim.limit, claim.above))
     if not rows:
         return pd.DataFrame([{"Head": NOT_RUN, "Claim": "the experiment has one layout a head: nothing to compare"}])
@@ -141,7 +141,7 @@ def by_layout(experiment: Experiment, records: list[dict]) -> Figure:
             if name in found:
                 mean_and_seeds(panel, x, found[name].percent, looks[layout])
         panel.set(title=head, ylabel=f"test {label}", xlim=(-0.6, len(layouts) - 0.4))
-        panel.set_xticks(range(len(layouts)), _ticks(experiment, layouts), rotation=20 if len(layouts) > 2 else 0)
+        panel.set_xticks(range(len(layouts)), _ticks(experiment, layouts), rotation=20 if len(layouts) > 3 else 0)
         panel.set_xlabel("attention in")
         finish(panel)
     figure.suptitle(f"{drawn(experiment.title)}\n{MARKS}", x=0.01, ha="left")
@@ -159,10 +159,9 @@ def curves(experiment: Experiment, records: list[dict]) -> Figure:
         panel.set(title=head, xlabel="epoch", ylabel=f"validation {label}")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         finish(panel)
+    named = {layout: layout if isinstance(layout, str) else f"attention in {words(layout)}" for layout in looks}
     handles = [
-        Line2D([], [], color=color, linestyle=dashes, lw=1.8, label=drawn(f"attention in {words(layout)}"))
-        if not isinstance(layout, str)
-        else Line2D([], [], color=color, linestyle=dashes, lw=1.8, label=drawn(layout))
+        Line2D([], [], color=color, linestyle=dashes, lw=1.8, label=drawn(named[layout]))
         for layout, (color, dashes, _) in looks.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
