@@ -22,12 +22,12 @@ from PIL import Image
 
 from ffvit.data import embedded, resident
 from ffvit.data.batches import eval_loader, train_batches
-from ffvit.data.images import decode, read, train_transform
+from ffvit.data.images import decode, read
 from ffvit.data.loader import AugmentedImages, EpochOrder
 from ffvit.data.splits import first_images, load_splits
 from ffvit.data.stream import ParquetStream, StreamedImages
 from ffvit.settings.experiment import load_experiment
-from ffvit.studies import one_run
+from ffvit.studies import samples
 from ffvit.system.errors import InputError
 
 CLASSES = datasets.ClassLabel(names=["cat", "dog"])
@@ -901,7 +901,7 @@ def test_a_stream_of_addresses_is_that_of_files_and_the_hubs_count_of_rows_is_tr
 def test_pictures_of_samples_leave_out_what_cannot_be_read(tmp_path, streaming):
     folder = shards(tmp_path / "data", with_files(37, {1: b"x"}), UNEVEN)
     settings = replace(streamed(folder, bad_images="skip"), streaming=streaming)
-    figure = one_run.samples(load_splits(settings), settings, train_transform(settings), count=4)
+    figure = samples.figure(load_splits(settings), settings, count=4)
     shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes[:4]]
     assert [image.tobytes() for image in shown] == [np.asarray(picture(i)).tobytes() for i in (0, 2, 3, 4)]
 

@@ -6,16 +6,19 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import datasets
 import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
 import papermill
+import PIL.Image
 import pytest
 from ipykernel.ipkernel import IPythonKernel
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from traitlets.config import Config as Traits
 
+from ffvit.data.dense.scenes import make_scenes
 from ffvit.evidence import artefacts, tables
 from ffvit.evidence.notebook_metadata import load_notebook, load_notebooks
 from ffvit.settings.experiment import load_experiment
@@ -181,6 +184,48 @@ def test_notebook_that_looks_into_weights_makes_what_it_declares(
     printed = run(name, experiment=str(file), images=20, figures_dir=str(tmp_path / "figures"), **where)
     assert said in printed
     assert made(tmp_path / "figures") == set(notebook.files(load_experiment(experiment)))
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """A few of digits-scenes, saved: all of them take seconds to make, in each notebook anew."""
+    folder = tmp_path_factory.mktemp("scenes")
+    few = {"train": 16, "validation": 4, "test": 8}
+    parts = {name: part.select(range(few[name])) for name, part in make_scenes().items()}
+    datasets.DatasetDict(parts).save_to_disk(folder)
+    return str(folder)
+
+
+SMALL_BACKBONE = dict(embed_dims=[8, 16, 24, 32], depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2])
+
+
+def test_a_detector_is_shown_and_scored_by_its_notebooks_and_by_no_other(scenes, run, tmp_path):
+    own = {"experiment": "digits-scenes", "model": "mask_rcnn", "run_dir": str(tmp_path / "run")}
+    args = {"width": 16, "box_width": 16, "backbone_args": SMALL_BACKBONE}
+    settings = {"warmup_epochs": 0, "warmup_updates": 0, "model_args": args}
+    given = dict(dataset=scenes, epochs=1, batch_size=8, device="cpu")
+    train(load_experiment("digits-scenes").config("mask_rcnn", **given, **settings), tmp_path / "run")
+    told = run("02_train", **own, **given, settings=settings)
+    assert "10 classes" in told and "is finished" in told
+    with pytest.raises(
+        InputError, match="Mask R-CNN is for instance_segmentation: score it with notebook 21_detection"
+    ):
+        run("22_segmentation", **own)
+    assert "recorded in record.json" in run("21_detection", **own)
+    results = json.loads((tmp_path / "run/record.json").read_text())["results"]
+    assert results["images"] == 8 and {"box_ap_percent", "mask_ap_percent"} <= results.keys()
+
+
+def test_a_segmentation_is_scored_by_its_notebook_and_makes_a_map_of_any_picture(scenes, run, tmp_path):
+    config = load_experiment("digits-scenes").config(
+        "semantic_fpn", dataset=scenes, epochs=1, batch_size=8, warmup_epochs=0, warmup_updates=0, device="cpu",
+        model_args={"width": 16, "head_width": 16, "backbone_args": SMALL_BACKBONE},
+    )  # fmt: skip
+    train(config, tmp_path / "run")
+    PIL.Image.new("RGB", (90, 50), "white").save(tmp_path / "mine.jpg")
+    told = run("22_segmentation", run_dir=str(tmp_path / "run"), image=str(tmp_path / "mine.jpg"))
+    results = json.loads((tmp_path / "run/record.json").read_text())["results"]
+    assert "recorded in record.json" in told and sum(map(sum, results["confusion"])) == 8 * 64 * 64
 
 
 def test_a_table_or_figure_that_is_not_declared_is_refused(tmp_path):

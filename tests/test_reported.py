@@ -146,5 +146,5 @@ def test_counted_costs_are_those_of_the_models(monkeypatch):
 
 
 def test_a_table_of_records_builds_no_model():
-    block = "import sys; from ffvit.studies import report_results, study_tables, study_plots, mistakes, lit_stages; sys.exit('torch' in sys.modules)"
+    block = "import sys; from ffvit.studies import report_results, study_tables, study_plots, mistakes, lit_dense, lit_stage_plots; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", block]).returncode == 0

@@ -12,7 +12,7 @@ from ffvit.evidence.measured import measured
 from ffvit.evidence.reported import reported
 from ffvit.models import lit
 from ffvit.settings.experiment import Experiment, load_experiment
-from ffvit.studies import lit_stages
+from ffvit.studies import lit_dense, lit_stage_plots, lit_stages
 from ffvit.system.errors import InputError
 from ffvit.system.files import RESULTS
 
@@ -223,7 +223,7 @@ def test_small_images_never_stand_in_an_imagenet_column():
     ],
 )
 def test_detection_and_segmentation_are_reported_and_not_run(stem, column, numbers):
-    table = lit_stages.dense_table(lit_stages.DENSE[stem])
+    table = lit_dense.table(stem, {})
     assert table["Model"].tolist() == ["LIT-Ti", "LIT-S"]
     assert table[f"{column} reported (%)"].tolist() == numbers
     assert table[f"{column} measured (%)"].tolist() == ["not run"] * 2
@@ -304,7 +304,7 @@ def test_runs_on_different_images_are_no_pair():
 def test_figure_has_a_point_for_every_layout_and_a_line_for_every_merging():
     records = made("none", 70, macs=1_000_000) + made("stage4", 75, macs=2_000_000)
     records += made("own_zero", 73) + made("own_plain", 74)
-    accuracy = lit_stages.accuracy_by_macs(SMALL, records).axes[0]
+    accuracy = lit_stage_plots.accuracy_by_macs(SMALL, records).axes[0]
     joined = {line.get_linestyle(): line.get_xydata().tolist() for line in accuracy.lines}
     joined.pop("None")  # marks
     assert joined == {"-": [[1, 70], [2, 75]], "-.": [[5, 73]], "--": [[5, 74]]}
@@ -316,7 +316,7 @@ def test_figure_has_a_point_for_every_layout_and_a_line_for_every_merging():
 
 def test_figure_says_how_each_merging_of_the_experiment_is_drawn_and_no_other():
     def named(given):
-        (legend,) = lit_stages.accuracy_by_macs(given, []).legends
+        (legend,) = lit_stage_plots.accuracy_by_macs(given, []).legends
         return [text.get_text() for text in legend.get_texts() if "merging" in text.get_text()]
 
     assert named(SMALL) == ["deformable merging", "zero-offset merging", "plain merging"]
@@ -325,7 +325,7 @@ def test_figure_says_how_each_merging_of_the_experiment_is_drawn_and_no_other():
 
 def test_figure_shows_what_each_stage_adds_and_costs():
     records = made("none", 70, 71, macs=1_000_000) + made("stage4", 75, 77, macs=2_500_000) + made("all", 80, 80)
-    gain = lit_stages.accuracy_by_macs(SMALL, records).axes[1]
+    gain = lit_stage_plots.accuracy_by_macs(SMALL, records).axes[1]
     assert [tick.get_text() for tick in gain.get_xticklabels()] == ["stage 4\n+1.5"]
     marks = [line.get_ydata() for line in gain.lines if line.get_marker() in drawing.MARKERS]
     assert marks == [[5.5]]  # of 75 - 70 and 77 - 71; nothing to compare `all` with
@@ -333,7 +333,7 @@ def test_figure_shows_what_each_stage_adds_and_costs():
 
 def test_a_place_of_attention_looks_the_same_whatever_is_missing():
     def colour(records):
-        accuracy = lit_stages.accuracy_by_macs(SMALL, records).axes[0]
+        accuracy = lit_stage_plots.accuracy_by_macs(SMALL, records).axes[0]
         return [line.get_markeredgecolor() for line in accuracy.lines if line.get_marker() in drawing.MARKERS]
 
     assert colour(made("all", 70)) == colour(made("none", 60) + made("all", 70))[1:]
@@ -345,7 +345,7 @@ def test_nothing_run_makes_tables_and_a_figure_that_say_so(name):
     for make in (lit_stages.measured_table, lit_stages.pairs_table):
         assert (make(given, []) == "not run").any(axis=None)
     assert (lit_stages.imagenet_table(given, {}) == "not run").any(axis=None)
-    assert texts(lit_stages.accuracy_by_macs(given, [])) == ["not run", "not run"]
+    assert texts(lit_stage_plots.accuracy_by_macs(given, [])) == ["not run", "not run"]
 
 
 @pytest.mark.parametrize(

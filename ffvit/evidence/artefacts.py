@@ -84,8 +84,7 @@ def open_story(notebook: str, experiment: str = "", results_dir: str = "", figur
     opened = load_experiment(experiment) if experiment else None
     records, trials, found = [], [], {}
     if opened and "records" in declared.needs:
-        own = [] if results_dir else load_own(opened.name)
-        records = in_use(opened, load_records(opened.name, Path(results_dir or RESULTS)), own)
+        records = records_in_use(opened, results_dir)
         found = measured(opened, records)
     if opened and "trials" in declared.needs:
         trials = trials_of(opened, load_trials(opened.name, Path(results_dir or RESULTS)))
@@ -102,6 +101,12 @@ def open_story(notebook: str, experiment: str = "", results_dir: str = "", figur
         found=found,
         source=sources(found),
     )
+
+
+def records_in_use(experiment: Experiment, results_dir: str = "") -> list[dict]:
+    """What tables and figures show of an experiment: the records in a folder; empty: those in results/ and this machine's own."""
+    own = [] if results_dir else load_own(experiment.name)
+    return in_use(experiment, load_records(experiment.name, Path(results_dir or RESULTS)), own)
 
 
 def _filled(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import itertools
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ffvit.evidence.belonging import belonging, origin
 from ffvit.settings.experiment import Experiment
@@ -38,6 +38,10 @@ class Measured:
     def sd(self) -> float | None:
         """Sample standard deviation over seeds; None for a single one."""
         return statistics.stdev(self.percent) if len(self.percent) > 1 else None
+
+    def also(self, score: str) -> "Measured":
+        """The same of another score of its test images than the headline, by its name in records."""
+        return replace(self, percent=[r["results"][score] for r in self.records])
 
     def __str__(self) -> str:
         spread = "" if self.sd is None else f" ± {self.sd:.2f}"

@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ffvit.data.splits import Splits
+from ffvit.evidence.notebook_metadata import load_notebook, load_notebooks
 from ffvit.evidence.records import open_run, read_object
 from ffvit.models import from_config
 from ffvit.models.weights import load_weights
 from ffvit.settings.config import Config, alone
 from ffvit.settings.experiment import Experiment
 from ffvit.system.errors import InputError
+from ffvit.system.files import NOTEBOOKS
 from ffvit.tasks.task import Score, task_of
 
 
@@ -30,6 +33,25 @@ def weights_to_score(
     return [(open_run(folder)[0], folder / "last.safetensors") for folder in folders]
 
 
+def load_splits(subjects: list[tuple[Config, Path | str]], notebook: str) -> Splits:
+    """The images of what a notebook is to score. Raises InputError for a task that another notebook is for."""
+    config, _ = subjects[0]
+    if config.task not in load_notebook(NOTEBOOKS / f"{notebook}.ipynb").tasks:
+        others = [other.name for other in load_notebooks() if other.scores and config.task in other.tasks]
+        raise InputError(f"{config.label} is for {config.task}: score it with notebook {' or '.join(others)}")
+    return task_of(config).load_splits()
+
+
+def load_model(config: Config, weights: str | Path, num_classes: int, device: str = "auto") -> nn.Module:
+    """The model of a run with a checkpoint's weights, on the device and in evaluation mode: to score, or to look at."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device='{device}', but PyTorch finds no CUDA GPU: set device='auto' or 'cpu'")
+    model = load_weights(from_config.create(config, num_classes), weights, _sha256_of(weights))
+    return model.to(device).eval()
+
+
 def score(config: Config, weights: str | Path, splits: Splits, device: str = "auto") -> Score:
     """Evaluate a checkpoint (a file, ours or the author's) on the test split of a run's settings."""
     return _evaluate(config, weights, splits, splits.test, device)
@@ -41,13 +63,9 @@ def score_train(config: Config, weights: str | Path, splits: Splits, device: str
 
 
 def _evaluate(config: Config, weights: str | Path, splits: Splits, images: Any, device: str) -> Score:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device='{device}', but PyTorch finds no CUDA GPU: set device='auto' or 'cpu'")
-    model = load_weights(from_config.create(config, len(splits.classes)), weights, _sha256_of(weights))
+    model = load_model(config, weights, len(splits.classes), device)
     task = task_of(alone(config))
-    found = task.evaluate(model.to(device), task.eval_batches(images), len(splits.classes), device)
+    found = task.evaluate(model, task.eval_batches(images), len(splits.classes), next(model.parameters()).device)
     if broken := [
         f"{name} over the images is {value}" for name, value in found.metrics.items() if not math.isfinite(value)
     ]:

@@ -19,7 +19,7 @@ ALIKE = 1e-9  # points; numbers as close as this are equal, and what is left is 
 
 @dataclass(frozen=True)
 class Difference:
-    """Top-1 of a model less another's, in percentage points."""
+    """The headline of a model less another's, in percentage points."""
 
     points: list[float]  # one value a seed that both have
 

@@ -139,7 +139,7 @@ def table(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
     both = [(line.words, variant) for line in lines(experiment) for variant in line.variants.values()]
     compared = [(v.name, v.of, f"{v.label}, {words}", "as it is") for words, v in both]
     effects = study_tables.differences(experiment, found, compared, ["all"] * len(compared))
-    scores = [study_tables.measures(experiment, found.get(v.name)) for _, v in both]
+    scores = [study_tables.measures(experiment, v.name, found.get(v.name)) for _, v in both]
     top1 = f"{experiment.scope} top-1 (%)"
     result = pd.DataFrame(
         {

@@ -1,9 +1,8 @@
-"""Notebooks 02 and 03: one run, its images, its curves, its mistakes."""
+"""Notebooks 02 and 03: one run, its settings, its curves, its mistakes."""
 
 import json
-import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,11 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ffvit.data.images import decode
-from ffvit.data.splits import Splits, encoded, first_images
-from ffvit.evidence.drawing import COLORS
+from ffvit.data.splits import Splits, encoded
+from ffvit.evidence.drawing import COLORS, DASHES
 from ffvit.evidence.escape import drawn
 from ffvit.settings.config import Config
 from ffvit.settings.given import config_from_dict
+from ffvit.settings.headline import HEADLINES
+from ffvit.studies.overlays import short, show
 from ffvit.tasks.classification import Evaluation, confident_mistakes
 
 
@@ -35,27 +36,21 @@ def settings(config: Config) -> pd.DataFrame:
     return table.iloc[(table["Value"] == table["Default"]).argsort(kind="stable")].replace("None", "the model's own")
 
 
-def samples(splits: Splits, config: Config, transform: Callable, count: int = 8) -> Figure:
-    """Training images as they are stored (top) and as the model sees them in one epoch (bottom)."""
-    shown = first_images(splits.train, config, count)
-    figure, axes = plt.subplots(2, len(shown), figsize=(1.2 * len(shown), 2.7), squeeze=False, layout="constrained")
-    for top, bottom, (image, label) in zip(*axes, shown):
-        _show(top, np.asarray(image), splits.classes[label])
-        seen = transform(image).permute(1, 2, 0).numpy()
-        _show(bottom, np.clip(seen * config.std + config.mean, 0, 1))
-    return figure
-
-
 def curves(history: Sequence[dict]) -> Figure:
-    """Loss and accuracy of one run by epoch."""
+    """Losses and the task's headline of one run by epoch. Detectors have no loss of validation images."""
     frame = pd.DataFrame(history)
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    left.plot(frame.epoch, frame.train_loss, color=COLORS[0], label="training (augmented, smoothed labels)")
-    left.plot(frame.epoch, frame.validation_loss, color=COLORS[1], ls="--", label="validation")
+    left.plot(frame.epoch, frame.train_loss, color=COLORS[0], label="training images, as changed")
+    if "validation_loss" in frame:
+        left.plot(frame.epoch, frame.validation_loss, color=COLORS[1], ls="--", label="validation images")
     left.set(title="Loss", xlabel="epoch")
     left.legend(frameon=False)
-    right.plot(frame.epoch, frame.validation_top1_percent, color=COLORS[1], ls="--")
-    right.set(title="Validation top-1 (%)", xlabel="epoch")
+    scores = {h.label: f"validation_{h.name}" for h in HEADLINES.values() if f"validation_{h.name}" in frame}
+    for (label, column), color, dashes in zip(scores.items(), COLORS[1:], DASHES[1:]):
+        right.plot(frame.epoch, frame[column], color=color, ls=dashes, label=label)
+    right.set(title=f"Validation {' and '.join(scores)}", xlabel="epoch")
+    if len(scores) > 1:
+        right.legend(frameon=False)
     for panel in (left, right):
         panel.grid(True)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -143,17 +138,11 @@ def mistakes(evaluation: Evaluation, splits: Splits, count: int = 8) -> Figure:
     test = encoded(splits.test)
     for panel, index in zip(axes[0], indices):
         row = test[index]
-        name = textwrap.shorten(splits.classes[evaluation.predictions[index]].split(",")[0], 18, placeholder="…")
-        true = textwrap.shorten(splits.classes[row["label"]].split(",")[0], 18, placeholder="…")
-        _show(
+        name = short(splits.classes[evaluation.predictions[index]])
+        true = short(splits.classes[row["label"]])
+        show(
             panel,
             np.asarray(decode(row["image"], "RGB")),
             f"said {name} ({100 * evaluation.confidences[index]:.0f} %)\nis {true}",
         )
     return figure
-
-
-def _show(axes, image: np.ndarray, title: str = "") -> None:
-    axes.imshow(image.squeeze(), cmap="gray")
-    axes.set_title(drawn(title), fontsize=8, fontweight="normal", loc="center")
-    axes.set_axis_off()

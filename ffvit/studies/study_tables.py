@@ -5,7 +5,7 @@ what was tried before.
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pandas as pd
 
@@ -13,7 +13,7 @@ from ffvit.evidence.belonging import trials_of
 from ffvit.evidence.measured import NOT_RUN, Measured, commit, everything, machine, overlap
 from ffvit.evidence.seed_statistics import difference, holm, interval_words, p_words, verdict
 from ffvit.settings.experiment import Experiment, Variant
-from ffvit.settings.headline import last_validation
+from ffvit.settings.headline import HEADLINES, last_validation
 from ffvit.settings.same_run import deciding
 
 
@@ -27,7 +27,7 @@ def study(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
             rows += [(title, f"{v.label} (the grid's run)", v.name) for v in as_they_are]
         rows += [(title, _label(v), v.name) for v in experiment.of(part)]
     table = pd.DataFrame(
-        {"Part": part, "Model": label, **measures(experiment, found.get(name))} for part, label, name in rows
+        {"Part": part, "Model": label, **measures(experiment, name, found.get(name))} for part, label, name in rows
     )
     return said(table)
 
@@ -37,26 +37,43 @@ def said(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[:, (table != "").any()]
 
 
-def measures(experiment: Experiment, m: Measured | None) -> dict:
-    """The columns of a model in a table of what was measured. m: None, it was not run."""
-    columns: dict[str, Callable[[Measured], object]] = {
+def headlines(experiment: Experiment, names: Iterable[str]) -> dict[str, str]:
+    """The words for the headline of each model, such as "top-1 (%)": that of its task."""
+    return {name: HEADLINES[experiment.config(name).task].label for name in names}
+
+
+def measures(experiment: Experiment, name: str, m: Measured | None) -> dict:
+    """The columns of a model in a table of what was measured, a column for each headline of the experiment. m: None, it was not run."""
+    labels = headlines(experiment, experiment.variants)
+    scores = {
+        f"{experiment.scope} {label}": (str(m) if m else NOT_RUN) if label == labels[name] else ""
+        for label in dict.fromkeys(labels.values())
+    }
+    before: dict[str, Callable[[Measured], object]] = {
         "Params": lambda m: f"{m.parameters:,}",
         "Multiply-adds": lambda m: f"{m.macs:,}",
         "Epochs": lambda m: len(m.records[0]["history"]),
         "Training images": lambda m: f"{m.records[0]['dataset']['images']['train']:,}",
-        f"{experiment.scope} top-1 (%)": str,
+    }
+    after: dict[str, Callable[[Measured], object]] = {
         "95 % interval": lambda m: interval_words(m.percent, ".2f"),
         "Processor time (min)": lambda m: _minutes(m.records),
         "Hardware": lambda m: ", ".join(m.hardware),
     }
-    if m is None:
-        return {column: NOT_RUN if "top-1" in column else "" for column in columns}
-    return {column: value(m) for column, value in columns.items()}
+    of_m = {column: value(m) if m else "" for column, value in (before | after).items()}
+    return {c: of_m[c] for c in before} | scores | {c: of_m[c] for c in after}
 
 
 def pairs(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
-    """Differences in top-1, seed by seed. Holm's correction is over the planned comparisons, and over all the others."""
-    rows = [(part, *pair) for part in experiment.parts() for pair in experiment.pairs(part)]
+    """Differences in the headline, seed by seed. Holm's correction is over the planned comparisons, and over all the others.
+
+    Models of two tasks have no score in common, and are not held against each other.
+    """
+    labels = headlines(experiment, experiment.variants)
+    pairs = [(part, a, b) for part in experiment.parts() for a, b in experiment.pairs(part)]
+    rows = [(part, a, b) for part, a, b in pairs if labels[a] == labels[b]]
+    if not rows:
+        return pd.DataFrame([{"Difference": NOT_RUN, "What the seeds show": "no two of its models compare"}])
     planned = [not part and (a, b) in experiment.planned for part, a, b in rows]
     compared = [(a, b, _label(experiment.variants[a]), _label(experiment.variants[b])) for _, a, b in rows]
     table = differences(experiment, everything(experiment, records), compared, planned)
@@ -71,9 +88,9 @@ def differences(
     compared: list[tuple[str, str, str, str]],
     families: list,
 ) -> pd.DataFrame:
-    """One row a comparison: top-1 of the first model less the second's, in points.
+    """One row a comparison: the headline of the first model less the second's, in points, a column for each headline.
 
-    compared: names of two models, and the words for each. families: of each comparison, the group of tests that Holm's
+    compared: names of two models of one task, and the words for each. families: of each comparison, the group of tests that Holm's
     correction is over. Raises InputError for runs on different images.
     """
     both = [difference(found[a], found[b]) if a in found and b in found else None for a, b, *_ in compared]
@@ -82,14 +99,17 @@ def differences(
     for family in set(families):
         together = {i: p for i, p in tested.items() if families[i] == family}
         corrected |= dict(zip(together, holm(list(together.values()))))
+    labels = headlines(experiment, [a for a, *_ in compared])
+    columns = {label: f"{experiment.scope} {label.replace('(%)', '(points)')}" for label in labels.values()}
     rows = []
-    for i, (d, (*_, ours, theirs)) in enumerate(zip(both, compared)):
+    for i, (d, (a, _, ours, theirs)) in enumerate(zip(both, compared)):
         points = d.points if d else []
         n = len(points)
         rows.append(
             {
                 "Difference": f"{ours} − {theirs}",
-                f"{experiment.scope} top-1 (points)": f"{statistics.mean(points):+.2f} (n={n})" if n else NOT_RUN,
+                **dict.fromkeys(columns.values(), ""),
+                columns[labels[a]]: f"{statistics.mean(points):+.2f} (n={n})" if n else NOT_RUN,
                 "95 % interval": interval_words(points, "+.2f") if n else "",
                 "p": p_words(tested[i]) if i in tested else "",
                 "p (Holm)": p_words(corrected[i]) if i in corrected else "",
