@@ -198,7 +198,9 @@ def test_scores_of_detection_are_those_of_one_process_however_images_are_dealt_o
         of_images = dict(zip((t["image_id"] for t in model.true), model([torch.zeros(1)] * len(model.true))))
         ids = iter(mine["image_id"])
         model.forward = lambda given: [of_images[next(ids)] for _ in given]
-        return task.evaluate(model, task.eval_batches(dataclasses.replace(splits, test=mine), "test"), 10, together=together)
+        return task.evaluate(
+            model, task.eval_batches(dataclasses.replace(splits, test=mine), "test"), 10, together=together
+        )
 
     alone = task.evaluate(Guesser(task, splits), task.eval_batches(splits, "test"), 10)
     for found in by_ranks(compute, ranks):

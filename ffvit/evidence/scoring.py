@@ -3,7 +3,6 @@
 import math
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +16,7 @@ from ffvit.settings.config import Config, alone
 from ffvit.settings.experiment import Experiment
 from ffvit.system.errors import InputError
 from ffvit.system.files import NOTEBOOKS
-from ffvit.tasks.task import Score, task_of
+from ffvit.tasks.task import Part, Score, task_of
 
 
 def weights_to_score(
@@ -54,18 +53,18 @@ def load_model(config: Config, weights: str | Path, num_classes: int, device: st
 
 def score(config: Config, weights: str | Path, splits: Splits, device: str = "auto") -> Score:
     """Evaluate a checkpoint (a file, ours or the author's) on the test split of a run's settings."""
-    return _evaluate(config, weights, splits, splits.test, device)
+    return _evaluate(config, weights, splits, "test", device)
 
 
 def score_train(config: Config, weights: str | Path, splits: Splits, device: str = "auto") -> Score | None:
     """The same on the images it was trained on, not augmented; None where the run's settings do not ask for it."""
-    return _evaluate(config, weights, splits, splits.train, device) if config.score_train else None
+    return _evaluate(config, weights, splits, "train", device) if config.score_train else None
 
 
-def _evaluate(config: Config, weights: str | Path, splits: Splits, images: Any, device: str) -> Score:
+def _evaluate(config: Config, weights: str | Path, splits: Splits, part: Part, device: str) -> Score:
     model = load_model(config, weights, len(splits.classes), device)
     task = task_of(alone(config))
-    found = task.evaluate(model, task.eval_batches(images), len(splits.classes), next(model.parameters()).device)
+    found = task.evaluate(model, task.eval_batches(splits, part), len(splits.classes), next(model.parameters()).device)
     if broken := [
         f"{name} over the images is {value}" for name, value in found.metrics.items() if not math.isfinite(value)
     ]:

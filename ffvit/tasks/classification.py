@@ -40,7 +40,9 @@ class Classification(Task):
     ) -> TrainBatches:
         return train_batches(splits, self.config, accumulation_steps, rank, device)
 
-    def eval_batches(self, splits: Splits, part: Part, rank: int = 0, device: torch.device | str = "cpu") -> EvalBatches:
+    def eval_batches(
+        self, splits: Splits, part: Part, rank: int = 0, device: torch.device | str = "cpu"
+    ) -> EvalBatches:
         return eval_loader(getattr(splits, part), self.config, rank, device)
 
     def create_loss(self, num_classes: int) -> Loss:

@@ -65,7 +65,9 @@ class Detection(Task):
     ) -> TrainBatches:
         return train_batches(splits, self.config, "mask" in self.parts, accumulation_steps, rank)
 
-    def eval_batches(self, splits: Splits, part: Part, rank: int = 0, device: torch.device | str = "cpu") -> EvalBatches:
+    def eval_batches(
+        self, splits: Splits, part: Part, rank: int = 0, device: torch.device | str = "cpu"
+    ) -> EvalBatches:
         return eval_loader(getattr(splits, part), self.config, "mask" in self.parts, rank)
 
     def create_loss(self, num_classes: int) -> Loss:

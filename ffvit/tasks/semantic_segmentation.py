@@ -37,7 +37,9 @@ class SemanticSegmentation(Task):
     ) -> TrainBatches:
         return train_batches(splits, self.config, False, accumulation_steps, rank)
 
-    def eval_batches(self, splits: Splits, part: Part, rank: int = 0, device: torch.device | str = "cpu") -> EvalBatches:
+    def eval_batches(
+        self, splits: Splits, part: Part, rank: int = 0, device: torch.device | str = "cpu"
+    ) -> EvalBatches:
         return eval_loader(getattr(splits, part), self.config, False, rank, len(splits.classes))
 
     def create_loss(self, num_classes: int) -> Loss:

@@ -85,7 +85,9 @@ class Task(ABC):
         """What a process trains on. Raises InputError where the images do not fill one batch."""
 
     @abstractmethod
-    def eval_batches(self, splits: Splits, part: Part, rank: int = 0, device: torch.device | str = "cpu") -> EvalBatches:
+    def eval_batches(
+        self, splits: Splits, part: Part, rank: int = 0, device: torch.device | str = "cpu"
+    ) -> EvalBatches:
         """The images of a part, to evaluate."""
 
     @abstractmethod
