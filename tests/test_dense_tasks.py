@@ -43,7 +43,7 @@ def small(head: str, **settings) -> Config:
     return dataclasses.replace(config, model_args=config.model_args | more | cap | dict(width=8, backbone_args=TINY))
 
 
-@BY_HEAD
+@pytest.mark.parametrize("head", ["retinanet", *(pytest.param(head, marks=pytest.mark.machine) for head in HEADS[1:])])
 def test_an_interrupted_run_goes_on_to_the_same_weights_and_is_recorded_whole(head, tmp_path, monkeypatch):
     config = small(head, checkpoint_every=1, hflip=0.5, photometric_distortion=True)
     train(config, tmp_path / "whole")

@@ -146,7 +146,7 @@ def small_scenes() -> dict:
     Hardware: 2 CPU cores.
     """
     return dict(
-        epochs=12, batch_size=16, base_lr=0.032, weight_decay=0.05, optimizer="adamw",
+        epochs=8, batch_size=8, base_lr=0.064, weight_decay=0.05, optimizer="adamw",
         warmup_epochs=1, warmup_lr=1e-6, min_lr=1e-5, schedule_per="update", hflip=0.0, clip_grad=1.0,
     )  # fmt: skip
 
