@@ -120,6 +120,19 @@ def test_predictions_are_judged_head_by_head():
     assert "2 of 6 predictions hold" in told and f"Does not hold: Semantic FPN, {early}" in told
 
 
+def test_models_that_differ_in_more_than_attention_are_no_evidence_on_it():
+    early = {
+        "task": "detection",
+        "model": "retinanet",
+        "model_args": {"backbone_args": {"attention_stages": [1, 2, 3, 4]}},
+    }
+    own = {"label": "own", "task": "detection", "model": "retinanet"}
+    alike = experiment(compare=False, own=own, all=early | {"label": "all", "base_lr": 0.01})  # its own rate
+    assert len(where.predicted(alike, [])) == 1 and "Found" in where.predicted(alike, [])
+    longer = experiment(compare=False, own=own, all=early | {"label": "all", "epochs": 7})
+    assert "Found" not in where.predicted(longer, [])
+
+
 def test_an_experiment_of_one_layout_says_that_it_compares_nothing():
     alone = experiment(compare=False)
     runs = made(alone, "retinanet", 40.0, 41.0)

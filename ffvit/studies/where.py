@@ -1,6 +1,7 @@
 """Notebook 23: does attention in early stages matter where position does? From records of detection and segmentation alone."""
 
 import itertools
+import json
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from ffvit.evidence.seed_statistics import difference
 from ffvit.settings.config import Config
 from ffvit.settings.experiment import Experiment, Variant
 from ffvit.settings.headline import HEADLINES
+from ffvit.settings.same_run import deciding
 from ffvit.studies import predictions, study_tables
 from ffvit.studies.lit_stages import OWN, words
 
@@ -100,19 +102,21 @@ def table(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
 
 
 def predicted(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
-    """Each of CLAIMS beside what was measured, head by head, for the heads that were given more than one layout."""
+    """Each of CLAIMS that the experiment can answer beside what was measured, head by head."""
     found, rows = everything(experiment, records), []
-    for (head, layouts), claim in itertools.product(by_head(experiment).items(), CLAIMS):
-        names = {layout: name for name, layout in reversed(layouts.items())}
-        if len(names) < 2:
+    for names, claim in itertools.product(_alike_but_for_attention(experiment), CLAIMS):
+        if not {claim.first, claim.second} <= names.keys():
             continue
-        first, second = (found.get(names.get(layout, "")) for layout in (claim.first, claim.second))
+        config = experiment.config(names[claim.first])
+        first, second = (found.get(names[layout]) for layout in (claim.first, claim.second))
         points = difference(first, second).points if first and second else []
-        label = HEADLINES[experiment.config(next(iter(layouts))).task].label.removesuffix(" (%)")
-        cells = {"Head": head, "Claim": claim.words, "Prediction": claim.formula, "Score": label}
+        label = HEADLINES[config.task].label.removesuffix(" (%)")
+        cells = {"Head": head_of(config), "Claim": claim.words, "Prediction": claim.formula, "Score": label}
         rows.append(cells | predictions.measured_beside(points, claim.limit, claim.above))
     if not rows:
-        return pd.DataFrame([{"Head": NOT_RUN, "Claim": "the experiment has one layout a head: nothing to compare"}])
+        return pd.DataFrame(
+            [{"Head": NOT_RUN, "Claim": "no two of its models differ in attention's stages alone: nothing to compare"}]
+        )
     return pd.DataFrame(rows).rename(columns={"Measured": f"{experiment.scope}: left less right (points)"})
 
 
@@ -123,7 +127,9 @@ def summary(experiment: Experiment, records: list[dict], predicted: pd.DataFrame
         "Nothing was run yet."
     ]
     if "Found" not in predicted:
-        told.append("Each head has one layout here: this says how well the heads work, and nothing about stages.")
+        told.append(
+            "No two models differ in attention's stages alone: this says how well the heads work, and nothing about stages."
+        )
     else:
         claims = [f"{row['Head']}, {row['Claim']}" for _, row in predicted.iterrows()]
         told.append(predictions.summary(claims, predicted["Found"]))
@@ -168,6 +174,18 @@ def curves(experiment: Experiment, records: list[dict]) -> Figure:
     title = f"{drawn(experiment.title)}\nLines: mean over seeds; bands: from lowest to highest seed."
     figure.suptitle(title, x=0.01, ha="left")
     return figure
+
+
+def _alike_but_for_attention(experiment: Experiment) -> list[dict[Layout, str]]:
+    """Models that differ in where they have attention, and in the rate that was found for each, alone: names by layout."""
+    groups: dict[str, dict[Layout, str]] = defaultdict(dict)
+    for name in experiment.variants:
+        config = experiment.config(name)
+        settings = {k: v for k, v in deciding(config.to_dict()).items() if k not in predictions.SEARCHED}
+        body = {k: v for k, v in config.model_args.get("backbone_args", {}).items() if k != "attention_stages"}
+        settings["model_args"] = config.model_args | {"backbone_args": body}
+        groups[json.dumps(settings, sort_keys=True)][layout_of(config)] = name
+    return list(groups.values())
 
 
 def _panels(experiment: Experiment, height: float) -> tuple[Figure, Iterator[tuple[Axes, str, str, dict[str, Layout]]]]:
