@@ -1,5 +1,6 @@
 """The recipe to the letter: rates, parameter groups, losses, averaged weights and parts of batches, against formulas."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -224,3 +225,48 @@ def test_on_a_gpu_all_weights_are_updated_in_one_go(monkeypatch):
 
     assert fused() and fused(optimizer="sgd")
     assert not fused(device="cpu") and not fused(optimizer="lamb")
+
+
+def coco(**settings):
+    config = load_experiment("coco-lit").config("retinanet_lit_ti")
+    return dataclasses.replace(config, **settings)
+
+
+def rates_of(config, per_epoch):
+    scheduler = optim.create_scheduler(
+        config, torch.optim.AdamW(nn.Linear(2, 2).parameters(), lr=optim.peak_lr(config)), per_epoch
+    )
+    return [optim.set_rate(config, scheduler, u // per_epoch, u) for u in range(config.epochs * per_epoch)]
+
+
+def test_detection_has_mmdetections_rates_a_warm_up_of_500_updates_and_two_steps():
+    rates = rates_of(coco(), per_epoch=1000)
+    assert (
+        rates[0] == 1e-7 and rates[250] == pytest.approx(1e-7 + (1e-4 - 1e-7) / 2) and rates[500] == pytest.approx(1e-4)
+    )
+    assert (
+        rates[7998] == pytest.approx(1e-4)
+        and rates[8000] == pytest.approx(1e-5)
+        and rates[11000] == pytest.approx(1e-6)
+    )
+
+
+def test_segmentation_has_mmsegmentations_rates_a_power_of_09_down_to_1e6():
+    config = load_experiment("ade20k-lit").config("semantic_fpn_lit_ti")
+    rates = rates_of(config, per_epoch=10)
+    whole = config.epochs * 10
+    expected = [1e-6 + (1e-4 - 1e-6) * (1 - u / whole) ** 0.9 for u in range(whole)]
+    assert rates == pytest.approx(expected)
+
+
+def test_which_parameters_decay_is_as_the_official_configurations_say():
+    model = nn.ModuleDict({"linear": nn.Linear(2, 2), "norm1": nn.LayerNorm(2)})
+    model.register_parameter("relative_position_bias_table", nn.Parameter(torch.zeros(3, 2)))
+    decaying = {}
+    for decays in ("matrices", "all but norms", "all"):
+        groups = optim.parameter_groups(coco(decays=decays), model)
+        own = {id(p): name for name, p in model.named_parameters()}
+        decaying[decays] = {own[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+        assert sum(len(group["params"]) for group in groups) == len(own)
+    assert decaying["matrices"] == {"linear.weight", "relative_position_bias_table"}  # which a model's own list spares
+    assert decaying["all but norms"] == {"linear.weight", "linear.bias"} and decaying["all"] == set(own.values())
