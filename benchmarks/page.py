@@ -17,24 +17,25 @@ import torch
 from ffvit.evidence import counted, escape
 from ffvit.evidence.belonging import belonging
 from ffvit.evidence.measured import measured
-from ffvit.evidence.notebook_metadata import load_notebooks
+from ffvit.evidence.notebook_metadata import Notebook, load_notebooks
 from ffvit.evidence.records import load_records
 from ffvit.evidence.reported import reported
 from ffvit.models.cost import exact_costs
 from ffvit.settings.experiment import load_experiment
-from ffvit.studies import architecture, ledger, lit_stages, study_tables
+from ffvit.studies import architecture, ledger, lit_stages, study_tables, where
 from ffvit.studies.finding import MODEL
 from ffvit.studies.report_results import WORDS
 from ffvit.system import provenance
 from ffvit.system.files import ROOT, write_atomically
 
 # The experiments whose records are shown.
-STUDY, STAGES = "cifar10-small", "digits-lit"
+STUDY, STAGES, SCENES = "cifar10-small", "digits-lit", "digits-scenes"
 FIRST_ARGUMENT = "13_convolutions"  # the notebooks from here on, by number, are about the report's arguments
 PLACES = {
     "findings": "README.md",
     "notebooks": "README.md",
     "arguments": "docs/study.md",
+    "where": "docs/lit.md",
     "claims": "docs/claims.md",
     "faults": "docs/faults.md",
     "overhead": "docs/speed.md",
@@ -93,8 +94,9 @@ def generated() -> dict[str, str]:
     table = ledger.ledger(load_experiment(STUDY), load_records(STUDY))
     return {
         "findings": findings(table),
-        "notebooks": markdown(notebook_rows()),
-        "arguments": markdown(notebook_rows("../", arguments=True)),
+        "notebooks": markdown(notebook_rows("notebooks")),
+        "arguments": markdown(notebook_rows("arguments", "../")),
+        "where": where_text(),
         "claims": f"**{ledger.summary(table)}**\n\n{ledger.compact(table)}",
         "lit": markdown(lit_rows()),
         "stages": stages_text(),
@@ -154,13 +156,33 @@ def score(table: pd.DataFrame) -> str:
     return ", ".join(f"{number} {verdict}" for verdict, number in ledger.counts(table).items() if number)
 
 
-def notebook_rows(folder: str = "", arguments: bool = False) -> list[dict[str, str]]:
-    """Of the notebooks up to the report's arguments, or of those; folder: where they are, seen from the page."""
+def notebook_rows(about: str, folder: str = "") -> list[dict[str, str]]:
+    """Of the notebooks "notebooks", the first ones, "arguments" or "where"; folder: where they are, seen from the page."""
+
+    def kind(n: Notebook) -> str:
+        if "classification" not in n.tasks:
+            return "where"
+        return "arguments" if n.name >= FIRST_ARGUMENT else "notebooks"
+
     return [
         {"notebook": f"[{n.name}]({folder}notebooks/{n.path.name})", "question": n.question, "gives": n.gives}
         for n in load_notebooks()
-        if (n.name >= FIRST_ARGUMENT) == arguments
+        if kind(n) == about
     ]
+
+
+def where_text() -> str:
+    """The notebooks of detection and segmentation, and what was measured on scenes of digits."""
+    experiment = load_experiment(SCENES)
+    records = belonging(experiment, load_records(SCENES))
+    table = where.table(experiment, records)
+    shown = table[[c for c in table if c not in ("Part", "Head", "Training images", "95 % interval", *where.LAST)]]
+    name = f"[{escape.markdown(experiment.title)}](../experiments/{SCENES}.toml)"
+    return (
+        f"{markdown(notebook_rows('where', '../'))}\n{name}, {len(records)} of {len(experiment.configs())} runs recorded, test images:\n\n"
+        f"{markdown(shown.astype(str).to_dict('records'))}\n"
+        f"![The score of each head on scenes of digits](../figures/{SCENES}/dense.png)\n"
+    )
 
 
 def lit_rows() -> list[dict[str, str]]:
