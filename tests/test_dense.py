@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 import ffvit.models  # noqa: F401  registers them
-from ffvit.models import dense
+from ffvit.models import dense, pyramid
 from ffvit.models.weights import load_weights, save_weights
 from ffvit.system.errors import InputError
 
@@ -103,7 +103,7 @@ def test_regions_are_read_from_the_map_of_their_size_and_aligned():
     maps = {str(i): torch.randn(2, 4, 256 >> i, 192 >> i) for i in range(4)}
     boxes = [torch.tensor([[3.0, 5, 40, 70], [0, 0, 600, 500.5]]), torch.tensor([[100.0, 90, 300, 380]])]
     shapes = [(1024, 768), (1000, 700)]
-    found = dense.AlignedRoIAlign(["0", "1", "2", "3"], 7, sampling_ratio=0)(maps, boxes, shapes)
+    found = pyramid.AlignedRoIAlign(["0", "1", "2", "3"], 7, sampling_ratio=0)(maps, boxes, shapes)
     # sides of 49, 548 and 241 pixels: from the maps of stride 4, 32 and 16
     wanted = [
         roi_align(maps[str(i)], [box if n == of else box[:0] for n in (0, 1)], 7, 1 / (4 << i), 0, True)
@@ -116,7 +116,7 @@ def test_regions_are_read_from_the_map_of_their_size_and_aligned():
 
 @torch.no_grad()
 def test_retinanets_coarse_maps_are_of_the_last_map_and_without_a_relu():
-    extra = dense.P6P7(256, 256)  # torchvision's takes the pyramid's map where it is as wide
+    extra = pyramid.P6P7(256, 256)  # torchvision's takes the pyramid's map where it is as wide
     last = torch.randn(1, 256, 8, 8)
     results, names = extra([torch.randn(1, 256, 8, 8)], [torch.randn(1, 128, 16, 16), last], ["2"])
     p6 = F.conv2d(last, extra.p6.weight, extra.p6.bias, 2, 1)

@@ -302,7 +302,7 @@ def test_code_of_detection_is_of_its_backbone_and_of_no_matter_to_classification
 
     def edited(name):
         same_run._code_of.cache_clear()
-        monkeypatch.setattr(same_run, "_bare", lambda file: read(file) + (" edited" if file.name == name else ""))
+        monkeypatch.setattr(same_run, "_bare", lambda file: read(file) + (["edited"] if file.name == name else []))
         return [code_of(run) for run in runs]
 
     before = edited("")

@@ -62,6 +62,25 @@ def test_what_computes_trains_again(old, new):
     assert old in STEP and bare(STEP.replace(old, new)) != bare(STEP)
 
 
+def test_moving_a_statement_to_another_file_trains_nothing_again(tmp_path, monkeypatch):
+    ours, there = "a = 1\n\n\ndef f():\n    return a\n", "b = 2\n"
+    moved = ("a = 1\n", "b = 2\n\n\ndef f():\n    return a\n")
+    monkeypatch.setattr(same_run, "_files_of", lambda models: [])
+    monkeypatch.setattr(same_run, "LIBRARY", tmp_path)
+    for folder in ("data", "training", "tasks", "models"):
+        (tmp_path / folder).mkdir()
+    for name in ("tasks/task.py", "tasks/classification.py", "models/from_config.py"):
+        (tmp_path / name).write_text('"""What it is."""\n')
+    found = []
+    for one, other in ((ours, there), moved, ("a = 2\n", moved[1])):
+        (tmp_path / "data/one.py").write_text(one)
+        (tmp_path / "training/other.py").write_text(other)
+        same_run._bare.cache_clear(), same_run._code_of.cache_clear()
+        found.append(code_of({"model": "any"}))
+    same_run._bare.cache_clear(), same_run._code_of.cache_clear()
+    assert found[0] == found[1] != found[2]
+
+
 def test_a_newer_python_trains_nothing_again(monkeypatch):
     before = bare(STEP)
     monkeypatch.setattr(ast.FunctionDef, "_fields", (*ast.FunctionDef._fields, "type_params"))  # as 3.12 has it
@@ -74,7 +93,7 @@ def test_a_model_is_of_its_own_file_and_of_no_other_models(monkeypatch):
 
     def edited(name):
         same_run._code_of.cache_clear()
-        monkeypatch.setattr(same_run, "_bare", lambda file: read(file) + (" edited" if file.name == name else ""))
+        monkeypatch.setattr(same_run, "_bare", lambda file: read(file) + (["edited"] if file.name == name else []))
         return [code_of({"model": model}) for model in ("ff_tiny_patch16_224", "vit_tiny_patch16_224", "lit_ti")]
 
     before = edited("")

@@ -13,98 +13,22 @@ Classes count from 0, the background not among them, in targets and in detection
 with mean and spread taken out, as all of timm's models have them; torchvision's detectors would do it themselves.
 """
 
-import math
-import re
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
-import timm
 import torch
 from timm.models import register_model
-from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection import MaskRCNN, RetinaNet
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, roi_align
-from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from ffvit.system.errors import InputError
-
-STRIDES = (4, 8, 16, 32)  # pixels of an image for one of a map, of the four maps
-WIDTH = 256  # channels of all maps after the pyramid, as published
-RATIOS = (0.5, 1.0, 2.0)  # of an anchor: height over width
-
-
-class Pyramid(nn.Module):
-    """A backbone and a feature pyramid (Lin et al. 2017, arXiv:1612.03144): images -> maps of `width` channels, fine to coarse.
-
-    body: of timm's, features_only. extra: what adds coarser maps.
-    """
-
-    def __init__(
-        self, body: Any, extra: ExtraFPNBlock | None, width: int, norm: Callable[..., nn.Module] | None = None
-    ):
-        super().__init__()
-        self.body = body
-        self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), width, extra, norm)
-        self.out_channels = width  # torchvision asks for it
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) -> {"0": (B, width, h, w), "1": ...}"""
-        return self.fpn(OrderedDict((str(i), image) for i, image in enumerate(self.body(x))))
-
-
-class P6P7(ExtraFPNBlock):
-    """Two maps more, each half as large: of the backbone's last map, then of that. RetinaNet, arXiv:1708.02002, section 4."""
-
-    def __init__(self, in_channels: int, width: int):
-        super().__init__()
-        self.p6 = nn.Conv2d(in_channels, width, 3, 2, 1)
-        self.p7 = nn.Conv2d(width, width, 3, 2, 1)
-
-    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
-        p6 = self.p6(x[-1])
-        return [*results, p6, self.p7(p6)], [*names, "p6", "p7"]
-
-
-class Anchors(AnchorGenerator):
-    """torchvision's, of the very size asked for: it rounds to whole pixels."""
-
-    def generate_anchors(
-        self, scales, aspect_ratios, dtype: torch.dtype = torch.float32, device: torch.device | None = None
-    ) -> Tensor:
-        scale, ratio = (torch.as_tensor(v, dtype=dtype, device=device) for v in (scales, aspect_ratios))
-        high = ratio.sqrt()[:, None] * scale  # ratio by ratio, and in each scale by scale
-        wide = scale / ratio.sqrt()[:, None]
-        return torch.stack([-wide, -high, wide, high], dim=2).flatten(0, 1) / 2
-
-
-class AlignedRoIAlign(MultiScaleRoIAlign):
-    """torchvision's regions, aligned to half a pixel and sampled as densely as they are large (Detectron2, mmdetection)."""
-
-    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        maps = [x[name] for name in self.featmap_names]
-        # Of the padded batch, so that each map's scale is its stride.
-        height, width = (max(sides) for sides in zip(*image_shapes))
-        scales = [2.0 ** round(math.log2(image.shape[-2] / height)) for image in maps]
-        rois = torch.cat([torch.cat([b.new_full((len(b), 1), i), b], dim=1) for i, b in enumerate(boxes)])
-        # Lin et al. 2017, equation 1: a region of 224 pixels is read from the map of stride 16.
-        side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).clamp(min=0).sqrt()
-        finest, coarsest = (-math.log2(scales[i]) for i in (0, -1))
-        level = (4 + (side / 224 + 1e-6).log2()).floor().clamp(finest, coarsest) - finest
-        found = maps[0].new_zeros(len(rois), maps[0].shape[1], *self.output_size)
-        for i, (image, scale) in enumerate(zip(maps, scales)):
-            [of_level] = torch.where(level == i)
-            taken = roi_align(image, rois[of_level], self.output_size, scale, sampling_ratio=0, aligned=True)
-            found[of_level] = taken.to(found.dtype)
-        return found
+from ffvit.models.on_pyramid import OnPyramid
+from ffvit.models.pyramid import P6P7, RATIOS, STRIDES, WIDTH, AlignedRoIAlign, Anchors, Pyramid, body_of
 
 
 class BoxPredictor(FastRCNNPredictor):
@@ -124,92 +48,6 @@ class MaskPredictor(MaskRCNNPredictor):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.pad(super().forward(x), (0, 0, 0, 0, 1, 0))
-
-
-class OnPyramid:
-    """What detectors and segmentation have from the backbone under them: its image size, checkpointing, and names in files."""
-
-    backbone: Any
-    task: str  # that it is for, see ffvit.tasks
-    BACKBONE = "backbone.body.model."  # of its parameters' names
-    # Patterns of names in the official checkpoints, and ours; {} is a number that both have.
-    OFFICIAL: tuple[tuple[str, str], ...] = ()
-
-    def forward_alike(self, x: Tensor) -> Any:
-        """What costs the same for every image (B, 3, H, W): of Mask R-CNN not the heads on regions, of which there are few or many."""
-        raise NotImplementedError
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute the backbone's activations twice, which takes less memory."""
-        body = self.backbone.body
-        whole: Any = body.model if isinstance(body, FeatureGetterNet) else body
-        whole.set_grad_checkpointing(enable)
-
-    # Of another image size, see ffvit.models.resample; backbones that have none take images of any
-    @property
-    def patch_embed(self) -> Any:
-        return self.backbone.body.model.patch_embed
-
-    @property
-    def img_size(self) -> tuple[int, int]:
-        return self.backbone.body.model.img_size
-
-    @property
-    def grid_size(self) -> tuple[int, int]:
-        return self.backbone.body.model.grid_size
-
-    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        self.backbone.body.model.set_input_size(img_size)
-
-    def grid_in(self, state: dict[str, Tensor]) -> tuple[int, int] | None:
-        whole: Any = getattr(self.backbone.body, "model", None)
-        prefix = self.BACKBONE
-        if not hasattr(whole, "grid_in"):
-            return None
-        return whole.grid_in({key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)})
-
-    def from_official(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """mmdetection's and mmsegmentation's names under ours, each key, known or not; ours stay as they are."""
-        if not any(key.startswith(("neck.", "decode_head.")) for key in state):
-            return state
-        return dict(self._renamed(key, value) for key, value in state.items())
-
-    def with_backbone(self, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-        """The weights of a classification model as the backbone's, among the model's own others; a whole model's as they are.
-
-        What a backbone has not, a classifier and its norm, is left out. Raises InputError where the file lacks what it has.
-        """
-        if any(key.startswith("backbone.") for key in state):
-            return state
-        own = cast(nn.Module, self).state_dict()
-        theirs = {f"{self.BACKBONE}{key}": value for key, value in state.items() if f"{self.BACKBONE}{key}" in own}
-        new = tuple(f"{self.BACKBONE}norm{i}." for i in range(len(STRIDES)))  # output norms, which no classifier has
-        missing = [
-            key for key in own if key.startswith(self.BACKBONE) and key not in theirs and not key.startswith(new)
-        ]
-        if missing := [key for key in missing if not key.endswith("relative_position_index")]:
-            raise InputError(
-                f"{path}: neither the weights of such a model nor of its backbone: {missing[0].removeprefix(self.BACKBONE)} is missing"
-                + (f", and {len(missing) - 1} more" if len(missing) > 1 else "")
-            )
-        return own | theirs
-
-    def _renamed(self, key: str, value: Tensor) -> tuple[str, Tensor]:
-        patterns = (*self.OFFICIAL, *NECK, ("backbone.", self.BACKBONE))
-        for theirs, ours in patterns:
-            pattern = re.escape(theirs).replace(re.escape("{}"), r"(\d+)")
-            if found := re.match(pattern, key):
-                key = ours.format(*found.groups()) + key[found.end() :]
-                break
-        if key.startswith("roi_heads.box_predictor.cls_score."):
-            value = value.roll(1, 0)  # the background comes last in mmdetection, first in torchvision
-        return key, value
-
-
-NECK = (
-    ("neck.lateral_convs.{}.conv.", "backbone.fpn.inner_blocks.{}.0."),
-    ("neck.fpn_convs.{}.conv.", "backbone.fpn.layer_blocks.{}.0."),
-)
 
 
 class Detector(OnPyramid, RetinaNet):
@@ -306,26 +144,6 @@ class SemanticFPN(OnPyramid, nn.Module):
             # Sides that do not halve evenly come back a pixel too small or too large.
             total = total + F.interpolate(image, maps[0].shape[2:], mode="bilinear")
         return F.interpolate(self.head(self.drop(total)), x.shape[2:], mode="bilinear")
-
-
-def body_of(backbone: str, strides: tuple[int, ...], pretrained: bool, args: dict) -> Any:
-    """A backbone's maps of these strides. Raises InputError for one that is unknown, or has no such maps.
-
-    args: of the backbone; an img_size is left out where it takes images of any.
-    """
-    if not timm.is_model(backbone):
-        raise InputError(f"backbone '{backbone}' is unknown to timm")
-    with torch.device("meta"):
-        try:
-            tried: Any = timm.create_model(backbone, features_only=True, **args)
-        except TypeError:
-            args = {name: value for name, value in args.items() if name != "img_size"}
-            tried = timm.create_model(backbone, features_only=True, **args)
-    reductions = tried.feature_info.reduction()
-    if not set(strides) <= set(reductions):
-        raise InputError(f"backbone '{backbone}' has maps of strides {reductions}, and {list(strides)} are needed")
-    indices = [reductions.index(stride) for stride in strides]
-    return timm.create_model(backbone, pretrained=pretrained, features_only=True, out_indices=indices, **args)
 
 
 # What timm.create_model passes on to every model, and is nothing here.
