@@ -12,7 +12,7 @@ from torch import nn
 from ffvit.data.loader import Batch
 from ffvit.settings.experiment import load_experiment
 from ffvit.studies import detections, one_run, overlays, predicted, samples, segmentations
-from ffvit.studies.detection_errors import LOOSE, NOTHING, SECOND, WRONG_CLASS, of_image
+from ffvit.studies.detection_errors import LOOSE, NEITHER, NOTHING, SECOND, WRONG_CLASS, of_image
 from ffvit.system.errors import InputError
 from ffvit.tasks.semantic_segmentation import Segmentation
 from ffvit.tasks.task import task_of
@@ -65,6 +65,7 @@ def test_every_detection_is_right_or_one_kind_of_false_alarm():
         (20, 0, 30, 10, 0.7, 2),  # an object of class 3
         (0, 20, 10, 24, 0.6, 1),  # of IoU 0.4 with one of its class
         (50, 50, 60, 60, 0.55, 1),  # nothing
+        (0, 20, 10, 24, 0.52, 2),  # as loose, and of another class
         (40, 0, 50, 10, 0.5, 4),  # in a crowd: neither
         (0, 0, 10, 10, 0.4, 1),  # again, and unsure
     )
@@ -74,7 +75,7 @@ def test_every_detection_is_right_or_one_kind_of_false_alarm():
     errors = of_image(7, found, truth)
     assert errors.right == 1
     assert [(a.kind, a.true) for a in errors.alarms] == [
-        (SECOND, -1), (WRONG_CLASS, 3), (LOOSE, -1), (NOTHING, -1), (SECOND, -1),
+        (SECOND, -1), (WRONG_CLASS, 3), (LOOSE, -1), (NOTHING, -1), (NEITHER, -1), (SECOND, -1),
     ]  # fmt: skip
     assert [(m.label, m.box.tolist()) for m in errors.missed] == [(3, [20, 0, 30, 10]), (1, [0, 20, 10, 30])]
     assert {e.row for e in errors.missed + errors.alarms} == {7}

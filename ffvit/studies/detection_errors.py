@@ -20,12 +20,9 @@ from ffvit.tasks.detection import Detections
 
 IOU = 0.5  # from there on a box is an object's
 NEAR = 0.1  # from there on it is near one
-WRONG_CLASS, LOOSE, SECOND, NOTHING = (
-    "another class",
-    "a box that does not fit",
-    "the same object again",
-    "nothing there",
-)
+WRONG_CLASS, LOOSE, NEITHER = "another class", "a box that does not fit", "neither class nor box fits"
+SECOND, NOTHING = "the same object again", "nothing there"
+KINDS = (WRONG_CLASS, LOOSE, NEITHER, SECOND, NOTHING)  # of false alarms
 
 
 class Error(NamedTuple):
@@ -88,7 +85,7 @@ def counts(found: Sequence[Errors], subjects: Sequence[tuple[Config, Any]]) -> p
     rows = []
     for (config, _), of_run in zip(subjects, found):
         kinds = Counter(alarm.kind for alarm in of_run.alarms if alarm.score >= SURE)
-        told = {f"false: {kind}": kinds[kind] for kind in (WRONG_CLASS, LOOSE, SECOND, NOTHING)}
+        told = {f"false: {kind}": kinds[kind] for kind in KINDS}
         of = {"model": config.label, "seed": config.seed, "right": of_run.right}
         rows.append(of | told | {"objects missed": len(of_run.missed)})
     return pd.DataFrame(rows)
@@ -100,7 +97,9 @@ def _kind(iou: np.ndarray, same: np.ndarray, labels: np.ndarray) -> tuple[str, i
         return SECOND, -1
     if (iou >= IOU).any():
         return WRONG_CLASS, int(labels[iou.argmax()])
-    return (LOOSE, -1) if (same & (iou >= NEAR)).any() else (NOTHING, -1)
+    if (same & (iou >= NEAR)).any():
+        return LOOSE, -1
+    return (NEITHER if (iou >= NEAR).any() else NOTHING), -1
 
 
 def _inside(box: np.ndarray, others: np.ndarray) -> np.ndarray:
