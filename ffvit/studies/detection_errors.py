@@ -20,9 +20,9 @@ from ffvit.tasks.detection import Detections
 
 IOU = 0.5  # from there on a box is an object's
 NEAR = 0.1  # from there on it is near one
-WRONG_CLASS, LOOSE, SECOND = "another class", "a box that does not fit", "the same object again"
-NEITHER, NOTHING = "neither class nor box", "nothing there"
-KINDS = (WRONG_CLASS, LOOSE, NEITHER, SECOND, NOTHING)
+WRONG_CLASS, LOOSE, NEITHER = "another class", "a box that does not fit", "neither class nor box fits"
+SECOND, NOTHING = "the same object again", "nothing there"
+KINDS = (WRONG_CLASS, LOOSE, NEITHER, SECOND, NOTHING)  # of false alarms
 
 
 class Error(NamedTuple):
