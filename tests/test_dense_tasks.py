@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from ffvit.data.dense import scenes
 from ffvit.data.loader import Batch
+from ffvit.evidence import belonging
 from ffvit.evidence.records import read_record, write_record
 from ffvit.evidence.scoring import score
 from ffvit.settings import same_run
@@ -314,3 +315,12 @@ def test_code_of_detection_is_of_its_backbone_and_of_no_matter_to_classification
     assert changed["dense.py"] == changed["transforms.py"] == [True, False, True, True, True]
     assert changed["lit.py"][:2] == [True, False] and changed["lit.py"][4]
     assert changed["detection.py"][:2] == [True, False] and changed["step.py"] == [True] * 5
+
+
+def test_two_runs_with_other_scores_are_not_the_same_result():
+    one, other = (
+        {"dataset": {"fingerprint": "a"}, "results": {"images": 5, "box_ap_percent": ap, "loss": ap}}
+        for ap in (40.0, 41.0)
+    )
+    rounded = one | {"results": one["results"] | {"loss": 40.0001}}
+    assert belonging.same_result(one, rounded) and not belonging.same_result(one, other)

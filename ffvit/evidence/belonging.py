@@ -15,6 +15,7 @@ SHAPE = ("model", "model_args", "img_size", "in_chans")  # what no trial varies
 Images = dict[
     tuple, dict
 ]  # for each choice of what is taken of the dataset, the record whose images are the experiment's
+ROUNDED = ("loss", "train")  # of results: what differs in its last digits from machine to machine
 
 
 def belonging(experiment: Experiment, records: list[dict]) -> list[dict]:
@@ -87,7 +88,7 @@ def same_result(first: dict, second: dict) -> bool:
     if first["dataset"]["fingerprint"] != second["dataset"]["fingerprint"]:
         return False
     weights = [last_weights(r) for r in (first, second)]
-    scores = [[r["results"].get(name) for name in ("top1_percent", "mistakes", "confusion")] for r in (first, second)]
+    scores = [{k: v for k, v in r["results"].items() if k not in ROUNDED} for r in (first, second)]
     return (weights[0] is not None and weights[0] == weights[1]) or scores[0] == scores[1]
 
 
