@@ -110,12 +110,21 @@ class SemanticFPN(OnPyramid, nn.Module):
         ("decode_head.conv_seg.", "head."),
     )
 
-    def __init__(self, backbone: Pyramid, num_classes: int, width: int, drop_rate: float):
+    def __init__(
+        self,
+        backbone: Pyramid,
+        num_classes: int,
+        width: int,
+        drop_rate: float,
+        norm: Callable[..., nn.Module] = nn.BatchNorm2d,
+    ):
         super().__init__()
         self.backbone = backbone
         self.num_classes = num_classes
         self.branches = nn.ModuleList(
-            nn.ModuleList(self._unit(backbone.out_channels if i == 0 else width, width) for i in range(max(1, level)))
+            nn.ModuleList(
+                self._unit(backbone.out_channels if i == 0 else width, width, norm) for i in range(max(1, level))
+            )
             for level in range(len(STRIDES))
         )
         self.drop = nn.Dropout2d(drop_rate)
@@ -124,9 +133,9 @@ class SemanticFPN(OnPyramid, nn.Module):
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
     @staticmethod
-    def _unit(in_channels: int, width: int) -> nn.Sequential:
+    def _unit(in_channels: int, width: int, norm: Callable[..., nn.Module]) -> nn.Sequential:
         return nn.Sequential(
-            nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+            nn.Conv2d(in_channels, width, 3, padding=1, bias=False), norm(width), nn.ReLU(inplace=True)
         )
 
     def forward_alike(self, x: Tensor) -> Tensor:
@@ -247,18 +256,22 @@ def semantic_fpn(
     backbone_args: dict | None = None,
     width: int = WIDTH,
     head_width: int = 128,
+    group_norm: bool = False,
     drop_rate: float = 0.1,
     **kwargs,
 ) -> SemanticFPN:
     """Semantic FPN. pretrained: the backbone's weights.
 
-    width: channels of the pyramid. head_width: of the head. drop_rate: of the head's maps. kwargs: img_size, in_chans,
-    drop_path_rate.
+    width: channels of the pyramid. head_width: of the head. group_norm: see retinanet; in the head instead of batch norms.
+    drop_rate: of the head's maps. kwargs: img_size, in_chans, drop_path_rate.
     """
     given, of_body = _split(kwargs, backbone_args)
     given.pop("img_size", None)
     body = body_of(backbone, STRIDES, pretrained, of_body)
-    return SemanticFPN(Pyramid(body, None, width), num_classes, head_width, drop_rate, **given)
+    pyramid = Pyramid(body, None, width, _norm(width, group_norm))
+    return SemanticFPN(
+        pyramid, num_classes, head_width, drop_rate, _norm(head_width, group_norm) or nn.BatchNorm2d, **given
+    )
 
 
 # As in the official code: LIT-S norms what it gives out, and its tables are those of the size it is trained at.
