@@ -324,3 +324,9 @@ def test_two_runs_with_other_scores_are_not_the_same_result():
     )
     rounded = one | {"results": one["results"] | {"loss": 40.0001}}
     assert belonging.same_result(one, rounded) and not belonging.same_result(one, other)
+
+
+def test_one_dataset_serves_several_tasks_of_an_experiment():
+    configs = [small(head).to_dict() for head in HEADS]
+    assert len({same_run.images_of(config) for config in configs}) == 3
+    assert same_run.images_of(configs[0]) == same_run.images_of(small("retinanet", seed=1).to_dict())

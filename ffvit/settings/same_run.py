@@ -24,6 +24,7 @@ NO_MATTER = MACHINE | {"dataset", "recipe", "seed"}
 IMAGES = (
     *("train_split", "validation_split", "validation_fraction", "test_split", "test_fraction"),
     *("max_train_images", "max_eval_images", "image_column", "label_column", "streaming"),
+    "task",  # semantic segmentation has a class more, the background
 )
 
 
