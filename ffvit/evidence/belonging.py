@@ -7,6 +7,7 @@ machine made of others are in no mean, pair or table. Nor is a trial of another 
 
 from ffvit.settings.experiment import Experiment
 from ffvit.settings.given import with_defaults
+from ffvit.settings.headline import headline_of
 from ffvit.settings.same_run import differing, images_of
 from ffvit.system.errors import InputError
 
@@ -48,12 +49,14 @@ def unlike(facts: dict, experiment: Experiment, images: Images) -> str:
 def other_images(facts: dict, images: Images) -> dict | None:
     """The experiment's record that shows a run to be of other images: taken alike and yet different.
 
-    Where no record takes the same of the dataset, one that has other classes.
+    Where no record takes the same of the dataset, one of the same task that has other classes.
     """
     theirs = images.get(images_of(facts["config"]))
     if theirs:
         return theirs if theirs["dataset"]["fingerprint"] != facts["dataset"]["fingerprint"] else None
-    return next((record for record in images.values() if _has_other_classes(record, facts)), None)
+    task = headline_of(facts["config"])
+    others = [record for record in images.values() if headline_of(record["config"]) == task]
+    return next((record for record in others if _has_other_classes(record, facts)), None)
 
 
 def trials_of(experiment: Experiment, trials: list[dict]) -> list[dict]:
