@@ -83,7 +83,7 @@ def test_two_processes_end_like_one(head, tmp_path):
     """Batch norms see the half of a batch that a process has, as they do in two parts of one process."""
     from ffvit.launching.launch import launch
 
-    config = small(head, batch_size=4)
+    config = small(head, max_train_images=8, max_eval_images=4)  # processes of their own make all scenes
     alone = dataclasses.replace(config, accumulation_steps=2)
     both = dataclasses.replace(config, num_processes=2)
     for name, one in (("alone", alone), ("both", both)):
