@@ -181,7 +181,7 @@ def where_text() -> str:
     return (
         f"{markdown(notebook_rows('where', '../'))}\n{name}, {len(records)} of {len(experiment.configs())} runs recorded, test images:\n\n"
         f"{markdown(shown.astype(str).to_dict('records'))}\n"
-        f"![The score of each head on scenes of digits](../figures/{SCENES}/dense.png)\n"
+        f"![The score of each head on validation scenes of digits, by epoch](../figures/{SCENES}/dense_curves.png)\n"
     )
 
 

@@ -27,7 +27,9 @@ def test_every_experiment_loads_and_gives_every_run_a_folder_of_its_own(name):
     assert {config.run_dir.parent.name for config in experiment.configs()} == {name}
 
 
-LIT = [name for name in NAMES if "lit" in name.split("-")]
+# Those that say where: detection and segmentation.
+DENSE = [name for name in NAMES if "classification" not in {c.task for c in load_experiment(name).configs()}]
+LIT = [name for name in NAMES if "lit" in name.split("-") and name not in DENSE]
 # Those that test one argument of the report, with the models that it is about.
 ARGUMENTS = [
     *("definitions", "digits-ablations", "digits-attention-only", "digits-resolution"),
@@ -35,7 +37,7 @@ ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("name", sorted({*NAMES} - {*LIT, *ARGUMENTS}))
+@pytest.mark.parametrize("name", sorted({*NAMES} - {*LIT, *ARGUMENTS, *DENSE}))
 def test_every_experiment_of_the_report_holds_the_cells_of_the_grid_and_the_ff_model(name):
     timm_names = {config.model for config in load_experiment(name).configs()}
     assert timm_names >= {
@@ -54,6 +56,19 @@ def test_models_of_a_stage_experiment_differ_in_attention_and_merging_alone_and_
         shape = {k: v for k, v in settings["model_args"].items() if k not in varied}
         alike.append({k: v for k, v in settings.items() if k not in ("name", "label")} | {"model_args": shape})
     assert all(settings == alike[0] for settings in alike) and len(experiment.seeds) >= 3
+
+
+@pytest.mark.parametrize("name", sorted(set(DENSE) - {"digits-scenes", "coco-lit", "ade20k-lit"}))
+def test_layouts_under_a_head_differ_in_attention_and_in_the_rate_found_for_each_alone(name):
+    experiment = load_experiment(name)
+    for head in experiment.models:
+        alike = []
+        for variant in (v for v in experiment.variants.values() if head in (v.name, v.of)):
+            settings = experiment.config(variant.name).to_dict()
+            body = settings["model_args"]["backbone_args"]
+            settings["model_args"]["backbone_args"] = {k: v for k, v in body.items() if k != "attention_stages"}
+            alike.append({k: v for k, v in settings.items() if k not in ("name", "label", "base_lr")})
+        assert len(alike) == 3 and all(settings == alike[0] for settings in alike) and len(experiment.seeds) >= 2
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ffvit.data.dense.examples import Annotated, EvalExamples
-from ffvit.data.dense.objects import OBJECTS
+from ffvit.data.dense.objects import objects_column
 from ffvit.data.images import BadImage
 from ffvit.data.splits import Splits
 from ffvit.settings.config import Config
@@ -51,9 +51,9 @@ def own(path: str, splits: Splits, config: Config) -> Annotated:
         image = {"bytes": file.read_bytes(), "path": file.name}
     except OSError as error:
         raise InputError(f"image '{path}': {error.strerror}: give the path of a picture, or none") from None
-    nothing: dict[str, list] = {name: [] for name in OBJECTS}
-    columns = {"image": [image], "image_id": [0], "objects": [nothing]}
-    features = datasets.Features(image=datasets.Image(), image_id=datasets.Value("int64"), objects=OBJECTS)
+    column = objects_column(splits.classes)
+    columns = {"image": [image], "image_id": [0], "objects": [{name: [] for name in column}]}
+    features = datasets.Features(image=datasets.Image(), image_id=datasets.Value("int64"), objects=column)
     return annotated(datasets.Dataset.from_dict(columns, features), config, splits.classes)
 
 

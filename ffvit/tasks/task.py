@@ -57,7 +57,7 @@ ALONE = Together()
 class Task(ABC):
     """A task, by the settings of a run."""
 
-    # Settings that change nothing in this task, and may not be given: see refuse_unread.
+    # Settings that change nothing in this task, and may not be given.
     UNREAD: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Config):
@@ -111,5 +111,5 @@ class Task(ABC):
 
 
 def task_of(config: Config) -> Task:
-    """The task of a run: the class Task of ffvit.tasks.<task>."""
+    """The task of a run: TASK of ffvit.tasks.<task>."""
     return importlib.import_module(f"ffvit.tasks.{config.task}").TASK(config)
