@@ -15,6 +15,7 @@ import tomllib
 from pathlib import Path
 
 import hostile
+import nbformat
 import psutil
 import pytest
 import torch
@@ -118,8 +119,24 @@ def test_pipeline_makes_everything_once_and_only_what_is_missing(project):
     # From records alone, as in a fresh clone: no run is made.
     only_records(project)
     code, output = pipeline(project, "figures")
-    assert code == 0 and not list((project / "runs").rglob("*.safetensors"))
+    assert code == 0, output
+    assert not list((project / "runs").rglob("*.safetensors"))
     assert "recorded, 1 runs" in (project / "figures/smoke/table1.md").read_text()
+
+
+@pytest.mark.machine
+def test_kernels_that_start_side_by_side_share_no_port(tmp_path):
+    cell = nbformat.v4.new_code_cell("from ipykernel import get_connection_info; print(get_connection_info())")
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel})
+    nbformat.write(notebook, tmp_path / "cell.ipynb")
+    command = [sys.executable, ROOT / "workflow/execute.py", "cell.ipynb"]
+    executed = [tmp_path / "one.ipynb", tmp_path / "two.ipynb"]
+    started = [subprocess.Popen([*command, output], cwd=tmp_path, stderr=subprocess.DEVNULL) for output in executed]
+    assert [process.wait(timeout=60) for process in started] == [0, 0]
+    one, two = (json.loads(nbformat.read(output, 4).cells[0].outputs[0].text) for output in executed)
+    assert one["transport"] == two["transport"] == "ipc" and one["ip"] != two["ip"]
+    assert not Path(one["ip"]).parent.exists()  # nothing is left of its sockets
 
 
 STAGES = """
