@@ -6,6 +6,7 @@ What each was expected to give, and what it gave, is in NOTES.md. Every one exch
 import functools
 
 import torch
+from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -47,8 +48,17 @@ class OtherBlock(nn.Module):
         return x * self.norm.weight.view(shape) + self.norm.bias.view(shape)
 
 
+class TransposedBlock(OtherBlock):
+    """Patches mixed by timm's Mlp, whose rows have as many numbers as there are tokens, or four times as many."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)"""
+        x = x + self.mix_features(x)
+        return x + Mlp.forward(self.mlp, self.norm(x.transpose(1, 2))).transpose(1, 2)
+
+
 class PaddedBlock(OtherBlock):
-    """Patches mixed as ever, over 200 tokens in place of 197 and 792 hidden units in place of 788."""
+    """The same over 200 tokens in place of 197 and 792 hidden units in place of 788."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)"""
@@ -92,6 +102,10 @@ class SwapTokensAndImages(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.transpose(0, 1).contiguous()
+
+
+def with_transposes(model: ff.PatchFeatureMixer) -> ff.PatchFeatureMixer:
+    return _exchanged(model, TransposedBlock)
 
 
 def with_padded_tokens(model: ff.PatchFeatureMixer, multiple: int) -> ff.PatchFeatureMixer:

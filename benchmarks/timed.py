@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import timm
 import torch
-from ideas import by_a_product_an_image, with_padded_tokens, with_tokens_first
+from ideas import by_a_product_an_image, with_padded_tokens, with_tokens_first, with_transposes
 from published import as_published
 from torch import nn
 from torch.nn import functional as F
@@ -22,6 +22,7 @@ FORMS: dict[str, Callable] = {
     "ours": lambda model: model,
     "timm": lambda model: model,
     "published": as_published,
+    "transposed": with_transposes,
     "tokens first": with_tokens_first,
     "padded to 8": functools.partial(with_padded_tokens, multiple=8),
     "padded to 16": functools.partial(with_padded_tokens, multiple=16),

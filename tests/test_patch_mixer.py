@@ -74,11 +74,11 @@ def test_what_a_unit_takes_is_how_its_input_depends_on_each_patch():
     model = small("ff_tiny_patch16_224")
     branch, units = model.blocks[1].mix_patches, patch_maps.units_of(model)[1]
     seen = []
-    branch.mix.fc1.register_forward_hook(lambda _module, _input, output: seen.append(output))
+    branch.mix.act.register_forward_hook(lambda _module, given, _output: seen.append(given[0]))  # (hidden, features)
     normed = torch.randn(1, 17, 12, requires_grad=True)
     branch.norm.forward = lambda x: x * branch.norm.weight  # the part of it that belongs to a token
     branch(normed)
-    seen[0][0, 5, 7].backward()  # unit 8 of feature 6
+    seen[0][7, 5].backward()  # unit 8 of feature 6
     assert units.taken[7].ravel() == pytest.approx(normed.grad[0, 1:, 5].numpy(), rel=1e-5)
     assert units.given[7].ravel() == pytest.approx(branch.mix.fc2.weight[1:, 7].detach().numpy())
     assert units.taken.shape == units.given.shape == (68, 4, 4)

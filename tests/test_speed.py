@@ -25,7 +25,7 @@ def scripts(monkeypatch):
 
 
 def other_forms() -> list[str]:
-    return ["published", "tokens first", "padded to 8", "padded to 16", "a product an image"]
+    return ["published", "transposed", "tokens first", "padded to 8", "padded to 16", "a product an image"]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """A block of the report's models (Figure 2): one branch mixes the features within patches, one the patches within features."""
 
+import torch
+import torch.fx
 from timm.layers import Attention, DropPath, Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,6 +15,35 @@ class UnprojectedAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)"""
         return F.scaled_dot_product_attention(x, x, x)
+
+
+class MlpOverTokens(Mlp):
+    """timm's feed-forward layer on (B, D, N), computed as W @ x: one product for the batch, whose rows are B * D long.
+
+    As x @ W' its rows would have N = 197 numbers, which is odd: the next begins where a GPU's matrix units cannot read.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, N) -> (B, D, N)"""
+        weight1, bias1, weight2 = _aligned(self.fc1.weight, self.fc1.bias, self.fc2.weight)  # type: ignore[arg-type]
+        x = x.permute(2, 0, 1)
+        y = torch.addmm(bias1[:, None], weight1, x.flatten(1))  # (H, B * D)
+        y = self.drop1(self.act(y))
+        y = self.drop2(torch.addmm(self.fc2.bias[:, None], weight2, y))  # type: ignore[index]
+        return y.view(x.shape).permute(1, 2, 0)
+
+
+@torch.fx.wrap
+def _aligned(weight1: Tensor, bias1: Tensor, weight2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(H, N), (H,) and (N, H), as they are, or for products of 16 bits with H filled up to a multiple of 8: 16 bytes.
+
+    Hidden units that are filled in have no weights: they are gelu(0) = 0. The first, too, lies in rows as long as H.
+    """
+    device = bias1.device.type
+    more = -len(bias1) % 8
+    if not (more and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return weight1, bias1, weight2
+    return F.pad(weight1.t(), (0, more)).t(), F.pad(bias1, (0, more)), F.pad(weight2, (0, more))
 
 
 class Branch(nn.Module):
@@ -32,7 +63,8 @@ class Branch(nn.Module):
         self.norm = nn.Identity() if norm == "none" else nn.LayerNorm(normed, eps=1e-6)
         self.mix: Mlp | Attention | UnprojectedAttention
         if layer == "ff":
-            self.mix = Mlp(width, hidden_dim or int(mlp_ratio * width), drop=drop_rate)
+            feed_forward = MlpOverTokens if self.transposed else Mlp
+            self.mix = feed_forward(width, hidden_dim or int(mlp_ratio * width), drop=drop_rate)
         elif layer == "attention_unprojected":
             self.mix = UnprojectedAttention()
         else:
