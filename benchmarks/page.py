@@ -39,22 +39,27 @@ PLACES = {
     "claims": "docs/claims.md",
     "faults": "docs/faults.md",
     "overhead": "docs/speed.md",
+    "pyramids": "docs/speed.md",
     "speed": "docs/speed.md",
+    "startup": "docs/speed.md",
     "steps": "docs/speed.md",
     "lit": "docs/lit.md",
     "stages": "docs/lit.md",
     "study": "docs/study.md",
 }
+SIZES = ["224 x 224", "512 x 512", "800 x 1344"]  # of images through pyramids.py
 # Of a benchmark's columns, those that docs/ shows; the others are in its own page.
 SHOWN = {
     "faults": ["fault", "must show", "shown"],
     "overhead": [
         *("case", "bare loop (s)", "ours (s)", "time, ours / bare", "lowest to highest", "memory, ours / bare"),
     ],
+    "pyramids": ["what", "model", *(f"{size} ({unit})" for size in SIZES for unit in ("ms", "MB"))],
     "speed": [
         *("machine", "model", "step", "form", "run", "precision"),
         *("images/s", "times published", "share of the limit", "peak memory (GB)"),
     ],
+    "startup": ["what", "budget (s)", "it took (s)", "lowest to highest"],
     "steps": [
         *("cell", "waiting, on the device", "waiting, one by one"),
         *("images/s, on the device", "images/s, one by one"),

@@ -157,7 +157,7 @@ class GlobalAttention(Attention):
     def bias(self, grid: Grid) -> Tensor:
         """What is added to the scaled logits: (1, heads, N, N)."""
         table = resample(self.relative_position_bias_table, _span(cast(Grid, self.grid)), _span(grid), "bicubic")
-        table = table.T.unflatten(1, _span(grid))  # (heads, 2h - 1, 2w - 1)
+        table = table.T.contiguous().unflatten(1, _span(grid))  # (heads, 2h - 1, 2w - 1): read N times, so in rows
         # [head, y_i, x_i, y, x] = table[head, y_i + y, x_i + x]; counted backwards, y is h - 1 - y_j, and x likewise.
         windows = table.unfold(1, grid[0], 1).unfold(2, grid[1], 1).flip(3, 4)
         return windows.reshape(1, self.num_heads, math.prod(grid), math.prod(grid))
