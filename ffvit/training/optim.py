@@ -11,7 +11,7 @@ from torch import nn
 
 from ffvit.settings.config import Config
 
-FUSED = ("adam", "adamw", "sgd")  # those of PyTorch that update all weights in one go, on a GPU several times faster
+FUSED = ("adam", "adamw", "sgd")  # those of PyTorch that update all weights in one go, several times faster
 
 
 def peak_lr(config: Config) -> float:
@@ -32,8 +32,7 @@ def create_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     With offset_lr_ratio, weights of deformable offsets are a third group, as in LIT's code (arXiv:2105.14217): they decay,
     at a rate of their own, while their biases go with all others. The schedule brings every group to the same min_lr.
     """
-    fits = config.optimizer in FUSED and config.device != "cpu"
-    fused: dict[str, Any] = {"fused": True} if fits and torch.cuda.is_available() else {}
+    fused: dict[str, Any] = {"fused": True} if config.optimizer in FUSED else {}
     return create_optimizer_v2(parameter_groups(config, model), opt=config.optimizer, lr=peak_lr(config), **fused)
 
 
