@@ -1,0 +1,33 @@
+"""Hand a trained model on: `ffvit export runs/digits/ff-seed0 --to ff-digits` writes a folder that timm and the hub read.
+
+In it are model.safetensors, the weights that were scored; config.json; a model card with data, score, recipe and limits; and the
+record. It loads with timm.create_model("local-dir:ff-digits", pretrained=True) after import ffvit.models.
+--push OWNER/NAME also sends the folder to the hub, where you are logged in (hf auth login).
+"""
+
+import os
+from pathlib import Path
+
+from ffvit.commands.arguments import Parser, path
+from ffvit.evidence.records import open_run
+
+
+def main(arguments: list[str]) -> int:
+    parser = Parser("ffvit export", __doc__)
+    parser.add_argument("run_dir", type=path, metavar="RUN", help="the folder of a run that is trained and scored")
+    parser.add_argument("--to", type=path, required=True, help="a new folder")
+    parser.add_argument("--license", default="apache-2.0", help="of the weights, by its name on the hub: apache-2.0")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="send the folder to the hub, too")
+    parser.add_argument("--private", action="store_true", help="with --push: to be seen by you alone")
+    options = parser.parse_args(arguments)
+    if options.private and not options.push:
+        parser.error("--private needs --push")
+    run_dir = Path(os.path.relpath(options.run_dir))
+    open_run(run_dir)  # --help, and a run that is not there, are answered without torch
+
+    from ffvit.evidence.export import export, push
+
+    print(f"model: {export(run_dir, options.to, options.license)}")
+    if options.push:
+        print(f"sent: {push(options.to, options.push, options.private)}")
+    return 0
