@@ -140,7 +140,7 @@ def saved(folder, image):
     (folder / "empty.png").write_bytes(b"")
     (folder / "text.jpg").write_text("no picture")
     PIL.Image.new("1", (20_000, 20_000)).save(folder / "huge.png")
-    PIL.Image.new("L", (80_000, 1)).save(folder / "line.png")
+    PIL.Image.new("L", (100_000, 1)).save(folder / "line.png")
     return ["cut.png", "empty.png", "huge.png", "line.png", "text.jpg"]
 
 

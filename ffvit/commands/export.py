@@ -15,18 +15,27 @@ from ffvit.evidence.records import open_run
 def main(arguments: list[str]) -> int:
     parser = Parser("ffvit export", __doc__)
     parser.add_argument("run_dir", type=path, metavar="RUN", help="the folder of a run that is trained and scored")
-    parser.add_argument("--to", type=path, required=True, help="a new folder")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--to", type=path, help="a new folder")
+    what.add_argument(
+        "--keep", action="store_true", help="put small weights into results/, beside the run's record there"
+    )
     parser.add_argument("--license", default="apache-2.0", help="of the weights, by its name on the hub: apache-2.0")
     parser.add_argument("--push", metavar="OWNER/NAME", help="send the folder to the hub, too")
     parser.add_argument("--private", action="store_true", help="with --push: to be seen by you alone")
     options = parser.parse_args(arguments)
-    if options.private and not options.push:
-        parser.error("--private needs --push")
+    for option, needed in (("private", "push"), ("push", "to")):
+        if getattr(options, option) and not getattr(options, needed):
+            parser.error(f"--{option} needs --{needed}")
     run_dir = Path(os.path.relpath(options.run_dir))
     open_run(run_dir)  # --help, and a run that is not there, are answered without torch
 
     from ffvit.evidence.export import export, push
+    from ffvit.evidence.kept_weights import keep
 
+    if options.keep:
+        print(f"weights: {os.path.relpath(keep(run_dir))}")
+        return 0
     print(f"model: {export(run_dir, options.to, options.license)}")
     if options.push:
         print(f"sent: {push(options.to, options.push, options.private)}")
