@@ -46,6 +46,7 @@ def images(side: int, channels: int = 3) -> torch.Tensor:
     return torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.parity("timm's loader")
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_every_classification_model_comes_back_bit_for_bit(name, tmp_path):
@@ -101,6 +102,7 @@ def test_detectors_and_segmentation_find_the_same_in_the_folder_that_they_found_
         loaded(tmp_path / "out", num_classes=3)
 
 
+@pytest.mark.parity("timm's transforms")
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_timm_prepares_an_image_by_the_exported_settings_as_our_evaluation_does(interpolation, tmp_path):
     run = classifier(tmp_path, interpolation=interpolation, crop_pct=0.8)

@@ -43,6 +43,7 @@ def scored(run):
     return load_model(config, run / "last.safetensors", 10, "cpu")
 
 
+@pytest.mark.parity("onnxruntime")
 @NEEDS
 @pytest.mark.parametrize("name", [*CELLS, "lit_ti", "lit_s"])
 @torch.inference_mode()
