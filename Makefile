@@ -23,7 +23,7 @@ BIN := .venv/bin/
 READY := .venv/ready
 endif
 
-.PHONY: help setup reproduce status missing tune figures test machine lab faults benchmark readme lock
+.PHONY: help setup reproduce status missing tune figures test machine lab faults benchmark readme lock audit
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -43,7 +43,7 @@ setup: $(READY) ## Make .venv with the pinned dependencies (the others do this w
 	@$(SYSTEM_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ffvit needs Python 3.11 or newer, this is %d.%d; set SYSTEM_PYTHON=<another one>" % sys.version_info[:2])'
 	@echo "Setting up .venv: some minutes, once"
 	@$(SYSTEM_PYTHON) -m venv .venv
-	@.venv/bin/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
 	@.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -87,4 +87,7 @@ readme: $(READY) ## Put what comes from records into the README again
 	@$(BIN)python benchmarks/page.py
 
 lock: $(READY) ## Pin again what pyproject.toml asks for
-	@$(BIN)uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --upgrade --no-header --output-file requirements.lock
+	@$(BIN)uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --upgrade --generate-hashes --no-header --output-file requirements.lock
+
+audit: $(READY) ## Ask a database of known holes about the pinned packages, where it can be reached
+	@.ci/audit $(BIN)

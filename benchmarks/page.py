@@ -10,6 +10,8 @@ import dataclasses
 import datetime
 import io
 import json
+import subprocess
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -22,7 +24,7 @@ from ffvit.evidence.records import load_records
 from ffvit.evidence.reported import reported
 from ffvit.models.cost import exact_costs
 from ffvit.settings.experiment import load_experiment
-from ffvit.studies import architecture, ledger, lit_stages, study_tables, where
+from ffvit.studies import architecture, how_far, ledger, lit_stages, study_tables, where
 from ffvit.studies.finding import MODEL
 from ffvit.studies.report_results import WORDS
 from ffvit.system import provenance
@@ -46,6 +48,7 @@ PLACES = {
     "lit": "docs/lit.md",
     "stages": "docs/lit.md",
     "study": "docs/study.md",
+    "how-far": "docs/how-far.md",
 }
 SIZES = ["224 x 224", "512 x 512", "800 x 1344"]  # of images through pyramids.py
 # Of a benchmark's columns, those that docs/ shows; the others are in its own page.
@@ -106,6 +109,7 @@ def generated() -> dict[str, str]:
         "lit": markdown(lit_rows()),
         "stages": stages_text(),
         "study": study_text(),
+        "how-far": how_far_text(),
         **{name: of_benchmark(name) for name in SHOWN},
     }
 
@@ -239,6 +243,23 @@ def study_text() -> str:
     return (
         f"{what}: all its [tables and figures]({folder}), what was [tried]({folder}/trials.md) to choose its settings among\n"
         f"them.\n\n![{experiment.title}: accuracy against what it costs]({folder}/accuracy_by_cost.png)\n"
+    )
+
+
+def how_far_text() -> str:
+    """What tests hold against others' code, what was recorded and how large, and what never was."""
+    listed = subprocess.run(["git", "ls-files", "experiments/*.toml"], cwd=ROOT, capture_output=True, text=True)  # noqa: S607
+    # What a person adds is theirs, and not on the project's pages.
+    names = sorted(Path(line).stem for line in listed.stdout.splitlines() or (ROOT / "experiments").glob("*.toml"))
+    with open(ROOT / "benchmarks/speed.csv", newline="") as file:
+        machines = sorted({row["machine"] for row in csv.DictReader(file)})
+    tables = [how_far.parity(ROOT / "tests"), how_far.sizes(names), how_far.circumstances(names)]
+    held, recorded, ways = (markdown(table.astype(str).to_dict("records")) for table in tables)
+    return (
+        f"## Held against code that is not ours\n\n{held}\n"
+        f"## Recorded, and how large\n\nThe largest of each experiment's recorded runs.\n\n{recorded}\n"
+        f"## Ways to train\n\n{ways}\n"
+        f"Steps alone, not whole runs, [were timed](speed.md) on: {', '.join(machines)}.\n"
     )
 
 

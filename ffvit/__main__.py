@@ -13,6 +13,8 @@ from ffvit.system.lifetime import STOPPED
 COMMANDS = {
     "train": "train one model, in processes of its own",
     "score": "score a finished run on its test images and write its record",
+    "export": "hand a scored model on: a folder that timm and the hub read",
+    "predict": "say what a model sees in images of your own",
     "status": "which runs of an experiment are recorded, begun or missing",
     "missing": "train and score what is missing",
     "tune": "search each model's own settings by equal effort",

@@ -50,6 +50,7 @@ def test_the_operations_are_timms_in_timms_order():
     assert list(batch_augmentation.OPERATIONS) == _RAND_INCREASING_TRANSFORMS
 
 
+@pytest.mark.parity("timm's augmentation")
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("magnitude", [0.0, 3.0, 9.0, 10.0])
 @pytest.mark.parametrize("name", list(batch_augmentation.OPERATIONS))
@@ -67,6 +68,7 @@ def test_an_operation_gives_timms_pixels(name, magnitude, sign, monkeypatch):
     assert far.float().mean() <= (0.01 if name[:5] in ("Rotat", "Shear", "Trans") else 0), far.float().mean()
 
 
+@pytest.mark.parity("timm's augmentation")
 def test_a_crop_gives_timms_pixels():
     pixels = photographs(count=200)
     settings = config(crop_scale=[0.2, 1.0], hflip=0.5)
@@ -83,6 +85,7 @@ def test_a_crop_gives_timms_pixels():
         assert (tensor(theirs) - mine).abs().max() <= 1
 
 
+@pytest.mark.parity("timm's augmentation")
 def test_crops_are_spread_as_timms():
     settings = config(crop_scale=[0.3, 1.0])
     ours = np.stack(batch_augmentation._crops(draws(20000), 32, settings.crop_scale, settings.crop_ratio), axis=1)

@@ -406,6 +406,7 @@ def test_a_config_of_another_version_is_refused(digits_config):
         config_from_dict(without_model)
 
 
+@pytest.mark.parity("DeiT's settings")
 def test_the_deit_recipe_is_the_published_one():
     config = Config(experiment="x", name="m", label="m", model="m", dataset="x", recipe="deit", **RECIPES["deit"]())
     published = {

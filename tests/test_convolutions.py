@@ -108,5 +108,9 @@ def test_receptive_fields_are_of_the_runs_that_an_experiment_trained(tmp_path, m
     fields, source = convolutions.receptive_fields(experiment, ["ff"], max_eval_images=8)
     assert fields.keys() == {"FF only"} and fields["FF only"].shape == (8, 8)
     assert "of run ff-seed0 of digits" in source
-    with pytest.raises(InputError, match="vit-seed0 holds no run; train it first"):
-        convolutions.receptive_fields(experiment, ["vit"])
+    assert "trained here" in source
+    _, source = convolutions.receptive_fields(experiment, ["vit"], max_eval_images=8)
+    assert "of run vit-seed0 of digits, recorded, kept with the project" in source
+    lit = load_experiment("digits-lit")
+    with pytest.raises(InputError, match="all-seed0 holds no run; train it first"):
+        convolutions.receptive_fields(lit, ["all"])

@@ -328,6 +328,7 @@ def test_an_epoch_shows_no_image_twice():
     assert len(set(order(augmented(), 0))) == 107 // 24 * 24
 
 
+@pytest.mark.parity("DeiT's rule")
 @pytest.mark.parametrize("processes", [1, 2, 4])
 @pytest.mark.parametrize("count", [256, 300, 515])
 def test_repeated_augmentation_follows_deits_rule(count, processes):
@@ -439,6 +440,7 @@ def test_a_text_is_an_image_of_its_symbols_in_their_places():
     assert embedded.text_image("it")[:, 2:].max() == 0  # where a text has ended, nothing stands
 
 
+@pytest.mark.parity("scikit-learn")
 def test_digits_are_those_of_scikit_learn():
     from sklearn.datasets import load_digits
 

@@ -46,6 +46,7 @@ def scene(side: int = 64) -> tuple[torch.Tensor, dict]:
     return image, dict(boxes=boxes, labels=torch.tensor([0, 2]), masks=masks)
 
 
+@pytest.mark.parity("the counts of mmdetection's and mmsegmentation's models")
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_the_published_models_have_exactly_their_parameters(name):
     with torch.device("meta"):
@@ -223,6 +224,7 @@ def official(model: nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.parity("the names of mmdetection's and mmsegmentation's files")
 @pytest.mark.parametrize("name", [*DETECTORS, "semantic_fpn_lit_ti"])
 def test_official_checkpoints_load_by_the_names_of_their_parts(name, tmp_path):
     model = small(name, num_classes=4)
@@ -245,6 +247,7 @@ def test_official_checkpoints_load_by_the_names_of_their_parts(name, tmp_path):
         load_weights(loaded, tmp_path / "odd.pth")
 
 
+@pytest.mark.parity("the names of mmdetection's and mmsegmentation's files")
 @torch.no_grad()
 def test_an_official_retinanet_scores_as_its_parts_do(tmp_path):
     torch.manual_seed(0)

@@ -158,6 +158,7 @@ def test_plain_packed_and_own_run_lengths_are_one_mask():
         assert (masks.decode(masks.encode(mask), *mask.shape[::-1]) == mask).all()
 
 
+@pytest.mark.parity("pycocotools")
 def test_every_mask_of_coco_permissive_is_the_one_pycocotools_makes(shared):
     reference = pytest.importorskip("pycocotools.mask", reason="pycocotools makes the reference masks")
     kinds = Counter()
@@ -680,6 +681,7 @@ def test_no_digit_of_a_test_scene_is_in_another_part_and_they_are_classification
     assert [np.asarray(image).tolist() for image in test["image"]] == pixels[parts["test"]].tolist()
 
 
+@pytest.mark.parity("Pillow")
 def test_enlarging_is_pillows_bilinear_to_a_grey_level():
     pixels = digit_table()[0][7]
     for side in (10, 17, 28):

@@ -124,6 +124,7 @@ def many(monkeypatch):
     return task, task.load_splits()
 
 
+@pytest.mark.parity("pycocotools")
 def test_average_precision_is_pycocotools_to_every_digit(many, tmp_path, capsys):
     coco = pytest.importorskip("pycocotools.coco", reason="pycocotools, the reference, is not installed")
     cocoeval = pytest.importorskip("pycocotools.cocoeval")

@@ -166,6 +166,7 @@ def test_multiply_adds_are_exactly(name):
     assert count_macs(on_meta(name), (3, 224, 224)) == MACS[name]
 
 
+@pytest.mark.parity("the counts that LIT's official code prints")
 @pytest.mark.parametrize(
     "name, official", {"lit_s": 4_081_669_692, "lit_m": 8_599_316_028, "lit_b": 15_036_676_156}.items()
 )
@@ -524,6 +525,7 @@ def test_lit_s_pools_by_the_mean_after_the_final_norm():
     assert {m.eps for m in on_meta("lit_s").modules() if isinstance(m, nn.LayerNorm)} == {1e-5}
 
 
+@pytest.mark.parity("LIT's official code, read")
 @pytest.mark.parametrize("name", LINEAGES)
 def test_weights_start_as_in_the_official_code(name):
     torch.manual_seed(0)
@@ -694,6 +696,7 @@ def in_containers(state):
     yield "lit_s", {"model": state, "max_accuracy": 81.5, "epoch": 299, "config": settings}
 
 
+@pytest.mark.parity("the names and shapes of LIT's official files")
 @pytest.mark.parametrize("name", LINEAGES)
 def test_official_checkpoints_load_in_every_container(monkeypatch, tmp_path, name):
     yacs = types.ModuleType("yacs.config")

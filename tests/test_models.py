@@ -107,6 +107,7 @@ def test_multiply_adds_are_the_same_with_and_without_memory(patches, features):
     assert model.training
 
 
+@pytest.mark.parity("the report's author's model")
 @pytest.mark.parametrize("name", ["ff_p16_dim32_depth2", "ff_p32_dim48_depth3"])
 def test_logits_equal_those_of_the_authors_model(shared, name):
     config = json.loads((shared / "parity" / "configs.json").read_text())[name]
@@ -131,6 +132,7 @@ def test_gradients_reach_every_parameter(patches, features, checkpointing):
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+@pytest.mark.parity("timm's ViT")
 def test_the_vit_cell_computes_what_timms_vit_computes():
     torch.manual_seed(0)
     vit = timm.create_model("vit_tiny_patch16_224", **SMALL).eval()
@@ -559,6 +561,7 @@ def test_what_is_the_same_everywhere_in_an_image_stays_so_at_another_size():
     torch.testing.assert_close(model(torch.ones(1, 1, 24, 40)), before)
 
 
+@pytest.mark.parity("timm")
 def test_positions_are_resampled_as_timm_does_it():
     ours = variant(patches="attention")
     stored = ours.pos_encoding.pos_embed.detach().flatten(2).transpose(1, 2)

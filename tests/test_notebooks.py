@@ -158,6 +158,20 @@ def test_notebook_works_without_any_record(notebook, run, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "experiment"), [("18_patch_mixer", "digits"), ("13_convolutions", "digits-resolution")]
+)
+def test_notebooks_of_looking_work_after_cloning_without_training(name, experiment, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("ffvit.settings.config.RUNS", tmp_path / "runs")
+    run(name, experiment=experiment, figures_dir=str(tmp_path / "figures"))
+    notebook = load_notebook(NOTEBOOKS / f"{name}.ipynb")
+    assert made(tmp_path / "figures") == set(notebook.files(load_experiment(experiment)))
+    tables = {path.name: path.read_text() for path in (tmp_path / "figures").rglob("*.md")}
+    assert any("kept with the project" in table for table in tables.values())
+    assert not any("trained here" in table for table in tables.values())
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
     "name, experiment, models, said",
     [
         ("18_patch_mixer", "digits", ["ff", "vit"], "training made the maps more local in"),

@@ -88,6 +88,7 @@ def test_matrices_decay_and_vectors_biases_and_tokens_do_not(name):
     assert groups == {0.0: spared, 0.05: set(parameters) - spared}
 
 
+@pytest.mark.parity("the report's author's settings")
 def test_positions_of_the_reports_model_decay_as_the_authors_did():
     groups = names_by_decay(
         from_config.create(imagenet(model_args=dict(depth=1)), 10), imagenet(model_args=dict(depth=1))
@@ -171,6 +172,7 @@ def test_every_update_of_lit_s_has_swins_rate_and_an_epochs_first_one_is_late():
         assert abs(lr - rate(config, max(0, update - 1), per_epoch=10)) <= 1e-12
 
 
+@pytest.mark.parity("DeiT's settings")
 def test_the_optimizer_is_deits():
     optimizer = optim.create_optimizer(imagenet(model_args=dict(depth=1)), nn.Linear(2, 2))
     assert isinstance(optimizer, torch.optim.AdamW)
@@ -178,6 +180,7 @@ def test_the_optimizer_is_deits():
     assert optimizer.param_groups[0]["lr"] == 1e-3
 
 
+@pytest.mark.parity("timm")
 def test_the_loss_of_a_mixed_batch_is_timms():
     config = imagenet()
     images, target, logits = torch.randn(8, 3, 16, 16), torch.arange(8), torch.randn(8, 10)
@@ -204,6 +207,7 @@ def test_without_mixing_labels_are_smoothed_by_the_loss():
     assert torch.allclose(criterion(logits, target), -(smooth * logits.log_softmax(dim=1)).sum(dim=1).mean())
 
 
+@pytest.mark.parity("DeiT's formula")
 def test_averaged_weights_follow_deits_formula_from_the_first_update():
     model = nn.Linear(3, 2)
     average, expected = ModelEmaV3(model, decay=0.9), model.weight.detach().clone()

@@ -130,6 +130,7 @@ def test_without_offsets_no_point_is_dropped_whatever_patch_and_map(grid, patch_
     assert set(map(tuple, points.reshape(-1, 2))) == middles
 
 
+@pytest.mark.parity("LIT's published script, read")
 @pytest.mark.parametrize(
     "grid, patch_size, img_size",
     [((56, 56), 4, (224, 224)), ((16, 16), 2, (32, 32)), ((37, 23), 4, (150, 93)), ((9, 31), 6, (54, 190))],

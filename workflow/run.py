@@ -35,7 +35,8 @@ def guarded() -> Iterator[None]:
     """Leave no job behind: a SIGKILL of this process alone would let its notebooks train on unseen."""
     name = str(os.getpid())
     command = [sys.executable, str(ROOT / "workflow/guard.py"), name]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):  # Ctrl-C is not for the guard
+    # Ctrl-C is not for the guard.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):  # noqa: S603  # a file beside this one
         os.environ["FFVIT_PIPELINE"] = name
         yield
 

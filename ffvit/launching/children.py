@@ -47,7 +47,7 @@ class Children:
         lines: list[str] = []
         told: list[str] = []
         with open(log, "a", encoding="utf-8", errors="surrogateescape") as file:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603  # this Python, a command of this library
                 [sys.executable, *command],
                 env={**environment, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},  # whatever the locale
                 stdout=subprocess.PIPE,

@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection import MaskRCNN, RetinaNet
@@ -27,6 +26,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from ffvit.models.exported import register_model
 from ffvit.models.on_pyramid import OnPyramid
 from ffvit.models.pyramid import P6P7, RATIOS, STRIDES, WIDTH, AlignedRoIAlign, Anchors, Pyramid, body_of
 

@@ -38,6 +38,7 @@ AUTHOR_NAMES = (
     (".norm2.", ".mix_patches.norm."),
 )
 
+EXPORTED = "model.safetensors"  # of a folder that ffvit export wrote
 MOST_TIMES, MOST_BESIDE = 10, 2**26  # what a file may hold: the model, its optimizer and averages; other things, bytes
 
 
@@ -107,7 +108,8 @@ def _load_resampled(model: Any, twin: Any, state: dict[str, Tensor], path: Path)
 
 
 def create_by_timm(model_class: type[Model], name: str, pretrained: bool, **kwargs) -> Model:
-    """timm's `build_model_with_cfg`. pretrained: fetch the author's file into torch's hub folder, once, and load it.
+    """timm's `build_model_with_cfg`. pretrained: fetch the author's file into torch's hub folder, once, and load it; or what
+    ffvit export wrote, where timm was asked for a folder or the hub.
 
     timm replaces a classifier of another size and adapts the first convolution to other channels; weights are loaded at
     their own image size, and resampled to img_size where the model can be; all else must fit.
@@ -115,17 +117,23 @@ def create_by_timm(model_class: type[Model], name: str, pretrained: bool, **kwar
     """
     if not pretrained:
         return build_model_with_cfg(model_class, name, pretrained=False, **kwargs)
-    url = getattr(get_pretrained_cfg(name), "url", None)
-    if not url:
+    source, url = exported_from(kwargs.get("pretrained_cfg")), getattr(get_pretrained_cfg(name), "url", None)
+    if not source and not url:
         raise InputError(f"no weights of {name} were published; timm.list_pretrained() tells which models have some")
     img_size = kwargs.pop("img_size", None) if hasattr(model_class, "set_input_size") else None
-    place = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    kind, _, folder = source.partition(":")
+    place = Path(torch.hub.get_dir()) / "checkpoints" / Path(url or "").name
+    if source:
+        own_size = (kwargs.get("pretrained_model_args") or {}).get("img_size")
+        kwargs |= {} if own_size is None else {"img_size": own_size}
+        img_size = None if img_size == own_size else img_size
+        place = Path(folder) / EXPORTED if kind == "local-dir" else Path(folder)
     fitting = partial(_fitting, path=place)
     try:
         if place.is_file():
             with torch.device("meta"):
                 _refuse_bomb(place, build_model_with_cfg(model_class, name, pretrained=False, **deepcopy(kwargs)))
-        with torch.serialization.safe_globals(AUTHOR_TYPES):
+        with torch.serialization.safe_globals(AUTHOR_TYPES), download(source or str(url), place):
             model: Any = build_model_with_cfg(
                 model_class, name, pretrained=True, pretrained_filter_fn=fitting, **kwargs
             )
@@ -135,13 +143,28 @@ def create_by_timm(model_class: type[Model], name: str, pretrained: bool, **kwar
         return model
     except InputError:
         raise
-    except (OSError, http.client.HTTPException) as error:
-        raise InputError(f"could not download {url} ({error}). Fetch it elsewhere and put it at {place}") from None
     except Exception as error:  # as many kinds as in `reading`, and those of a shape that the weights do not have
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(
             f"{place}: cannot be loaded into {name} ({reason}); delete the file if it is damaged"
         ) from None
+
+
+def exported_from(pretrained_cfg: Any) -> str:
+    """Where timm was told to find weights, "local-dir:<folder>" or "hf-hub:<name>"; "" where it was told of no place."""
+    cfg = pretrained_cfg if isinstance(pretrained_cfg, dict) else {}
+    place = {"local-dir": cfg.get("file"), "hf-hub": cfg.get("hf_hub_id")}.get(cfg.get("source", ""))
+    return f"{cfg['source']}:{place}" if place else ""
+
+
+@contextlib.contextmanager
+def download(source: str, place: Path | None = None) -> Iterator[None]:
+    """Turn what a network raises into an InputError. place: where the file may be put by hand."""
+    try:
+        yield
+    except (OSError, http.client.HTTPException) as error:
+        cure = f"Fetch it elsewhere and put it at {place}" if place else "Is there a network, and such a model?"
+        raise InputError(f"could not download {source} ({error}). {cure}") from None
 
 
 def _fitting(content, model: nn.Module, path: Path) -> dict[str, Tensor]:

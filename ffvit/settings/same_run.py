@@ -17,6 +17,7 @@ from ffvit.settings.config import MACHINE
 from ffvit.settings.given import with_defaults
 
 PART = re.compile(r"^from ffvit\.((?:models|tasks|data\.dense)\.\w+) import", re.M)
+READING = {"models.weights", "models.exported"}  # parts of a model's file that decide nothing: how weights are read
 LIBRARY = Path(__file__).parent.parent
 # Where the images lie, what a set of settings is called, and which of several alike runs it is.
 NO_MATTER = MACHINE | {"dataset", "recipe", "seed"}
@@ -82,7 +83,7 @@ def _with_parts(files: list[Path]) -> set[Path]:
     while files:
         found |= {*files}
         texts = [file.read_text(encoding="utf-8") for file in files]
-        parts = {part for text in texts for part in PART.findall(text)} - {"models.weights"}
+        parts = {part for text in texts for part in PART.findall(text)} - READING
         paths = [LIBRARY / f"{part.replace('.', '/')}.py" for part in sorted(parts)]
         files = [path for path in paths if path not in found]
     return found

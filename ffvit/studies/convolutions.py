@@ -15,7 +15,6 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from ffvit.data.loader import Batch
-from ffvit.evidence.scoring import weights_to_score
 from ffvit.models.ff import Branch, PatchFeatureMixer
 from ffvit.settings.experiment import Experiment
 from ffvit.studies import trained_models
@@ -97,7 +96,7 @@ def equality(name: str, model: PatchFeatureMixer, images: Tensor) -> pd.DataFram
 
 def trained(experiment: Experiment, model: str, **settings: Any) -> tuple[Any, Iterable[Batch], str]:
     """A model of an experiment as its first seed's run left it, batches of its test images, and a sentence on the weights."""
-    [(config, weights)] = weights_to_score(experiment, model, experiment.seeds_of(model)[:1])
+    config, weights = trained_models.first(experiment, model)
     return *trained_models.prepare(config, weights, **settings), trained_models.source(weights)
 
 

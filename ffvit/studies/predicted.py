@@ -1,4 +1,4 @@
-"""Notebooks 21 and 22: images of a test split, or one of one's own, beside what a trained model says of them."""
+"""Images of a test split, or of one's own, beside what a trained model says of them. Notebooks 21 and 22, and ffvit predict."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from ffvit.data.dense.examples import Annotated, EvalExamples
 from ffvit.data.dense.objects import objects_column
-from ffvit.data.images import BadImage
+from ffvit.data.images import MOST_BYTES, BadImage
+from ffvit.data.loader import Images
 from ffvit.data.splits import Splits
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError
@@ -24,8 +25,8 @@ SURE = 0.5  # the score from which on a detection is shown, and counted as said
 class Seen(NamedTuple):
     """An image, what is true of it and what a model says.
 
-    Of detection both are dicts of boxes (n, 4), labels (n,), with masks (n, H, W), what is said with scores (n,), of at least
-    SURE; of semantic_segmentation both are (H, W) classes.
+    Of detection both are dicts of boxes (n, 4), labels (n,), with masks (n, H, W), what is said with scores (n,), of at
+    least SURE, or what was asked for; of semantic_segmentation both are (H, W) classes.
     """
 
     row: int
@@ -46,20 +47,47 @@ def own(path: str, splits: Splits, config: Config) -> Annotated:
     """
     if not path:
         return annotated(splits.test.select([0]), config, splits.classes)
-    file = Path(path).expanduser()
     try:
-        image = {"bytes": file.read_bytes(), "path": file.name}
+        return unknown(read_picture(Path(path).expanduser()), config, splits.classes)
     except OSError as error:
-        raise InputError(f"image '{path}': {error.strerror}: give the path of a picture, or none") from None
-    column = objects_column(splits.classes)
-    columns = {"image": [image], "image_id": [0], "objects": [{name: [] for name in column}]}
+        reason = error.strerror or error
+        raise InputError(f"image '{path}': {reason}: give the path of a picture, or none") from None
+
+
+def read_picture(file: Path) -> dict[str, Any]:
+    """A file as a dataset has it. Raises OSError for one that is not there, and for what is larger than an image can be."""
+    if file.exists() and not file.is_file():
+        raise OSError("it is no regular file")
+    if file.stat().st_size > MOST_BYTES:
+        raise OSError(f"the file has {file.stat().st_size:,} bytes, more than an image has")
+    return {"bytes": file.read_bytes(), "path": file.name}
+
+
+def unknown(picture: dict[str, Any], config: Config, classes: list[str]) -> Annotated:
+    """A split of one image of which nothing is known."""
+    column = objects_column(classes)
+    columns = {"image": [picture], "image_id": [0], "objects": [{name: [] for name in column}]}
     features = datasets.Features(image=datasets.Image(), image_id=datasets.Value("int64"), objects=column)
-    return annotated(datasets.Dataset.from_dict(columns, features), config, splits.classes)
+    return annotated(datasets.Dataset.from_dict(columns, features), config, classes)
 
 
 @torch.inference_mode()
-def look(model: nn.Module, images: Annotated, rows: Iterable[int]) -> Iterator[Seen]:
-    """What a model in evaluation mode says of the images in these rows, of which those that cannot be read are left out."""
+def probabilities(model: nn.Module, picture: dict[str, Any], config: Config) -> Tensor:
+    """(classes,) of one image, by a classification model in evaluation mode. Raises OSError for what is no whole image."""
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
+    split = datasets.Dataset.from_dict({"image": [picture], "label": [0]}, features)
+    pixels, _, bad = Images(split, config)[0]
+    if bad:
+        raise OSError(bad[0].reason)
+    return model(pixels[None].to(next(model.parameters()).device)).float().softmax(dim=1)[0].cpu()
+
+
+@torch.inference_mode()
+def look(model: nn.Module, images: Annotated, rows: Iterable[int], least: float = SURE) -> Iterator[Seen]:
+    """What a model in evaluation mode says of the images in these rows, of which those that cannot be read are left out.
+
+    least: the score from which on an object is said.
+    """
     examples, device = EvalExamples(images), next(model.parameters()).device
     say = _classes_of_pixels if images.config.task == "semantic_segmentation" else _objects
     for row in rows:
@@ -67,17 +95,17 @@ def look(model: nn.Module, images: Annotated, rows: Iterable[int]) -> Iterator[S
         if isinstance(stored, BadImage):
             continue
         pixels, *_ = examples[row]
-        yield Seen(row, np.asarray(stored), true, say(model, pixels.to(device), stored.size))
+        yield Seen(row, np.asarray(stored), true, say(model, pixels.to(device), stored.size, least))
 
 
-def _objects(model: nn.Module, pixels: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+def _objects(model: nn.Module, pixels: Tensor, size: tuple[int, int], least: float) -> dict[str, Tensor]:
     [found] = model([pixels])
-    sure = found["scores"] >= SURE
+    sure = found["scores"] >= least
     found = {key: value[sure].cpu() for key, value in found.items()}
     return found | ({"masks": found["masks"][:, 0] >= MASK_FROM} if "masks" in found else {})
 
 
-def _classes_of_pixels(model: nn.Module, pixels: Tensor, size: tuple[int, int]) -> np.ndarray:
+def _classes_of_pixels(model: nn.Module, pixels: Tensor, size: tuple[int, int], least: float) -> np.ndarray:
     """size: (width, height) of the image, to which logits are brought, as they are to be scored."""
     logits = F.interpolate(model(pixels[None]).float(), size[::-1], mode="bilinear")
     return logits.argmax(dim=1)[0].cpu().numpy()

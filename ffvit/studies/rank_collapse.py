@@ -21,7 +21,6 @@ from matplotlib.ticker import MaxNLocator
 from ffvit.evidence.drawing import finish, style_of
 from ffvit.evidence.escape import drawn
 from ffvit.evidence.measured import NOT_RUN, Measured
-from ffvit.evidence.scoring import weights_to_score
 from ffvit.evidence.seed_statistics import difference, interval
 from ffvit.settings.experiment import Experiment
 from ffvit.studies import trained_models
@@ -43,7 +42,7 @@ def measure(
     """
     trained, untrained, bounds, sources = {}, {}, {}, []
     for variant in experiment.of():
-        [(config, weights)] = weights_to_score(experiment, variant.name, variant.seeds[:1])
+        config, weights = trained_models.first(experiment, variant.name)
         model, batches = trained_models.prepare(config, weights, **settings)
         before = trained_models.untrained(config, cast(Any, model).num_classes)
         trained[variant.name], untrained[variant.name] = by_depth(model, batches), by_depth(before, batches)

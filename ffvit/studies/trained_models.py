@@ -1,6 +1,7 @@
-"""Notebooks 11, 18 and 19: trained models to look at, beside the untrained ones they began as, and how to watch them at work."""
+"""Notebooks 11, 13, 18 and 19: trained models to look at, beside the untrained ones they began as, and how to watch them at work."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,32 @@ from torch import Tensor, nn
 from ffvit.data.batches import eval_loader
 from ffvit.data.loader import Batch
 from ffvit.data.splits import load_splits
+from ffvit.evidence import kept_weights
 from ffvit.evidence.measured import commit, machine
-from ffvit.evidence.records import load_records, open_run
+from ffvit.evidence.records import load_records, open_run, read_record
+from ffvit.evidence.scoring import weights_to_score
 from ffvit.models import from_config
 from ffvit.models.weights import load_weights
 from ffvit.settings.config import Config, alone
+from ffvit.settings.experiment import Experiment
 from ffvit.settings.given import config_from_dict
 
 NONE_READABLE = "no image to look at can be read; choose another dataset"
 TITLE: dict[str, Any] = dict(x=0.01, ha="left", fontsize=10)
 Watched = Mapping[nn.Module, Callable[[Tensor], None]]  # to each module, who is shown its output
+
+
+def first(experiment: Experiment, model: str, checkpoint: str = "") -> tuple[Config, str | Path]:
+    """Settings and weights of a model's first seed: the run of this machine, or the one that came with the project.
+
+    checkpoint: a file, instead of a run. Raises InputError where there are none, and for damaged ones.
+    """
+    config = experiment.config(model, experiment.seeds_of(model)[0])
+    own = bool(checkpoint) or (config.run_dir / "training.json").is_file()
+    if not own and (kept := kept_weights.find(config)):
+        return config, Path(os.path.relpath(kept))  # no home folder in outputs
+    [found] = weights_to_score(experiment, model, [config.seed], checkpoint=checkpoint)
+    return found
 
 
 def prepare(config: Config, weights: str | Path, num_classes: int = 0, **settings) -> tuple[nn.Module, Iterable[Batch]]:
@@ -48,6 +65,10 @@ def source(weights: str | Path) -> str:
     Weights that are bit for bit a recorded run's are said to be that run's: the picture is the one that came with the project.
     """
     weights = Path(weights)
+    if weights.parent.name == kept_weights.WEIGHTS:
+        experiment = weights.parent.parent.name
+        run = read_record(weights.parent.parent / f"{weights.stem}.json", experiment, weights.stem)
+        return _told("last.safetensors", run, "recorded, kept with the project")
     if not (weights.parent / "training.json").is_file():
         return f"Weights: {weights.name}, a file that was given; not trained here."
     config, facts = open_run(weights.parent)
@@ -55,11 +76,12 @@ def source(weights: str | Path) -> str:
     same = [
         r for r in load_records(config.experiment) if mine and r.get("weights_sha256", {}).get(weights.name) == mine
     ]
-    run, origin = (same[0], "recorded") if same else (facts, "trained here")
-    return (
-        f"Weights: {weights.name} of run {config.run_id} of {config.experiment}, {origin}, commit {commit(run)}, on "
-        f"{machine(run)}."
-    )
+    return _told(weights.name, *((same[0], "recorded") if same else (facts, "trained here")))
+
+
+def _told(file: str, run: dict, origin: str) -> str:
+    experiment = run["config"]["experiment"]
+    return f"Weights: {file} of run {run['run_id']} of {experiment}, {origin}, commit {commit(run)}, on {machine(run)}."
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,3 +80,25 @@ def sync(path: Path) -> None:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder to fill, beside the one whose place it then takes: a kill leaves nothing half of that name.
+
+    Raises InputError where something is there already.
+    """
+    if os.path.lexists(path):
+        raise InputError(f"{path} is there already: choose another folder, or delete it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            seal(file)
+        temporary.chmod(0o755)
+        temporary.rename(path)  # onto a folder that came meanwhile: refused, unless that is empty
+        sync(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

@@ -23,7 +23,12 @@ def git_state() -> dict:
 
     def git(*arguments: str) -> str | None:
         try:
-            answer = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=30)
+            answer = subprocess.run(  # noqa: S603  # the arguments are those below
+                ["git", "-C", str(ROOT), *arguments],  # noqa: S607  # the git that the user's PATH names
+                capture_output=True,
+                text=True,
+                timeout=30,
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return answer.stdout.strip() if answer.returncode == 0 else None
@@ -50,7 +55,7 @@ def gpus() -> list[str]:
     asked = None
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         asked = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"],
+            ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"],  # noqa: S607  # the driver's, on PATH
             capture_output=True,
             text=True,
             timeout=30,
