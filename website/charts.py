@@ -2,11 +2,12 @@
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 14, 44
+FAR = 8
 SERIES = 6  # as many looks the style sheet has
 SHAPES = (  # around 0, 0; each series has one, so that none is known by its colour alone
     '<circle r="5"/>',
@@ -27,12 +28,17 @@ class Point:
 
 
 def chart(series: dict[str, Sequence[Point]], x: str, y: str, alt: str, lines: bool = False) -> str:
-    """HTML of a chart with its legend. series: by label. lines: joins the points, and draws no marks."""
+    """HTML of a chart with its legend. series: by label. lines: joins the points, and draws no marks; without, x is
+    logarithmic where it goes far.
+    """
     points = [point for of in series.values() for point in of]
-    xs, ys = _ticks([p.x for p in points]), _ticks([p.y for p in points])
+    far = not lines and min(p.x for p in points) * FAR < max(p.x for p in points)
+    xs = _log_ticks([p.x for p in points]) if far else _ticks([p.x for p in points])
+    ys = _ticks([p.y for p in points])
+    scale: Callable[[float], float] = math.log10 if far else float
 
     def place(point: Point) -> tuple[float, float]:
-        across = (point.x - xs[0]) / (xs[-1] - xs[0])
+        across = (scale(point.x) - scale(xs[0])) / (scale(xs[-1]) - scale(xs[0]))
         up = (point.y - ys[0]) / (ys[-1] - ys[0])
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
@@ -89,3 +95,13 @@ def _ticks(values: list[float]) -> list[float]:
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
     first, last = math.floor(low / step), math.ceil(high / step)
     return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def _log_ticks(values: list[float]) -> list[float]:
+    """1, 2, 5, 10 and so on, from the last below the values to the first above them."""
+    low, high = min(values), max(values)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+    first = max(i for i, tick in enumerate(ticks) if tick <= low)
+    last = min(i for i, tick in enumerate(ticks) if tick >= high)
+    return [round(tick, 12) for tick in ticks[first : last + 1]]

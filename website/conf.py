@@ -27,7 +27,8 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-html_sidebars = {"index": [], "files/**": [], "experiments/**": [], "records/**": [], "ledger/**": []}
+html_context = {"default_mode": "auto"}
+html_sidebars = {"index": [], **{f"{folder}/**": [] for folder in ("chapters", "ledger", "records", "experiments", "files")}}
 exclude_patterns = ["figures/**", "results/**"]
 templates_path: list[str] = []
 

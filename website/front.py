@@ -60,7 +60,7 @@ def _front(runs: dict[str, list[Run]], story: list[Chapter]) -> str:
     listed = "".join(f"1. [{c.notebook.question}]({c.page})\n" for c in reversed(told.values()))
     return f"""# Do you even need attention?
 
-{question} Here is what became of that, with every table, figure and number made again from recorded runs.
+{question.rstrip(":")}. What becomes of that stands here: every table, figure and number is made from recorded runs.
 
 {figure(ROOT / source, " ".join(alt.split()))}
 ## What was found

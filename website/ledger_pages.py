@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ffvit.evidence.escape import markdown
 from ffvit.settings.experiment import Experiment
+from ffvit.studies.finding import MODEL, NOT_RUN, VERDICTS
 from ffvit.system.files import FIGURES, ROOT
 from website.chapters import Chapter
 from website.places import link, page_of
@@ -17,7 +18,6 @@ from website.record_pages import Run
 
 STUDIES = ROOT / "ffvit/studies"
 JUDGE_OF_PREDICTIONS = "predictions.check"
-MODEL, NOT_RUN = "the model itself", "not run"  # as a ledger has them
 COLUMNS = ("Claim", "Where", "Reported", "Measured", "Scale", "Verdict")
 
 
@@ -66,9 +66,9 @@ def load_ledger(experiment: Experiment) -> list[dict[str, str]]:
 
 
 def count(experiment: Experiment) -> dict[str, int]:
-    """Rows by verdict, in the order in which the ledger has them."""
+    """Rows by verdict."""
     verdicts = [row["Verdict"] for row in load_ledger(experiment)]
-    return {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
+    return {verdict: verdicts.count(verdict) for verdict in VERDICTS if verdict in verdicts}
 
 
 @cache

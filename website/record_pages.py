@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from ffvit.evidence.belonging import belonging, file_of, origin
-from ffvit.evidence.escape import markdown
+from ffvit.evidence.escape import in_one_line, markdown
 from ffvit.evidence.measured import commit, headline, machine
 from ffvit.evidence.records import load_own, load_records, load_trials
 from ffvit.settings.config import Config
@@ -18,7 +18,6 @@ from website.charts import SERIES, Point, chart
 from website.places import link
 
 DEFAULTS = {field.name: field.default for field in fields(Config) if field.default is not MISSING}
-LONG = ("confusion", "mistakes")  # of results: in the file alone
 
 
 @dataclass(frozen=True)
@@ -128,34 +127,35 @@ def _table(page: str, runs: list[Run]) -> str:
 
 
 def _record(experiment: Experiment, run: Run) -> str:
+    """As HTML, which Sphinx takes as it is: of hundreds of pages of tables, reading Markdown is most of the time."""
     record, about = run.record, headline_of(run.record["config"])
     kind = "A run" if run.scored else "A trial, made to choose settings and never scored on the test images,"
     images = "test" if run.scored else "validation"
+    here = "" if origin(record) == "recorded" or not run.scored else ", made on this machine"
     back = link(run.page, f"experiments/{experiment.name}.md")
-    text = (
-        f"---\norphan: true\n---\n# {markdown(run.name)}\n\n{kind} of **{markdown(record['config']['label'])}** in "
-        f"[{experiment.name}]({back}): **{run.score:.2f}** {about.label} on the {images} images"
-        f"{'' if origin(record) == 'recorded' or not run.scored else ', made on this machine'}.\n\n"
-    )
-    text += f"```{{raw}} html\n<div class=\"curves\">{_curves(record)}</div>\n```\n"
-    if run.scored:
-        scores = {k: v for k, v in record["results"].items() if k not in LONG and not isinstance(v, (list, dict))}
-        text += f"\n## Scores on the test images\n\n{_facts(scores)}\n{_by_class(record)}"
     given = {k: v for k, v in record["config"].items() if k not in DEFAULTS or v != _plain(DEFAULTS[k])}
-    left = {k: v for k, v in record["config"].items() if k not in given}
-    text += f"\n## Settings\n\n{_facts(given)}\n"
-    text += f"\n## Settings left at their defaults\n\n{', '.join(f'`{k}` {_said(v)}' for k, v in left.items())}.\n"
-    text += f"\n## The model and its images\n\n{_facts(record['model'] | record['dataset']['images'] | {'fingerprint of the images': record['dataset']['fingerprint']})}\n"
     where = {
         "commit": commit(record),
-        "hash of the deciding code": record.get("code", "not noted then"),
+        "hash of the code that decides": record.get("code", "not noted then"),
         "started": record["started_at"],
         "duration (s)": f"{record['duration_s']:.1f}",
         "peak memory (MB)": record["peak_memory_mb"],
     }
-    text += f"\n## Where it was made\n\n{_facts(where | record['hardware'] | record['versions'])}\n"
-    weights = {f"sha256 of {name}": value for name, value in record.get("weights_sha256", {}).items()}
-    return f"{text}\n## The file\n\n`{run.file}`\n\n{_facts(weights) if weights else ''}"
+    parts = {
+        "Scores on the test images": _scores(record) if run.scored else {},
+        "Settings": given,
+        "The model": record["model"],
+        "Its images": record["dataset"]["images"] | {"fingerprint": record["dataset"]["fingerprint"]},
+        "Where it was made": where | record["hardware"] | record["versions"],
+        "Settings left at their defaults": {k: v for k, v in record["config"].items() if k not in given},
+        "Its file": {"path": run.file} | {f"sha256 of {k}": v for k, v in record.get("weights_sha256", {}).items()},
+    }
+    return (
+        f"---\norphan: true\n---\n# {markdown(run.name)}\n\n{kind} of **{markdown(record['config']['label'])}** in "
+        f"[{experiment.name}]({back}): **{run.score:.2f}** {about.label} on the {images} images{here}.\n\n"
+        f'```{{raw}} html\n<div class="curves">{_curves(record)}</div>\n'
+        f"{''.join(_facts(title, facts) for title, facts in parts.items() if facts)}\n```\n"
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -163,9 +163,9 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _facts(facts: dict[str, Any]) -> str:
-    rows = "".join(f"| {markdown(name)} | {_said(value)} |\n" for name, value in facts.items())
-    return f"| | |\n| --- | --- |\n{rows}"
+def _facts(title: str, facts: dict[str, Any]) -> str:
+    rows = "".join(f'<tr><th scope="row">{html.escape(k)}</th><td>{_said(v)}</td></tr>' for k, v in facts.items())
+    return f'<h2>{html.escape(title)}</h2><div class="wide"><table class="facts">{rows}</table></div>'
 
 
 def _said(value: Any) -> str:
@@ -173,14 +173,16 @@ def _said(value: Any) -> str:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, (int, float)):
         return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
-    return markdown(str(value)) or "empty"
+    return html.escape(in_one_line(str(value))) or "empty"
 
 
-def _by_class(record: dict) -> str:
+def _scores(record: dict) -> dict[str, Any]:
+    """All but what takes a picture; the headline's by class, in words."""
+    results = {k: v for k, v in record["results"].items() if not isinstance(v, (list, dict)) and k != "mistakes"}
     names = record["dataset"].get("class_names") or range(record["dataset"]["classes"])
-    percent = record["results"]["per_class_percent"]
-    said = {str(name): "none there" if value is None else f"{value:.1f}" for name, value in zip(names, percent)}
-    return f"By class (%): {', '.join(f'{markdown(name)} {value}' for name, value in said.items())}.\n"
+    by_class = zip(names, record["results"]["per_class_percent"])
+    said = (f"{name}: {'none there' if value is None else f'{value:.1f}'}" for name, value in by_class)
+    return results | {"by class (%)": ", ".join(said)}
 
 
 def _curves(record: dict) -> str:

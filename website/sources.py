@@ -23,9 +23,9 @@ def modules() -> Iterator[tuple[str, str]]:
     for file in files:
         name, page = _module(file), page_of(str(file.relative_to(ROOT)))
         inner = [f for f in files if f != file and _module(f).rpartition(".")[0] == name]
-        below = [f"- [{_module(f)}]({link(page, page_of(str(f.relative_to(ROOT))))}): {_about(f)}\n" for f in inner]
+        below = [f"- [{markdown(_module(f))}]({link(page, page_of(str(f.relative_to(ROOT))))}): {_about(f)}\n" for f in inner]
         listed = "".join(f"{_module(f)}\n" for f in inner)
-        text = f"# {name}\n\n```{{py:module}} {name}\n```\n\n"
+        text = f"# {markdown(name)}\n\n```{{py:module}} {name}\n```\n\n"
         if inner:
             text += f"{_said(ast.parse(file.read_text()))}\n\n{''.join(below)}\n```{{toctree}}\n:hidden:\n\n{listed}```\n\n"
         if not inner or file.stat().st_size:
@@ -99,7 +99,7 @@ def _described(node: Named, names: dict[str, str], inside: bool = False) -> str:
             signature += f"\n:{marks[0]}:"
     fence = "`" * (5 if isinstance(node, ast.ClassDef) else 4)
     where = f'<a class="to-source" href="#L-{node.lineno}">source</a>'
-    return f"{fence}{{py:{kind}}} {signature}\n\n{body}{where}\n{fence}\n\n"
+    return f"{fence}{{py:{kind}}} {signature}\n\n{where}\n\n{body}{fence}\n\n"
 
 
 def _said(node: Named | ast.Module) -> str:
@@ -107,9 +107,17 @@ def _said(node: Named | ast.Module) -> str:
     blocks = []
     for block in (ast.get_docstring(node) or "").split("\n\n"):
         lines = block.splitlines()
-        columns = any(line.startswith(" ") or line.startswith("- ") or ":  " in line for line in lines)
-        blocks.append(f"```text\n{block}\n```" if columns else markdown(" ".join(lines)).replace("\\`", "`"))
+        if block.startswith("- "):
+            blocks.append("\n".join(map(_in_markdown, lines)))
+        elif any(line.startswith(" ") or ":  " in line for line in lines):
+            blocks.append(f"```text\n{block}\n```")
+        else:
+            blocks.append(_in_markdown(" ".join(lines)))
     return "\n\n".join(blocks)
+
+
+def _in_markdown(text: str) -> str:
+    return markdown(text).replace("\\`", "`")
 
 
 def _qualified(tree: ast.Module, module: str) -> dict[str, str]:
