@@ -7,12 +7,15 @@ import sys
 import time
 from pathlib import Path
 
+from filelock import FileLock
+
 from ffvit.settings.experiment import load_experiment
 from ffvit.system.errors import InputError
 from ffvit.system.files import EXPERIMENTS, ROOT
 from website import chapters, front, ledger_pages, record_pages, sources, viewers
+from website.freshness import SITE, STAMP
 
-SOURCE, SITE = ROOT / "build/site", ROOT / "site"
+SOURCE, DOCTREES, LOCK = (ROOT / "build" / name for name in ("site", "doctrees", "site.lock"))
 PICTURE = re.compile(r"/((?:figures|results)/[^\s)\\]+\.(?:png|svg))")
 BUILDERS = min(4, os.cpu_count() or 1)
 
@@ -49,22 +52,37 @@ def put(pages: dict[str, str], source: Path) -> None:
 
 
 def main() -> int:
-    began = time.monotonic()
     try:
         from sphinx.cmd.build import main as sphinx
     except ImportError:
         print("error: no site without Sphinx: make setup installs what requirements.lock names", file=sys.stderr)
         return 2
-    try:
-        made = pages()
+    LOCK.parent.mkdir(exist_ok=True)
+    with FileLock(LOCK):  # a pipeline that ends meanwhile waits for its turn
+        began = time.time()
+        try:
+            made = pages()
+        except InputError as error:
+            print(f"error: no site: {error}", file=sys.stderr)
+            return 2
         put(made, SOURCE)
-    except InputError as error:
-        print(f"error: no site: {error}", file=sys.stderr)
-        return 2
-    code = sphinx(["-q", "-j", str(BUILDERS), "-c", str(ROOT / "website"), "-d", str(ROOT / "build/doctrees"), str(SOURCE), str(SITE)])
-    if code == 0:
-        print(f"{len(made)} pages in {time.monotonic() - began:.0f} s: open site/index.html")
-    return code
+        arguments = [
+            "-q",
+            "-j",
+            str(BUILDERS),
+            "-c",
+            str(ROOT / "website"),
+            "-d",
+            str(DOCTREES),
+            str(SOURCE),
+            str(SITE),
+        ]
+        if code := sphinx(arguments):
+            return code
+        STAMP.touch()
+        os.utime(STAMP, (began, began))  # what changed while it was made is not in it
+    print(f"{len(made)} pages in {time.time() - began:.0f} s: open site/index.html")
+    return 0
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ def shown(cell: dict, files: list[Path], executed: bool) -> dict:
     if cell["cell_type"] != "code":
         return kept
     names = _names(kept["source"])
-    mine = [next((f for f in files if f.stem == name and f.suffix == s), None) for name in names for s in (".svg", ".png")]
+    mine = [
+        next((f for f in files if f.stem == name and f.suffix == s), None) for name in names for s in (".svg", ".png")
+    ]
     # A figure in both forms is shown once, as SVG.
     pictures = list({file.stem: file for file in reversed(mine) if file}.values())[::-1]
     caption = _caption(kept["source"])

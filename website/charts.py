@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 640, 300
@@ -27,7 +27,7 @@ class Point:
     href: str = ""
 
 
-def chart(series: dict[str, Sequence[Point]], x: str, y: str, alt: str, lines: bool = False) -> str:
+def chart(series: Mapping[str, Sequence[Point]], x: str, y: str, alt: str, lines: bool = False) -> str:
     """HTML of a chart with its legend. series: by label. lines: joins the points, and draws no marks; without, x is
     logarithmic where it goes far.
     """

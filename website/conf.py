@@ -28,7 +28,10 @@ html_theme_options = {
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
 html_context = {"default_mode": "auto"}
-html_sidebars = {"index": [], **{f"{folder}/**": [] for folder in ("chapters", "ledger", "records", "experiments", "files")}}
+html_sidebars: dict[str, list[str]] = {
+    "index": [],
+    **{f"{folder}/**": [] for folder in ("chapters", "ledger", "records", "experiments", "files")},
+}
 exclude_patterns = ["figures/**", "results/**"]
 templates_path: list[str] = []
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from functools import partial
 
-from ffvit.settings.experiment import Experiment, load_experiment
+from ffvit.settings.experiment import load_experiment
 from ffvit.settings.recipes import RECIPES
 from ffvit.system.files import ROOT
 from website import chapters

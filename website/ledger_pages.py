@@ -35,7 +35,9 @@ def ledgers(experiments: list[Experiment]) -> list[Experiment]:
     return [e for e in experiments if _file(e).is_file()]
 
 
-def pages(experiments: list[Experiment], runs: dict[str, list[Run]], chapters: list[Chapter]) -> Iterator[tuple[str, str]]:
+def pages(
+    experiments: list[Experiment], runs: dict[str, list[Run]], chapters: list[Chapter]
+) -> Iterator[tuple[str, str]]:
     having = ledgers(experiments)
     for experiment in having:
         page = ledger_page(experiment)
@@ -83,10 +85,7 @@ def declared() -> list[Declared]:
             elif kind == "Claim" and isinstance(node, ast.Call) and len(node.args) > 2:
                 found.append(Declared(_pattern(node.args[0]), file, _judge(node.args[3]) if len(node.args) > 3 else ""))
             elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NUMBERS":
-                found += [
-                    Declared(re.compile(f".*: {re.escape(kind.elts[0].value)}"), file, ast.unparse(kind.elts[2]))
-                    for kind in node.value.values
-                ]
+                found += _numbers(node.value, file)
     return found
 
 
@@ -110,10 +109,18 @@ def _file(experiment: Experiment) -> Path:
     return FIGURES / experiment.name / "claims.csv"
 
 
+def _numbers(kinds: ast.expr, file: Path) -> Iterator[Declared]:
+    """Of the table that says of each kind of number its words, its unit and its check."""
+    for kind in kinds.values if isinstance(kinds, ast.Dict) else []:
+        if isinstance(kind, ast.Tuple):
+            words, _, check = kind.elts
+            yield Declared(re.compile(f".*: {_pattern(words).pattern}"), file, ast.unparse(check))
+
+
 def _pattern(text: ast.expr) -> re.Pattern:
     """Of a string; what an f-string leaves open may be anything."""
     parts = text.values if isinstance(text, ast.JoinedStr) else [text]
-    return re.compile("".join(re.escape(p.value) if isinstance(p, ast.Constant) else ".*" for p in parts), re.S)
+    return re.compile("".join(re.escape(str(p.value)) if isinstance(p, ast.Constant) else ".*" for p in parts), re.S)
 
 
 def _judge(check: ast.expr) -> str:

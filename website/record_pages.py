@@ -51,7 +51,9 @@ def load_runs(experiment: Experiment) -> list[Run]:
     return runs
 
 
-def pages(experiments: list[Experiment], runs: dict[str, list[Run]], chapters: list[Chapter]) -> Iterator[tuple[str, str]]:
+def pages(
+    experiments: list[Experiment], runs: dict[str, list[Run]], chapters: list[Chapter]
+) -> Iterator[tuple[str, str]]:
     """runs: by the name of their experiment."""
     listed = "".join(f"{e.name}\n" for e in experiments)
     rows = "".join(
@@ -87,7 +89,7 @@ def picture(experiment: Experiment, runs: list[Run], page: str) -> str:
     axis = headline_of(runs[0].record["config"]).label
     alt = f"{experiment.title}: test {axis} of each run against the multiply-adds of its model"
     made = chart(series, "million multiply-adds an image", f"test {axis}", alt)
-    return f"```{{raw}} html\n<div class=\"study\">{made}<output>Point at a run, or step through them with the Tab key.</output></div>\n```\n"
+    return f'```{{raw}} html\n<div class="study">{made}<output>Point at a run, or step through them with the Tab key.</output></div>\n```\n'
 
 
 def _told(run: Run) -> str:
@@ -104,7 +106,9 @@ def _experiment(experiment: Experiment, runs: list[Run], chapters: list[Chapter]
     text = f"# {experiment.name}\n\n**{markdown(experiment.title)}.** {markdown(experiment.about)}\n\n"
     text += picture(experiment, runs, page)
     if chapters:
-        shown = "".join(f"- [{c.notebook.name}]({link(page, c.page)}): {markdown(c.notebook.question)}\n" for c in chapters)
+        shown = "".join(
+            f"- [{c.notebook.name}]({link(page, c.page)}): {markdown(c.notebook.question)}\n" for c in chapters
+        )
         text += f"\n## Chapters\n\n{shown}"
     for title, mine in (("Records", [r for r in runs if r.scored]), ("Trials", [r for r in runs if not r.scored])):
         if mine:

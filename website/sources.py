@@ -23,11 +23,15 @@ def modules() -> Iterator[tuple[str, str]]:
     for file in files:
         name, page = _module(file), page_of(str(file.relative_to(ROOT)))
         inner = [f for f in files if f != file and _module(f).rpartition(".")[0] == name]
-        below = [f"- [{markdown(_module(f))}]({link(page, page_of(str(f.relative_to(ROOT))))}): {_about(f)}\n" for f in inner]
+        below = [
+            f"- [{markdown(_module(f))}]({link(page, page_of(str(f.relative_to(ROOT))))}): {_about(f)}\n" for f in inner
+        ]
         listed = "".join(f"{_module(f)}\n" for f in inner)
         text = f"# {markdown(name)}\n\n```{{py:module}} {name}\n```\n\n"
         if inner:
-            text += f"{_said(ast.parse(file.read_text()))}\n\n{''.join(below)}\n```{{toctree}}\n:hidden:\n\n{listed}```\n\n"
+            text += (
+                f"{_said(ast.parse(file.read_text()))}\n\n{''.join(below)}\n```{{toctree}}\n:hidden:\n\n{listed}```\n\n"
+            )
         if not inner or file.stat().st_size:
             text += f"{_offered(file)}\n## Source\n\n{_source(file)}"
         yield page, text
@@ -92,8 +96,9 @@ def _described(node: Named, names: dict[str, str], inside: bool = False) -> str:
         signature = f"{node.name}({given}){returns}"
         kind = "method" if inside else "function"
         if any("property" in mark for mark in marks):
-            kind, signature = "property", node.name + (
-                f"\n:type: {_linked(node.returns, names)}" if node.returns else ""
+            kind, signature = (
+                "property",
+                node.name + (f"\n:type: {_linked(node.returns, names)}" if node.returns else ""),
             )
         elif "classmethod" in marks or "staticmethod" in marks:
             signature += f"\n:{marks[0]}:"
@@ -122,7 +127,7 @@ def _in_markdown(text: str) -> str:
 
 def _qualified(tree: ast.Module, module: str) -> dict[str, str]:
     """Full name of the library's classes and types that a module knows, so that annotations become links."""
-    found = {}
+    found: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ffvit"):
             found |= {name.asname or name.name: f"{node.module}.{name.name}" for name in node.names}
