@@ -2,21 +2,23 @@
 
 import ast
 import html
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from ffvit.evidence.escape import markdown
 from ffvit.system.files import ROOT
 
 STUDIES = ROOT / "ffvit/studies"
 PICTURE = ("image/png", "image/svg+xml")
 
 
-def shown(cell: dict, files: list[Path], executed: bool) -> dict:
+def shown(cell: dict, files: list[Path], executed: bool, heading: str) -> dict:
     """A cell without traces of papermill. files: the tables and figures that its notebook makes; what it draws is shown
-    from there, where it is sharper and says where it comes from; of a notebook that was not executed, its tables too.
+    from there, where it is sharper and says where it comes from; of a notebook that was not executed, its tables too. heading: above the cell, its words where no docstring has any.
     """
     kept: dict[str, Any] = {"cell_type": cell["cell_type"], "metadata": {}, "source": "".join(cell["source"])}
     kept["id"] = cell["id"]
@@ -28,7 +30,7 @@ def shown(cell: dict, files: list[Path], executed: bool) -> dict:
     ]
     # A figure in both forms is shown once, as SVG.
     pictures = list({file.stem: file for file in reversed(mine) if file}.values())[::-1]
-    caption = _caption(kept["source"])
+    caption = _caption(kept["source"], heading)
     if executed:
         outputs = [_output(output, caption, pictures) for output in cell["outputs"]]
         kept["metadata"] = _of_bare_pictures(outputs, caption)
@@ -41,12 +43,14 @@ def shown(cell: dict, files: list[Path], executed: bool) -> dict:
 def figure(file: Path, caption: str) -> str:
     """A picture in Markdown, with its origin from the file's own metadata."""
     width = ""
-    origin = ""
-    if file.suffix == ".png":
+    if file.suffix == ".svg":
+        described = re.search(r"<(dc:description|desc)>(.*?)</\1>", file.read_text(encoding="utf-8"), re.S)
+        origin = html.unescape(described[2]) if described else ""
+    else:
         with Image.open(file) as image:
             origin = str(image.info.get("Description", ""))
             width = f":width: {image.width // 2}px\n"  # drawn with 200 points an inch, for screens that have them
-    said = f"{caption}\n\n{html.escape(origin)}" if origin else caption
+    said = f"{caption}\n\n{markdown(origin)}" if origin else caption
     return f"```{{figure}} /{file.relative_to(ROOT)}\n:alt: {caption}\n{width}\n{said}\n```\n"
 
 
@@ -56,11 +60,11 @@ def _names(source: str) -> list[str]:
     return [Path(text).stem for text in strings if isinstance(text, str) and text and "\n" not in text]
 
 
-def _caption(source: str) -> str:
+def _caption(source: str, heading: str) -> str:
     """What the docstring of the drawing function says, of the last one that a cell names."""
     drawing = _drawing()
     names = [node.attr for node in ast.walk(ast.parse(_python(source))) if isinstance(node, ast.Attribute)]
-    return next((drawing[name] for name in reversed(names) if name in drawing), "What this cell draws")
+    return next((drawing[name] for name in reversed(names) if name in drawing), heading)
 
 
 @cache

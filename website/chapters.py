@@ -1,6 +1,7 @@
 """Notebooks as chapters: a page for each experiment that has one, as executed here, or with the figures that came along."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,8 @@ from ffvit.settings.experiment import Experiment
 from ffvit.system.files import FIGURES, RUNS
 from website.cells import shown
 from website.places import link, page_of, relink
+
+HEADING = re.compile(r"^#+ (.+)$", re.M)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,11 @@ def pages(chapters: list[Chapter]) -> Iterator[tuple[str, str]]:
     yield "chapters/index.md", _contents(chapters, names)
     for chapter in chapters:
         content = json.loads((chapter.executed or chapter.notebook.path).read_text(encoding="utf-8"))
-        cells = [shown(cell, chapter.files, bool(chapter.executed)) for cell in content["cells"]]
+        cells, heading = [], ""
+        for cell in content["cells"]:
+            if cell["cell_type"] == "markdown" and (found := HEADING.findall("".join(cell["source"]))):
+                heading = f"{chapter.notebook.question} {found[-1]}"
+            cells.append(shown(cell, chapter.files, bool(chapter.executed), heading))
         for cell in cells:
             if cell["cell_type"] == "markdown":
                 cell["source"] = relink(

@@ -1,6 +1,5 @@
 """Whether the site shows what is there. Needs nothing but the standard library, so that the pipeline knows at once."""
 
-
 from ffvit.system.files import ROOT
 
 SITE = ROOT / "site"

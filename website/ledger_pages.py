@@ -86,7 +86,7 @@ def declared() -> list[Declared]:
                 found.append(Declared(_pattern(node.args[0]), file, _judge(node.args[3]) if len(node.args) > 3 else ""))
             elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NUMBERS":
                 found += _numbers(node.value, file)
-    return found
+    return sorted(found, key=lambda d: ".*" in d.text.pattern)  # those of one claim before those of many
 
 
 def judge_of(claim: str) -> str:
