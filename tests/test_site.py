@@ -50,7 +50,10 @@ def test_a_figure_has_a_caption_and_its_origin_wherever_it_is_shown(pages):
         for text in pages[name].split("```{figure}")[1:]:
             alt = text.partition(":alt: ")[2].splitlines()[0].partition("\\n")[0]
             assert len(alt) > 15, name
-            assert "easured" in text or "ounted" in text or "rawn" in text or "ource" in text or "rained" in text, (name, text[:300])
+            assert "easured" in text or "ounted" in text or "rawn" in text or "ource" in text or "rained" in text, (
+                name,
+                text[:300],
+            )
 
 
 def test_the_code_that_judges_a_claim_is_what_the_ledger_calls():

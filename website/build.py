@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ffvit.settings.experiment import load_experiment
+from ffvit.settings.experiment import Experiment, load_experiment
 from ffvit.system.errors import InputError
 from ffvit.system.files import EXPERIMENTS, ROOT
 from website import chapters, front, ledger_pages, record_pages, sources, viewers
@@ -20,16 +20,20 @@ PICTURE = re.compile(r"/((?:figures|results)/[^\s)\\]+\.(?:png|svg))")
 BUILDERS = min(4, os.cpu_count() or 1)
 
 
+def load_experiments() -> list[Experiment]:
+    return [load_experiment(file.stem) for file in sorted(EXPERIMENTS.glob("*.toml"))]
+
+
 def pages() -> dict[str, str]:
     """Content of every page, by its name. Raises InputError for an experiment or record that is damaged."""
-    experiments = [load_experiment(file.stem) for file in sorted(EXPERIMENTS.glob("*.toml"))]
+    experiments = load_experiments()
     runs = {experiment.name: record_pages.load_runs(experiment) for experiment in experiments}
     story = chapters.load_chapters(experiments)
     found = dict(front.pages(runs, story))
     found |= dict(chapters.pages(story))
     found |= dict(ledger_pages.pages(experiments, runs, story))
     found |= dict(record_pages.pages(experiments, runs, story))
-    found |= dict(viewers.pages())
+    found |= dict(viewers.pages(experiments, story))
     found |= dict(sources.modules())
     return found | dict(sources.files(found))
 
@@ -61,6 +65,7 @@ def main() -> int:
     with FileLock(LOCK):  # a pipeline that ends meanwhile waits for its turn
         began = time.time()
         try:
+            viewers.refresh(load_experiments())
             made = pages()
         except InputError as error:
             print(f"error: no site: {error}", file=sys.stderr)

@@ -1,8 +1,12 @@
 """Sphinx's settings. It reads what website/build.py has put into its source folder."""
 
 import latex2mathml.converter
+import myst_nb.sphinx_ext
 from docutils import nodes
 from sphinx.application import Sphinx
+
+# Beside site/ it would write a folder of its own; no setting says where.
+myst_nb.sphinx_ext.OUTPUT_FOLDER = "build/notebooks"
 
 project = "ffvit"
 author = "The ffvit authors"
@@ -11,7 +15,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = "ffvit"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
-html_js_files = [("table.js", {"defer": ""}), ("study.js", {"defer": ""})]
+html_js_files = [("table.js", {"defer": ""}), ("study.js", {"defer": ""}), ("viewer.js", {"defer": ""})]
 html_copy_source = html_show_sourcelink = html_show_search_summary = False
 html_theme_options = {
     "logo": {"text": "ffvit"},
