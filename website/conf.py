@@ -34,7 +34,7 @@ html_theme_options = {
 html_context = {"default_mode": "auto"}
 html_sidebars: dict[str, list[str]] = {
     "index": [],
-    **{f"{folder}/**": [] for folder in ("chapters", "ledger", "records", "experiments", "files")},
+    **{f"{folder}/**": [] for folder in ("chapters", "ledger", "records", "experiments", "files", "look")},
 }
 exclude_patterns = ["figures/**", "results/**"]
 templates_path: list[str] = []

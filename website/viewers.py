@@ -9,7 +9,6 @@ from pathlib import Path
 from ffvit.evidence.escape import markdown
 from ffvit.evidence.notebook_metadata import load_notebook
 from ffvit.settings.experiment import Experiment
-from ffvit.studies.finding import NOT_RUN
 from ffvit.system.files import NOTEBOOKS, ROOT, RUNS
 from website.chapters import Chapter
 from website.places import link
@@ -38,7 +37,8 @@ def pages(experiments: list[Experiment], story: list[Chapter]) -> Iterator[tuple
         "which patches it takes from and gives to; or choose a head of attention, and point at a patch to see what it attends "
         "to. Blue is above zero, orange below, each map on its own scale.\n"
     )
-    for experiment in (e for e in experiments if CHAPTER.fits(e)):
+    fitting = [e for e in experiments if CHAPTER.fits(e)]
+    for experiment in sorted(fitting, key=lambda e: not (DATA / f"{e.name}.json").exists()):
         text += f"\n## {markdown(experiment.title)}\n\n"
         chapter = next((c for c in story if c.notebook.name == CHAPTER.name and c.experiment == experiment), None)
         if chapter:
@@ -48,7 +48,7 @@ def pages(experiments: list[Experiment], story: list[Chapter]) -> Iterator[tuple
             text += _viewer(experiment, file)
         else:
             text += (
-                f"The weights are {NOT_RUN.replace('run', 'here')}: `make reproduce EXPERIMENT={experiment.name}` trains "
+                f"The weights are not here: `make reproduce EXPERIMENT={experiment.name}` trains "
                 "the models, and makes this viewer.\n"
             )
     yield PAGE, text
