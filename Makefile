@@ -23,7 +23,7 @@ BIN := .venv/bin/
 READY := .venv/ready
 endif
 
-.PHONY: help setup reproduce status missing tune figures test machine lab faults benchmark readme lock audit
+.PHONY: help setup reproduce status missing tune figures site test machine lab faults benchmark readme lock audit
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -61,6 +61,9 @@ tune: $(READY) ## Search settings for each model of EXPERIMENT, by equal effort
 
 figures: $(READY) ## Make the tables and figures of EXPERIMENT again from recorded results: no training, no GPU
 	@$(BIN)python workflow/run.py figures "$$EXPERIMENT" --jobs "$$JOBS" --profile "$$PROFILE"
+
+site: $(READY) ## Make a website of executed notebooks, records and docs in site/, to open from the disk
+	@$(BIN)python -m website.build
 
 test: $(READY) ## Check style and types, and run the tests, each notebook included
 	@$(BIN)ruff check . && $(BIN)ruff format --check . && $(BIN)python -m mypy
