@@ -2,6 +2,7 @@
 
 import csv
 import html.parser
+import importlib.util
 import json
 import os
 import shutil
@@ -128,6 +129,16 @@ def test_what_is_current_is_not_made_again(monkeypatch, tmp_path):
     assert freshness.is_current()
     os.utime(page, (4e9, 4e9))
     assert not freshness.is_current()
+
+
+def test_a_site_that_fails_leaves_the_pipeline_its_results(monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("run", ROOT / "workflow/run.py")
+    run = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(run)
+    monkeypatch.setattr("website.freshness.is_current", lambda: False)
+    monkeypatch.setattr(run.sys, "executable", "/bin/false")
+    run.show()
+    assert "Tables, figures and records are complete" in capsys.readouterr().out
 
 
 # What follows needs the whole site, and a browser.

@@ -24,10 +24,10 @@ def modules() -> Iterator[tuple[str, str]]:
         name, page = _module(file), page_of(str(file.relative_to(ROOT)))
         inner = [f for f in files if f != file and _module(f).rpartition(".")[0] == name]
         below = [
-            f"- [{markdown(_module(f))}]({link(page, page_of(str(f.relative_to(ROOT))))}): {_about(f)}\n" for f in inner
+            f"- [{_title(_module(f))}]({link(page, page_of(str(f.relative_to(ROOT))))}): {_about(f)}\n" for f in inner
         ]
         listed = "".join(f"{_module(f)}\n" for f in inner)
-        text = f"# {markdown(name)}\n\n```{{py:module}} {name}\n```\n\n"
+        text = f"# {_title(name)}\n\n```{{py:module}} {name}\n```\n\n"
         if inner:
             text += (
                 f"{_said(ast.parse(file.read_text()))}\n\n{''.join(below)}\n```{{toctree}}\n:hidden:\n\n{listed}```\n\n"
@@ -50,6 +50,10 @@ def files(pages: dict[str, str]) -> Iterator[tuple[str, str]]:
 
 def _module(file: Path) -> str:
     return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _title(module: str) -> str:
+    return module.replace("_", "\\_")
 
 
 def _about(file: Path) -> str:
@@ -122,7 +126,9 @@ def _said(node: Named | ast.Module) -> str:
 
 
 def _in_markdown(text: str) -> str:
-    return markdown(text).replace("\\`", "`")
+    """Code in backticks as it is, and the rest as text."""
+    parts = text.split("`")
+    return "`".join(part if i % 2 else markdown(part) for i, part in enumerate(parts))
 
 
 def _qualified(tree: ast.Module, module: str) -> dict[str, str]:
