@@ -2,7 +2,6 @@
 
 import csv
 import html.parser
-import importlib.util
 import json
 import os
 import shutil
@@ -32,7 +31,7 @@ def pages():
 def test_every_notebook_experiment_record_and_module_has_a_page(pages):
     for notebook in load_notebooks():
         assert [name for name in pages if name.startswith(f"chapters/{notebook.name}/")]
-    for record in RESULTS.glob("*/**/*.json"):
+    for record in [*RESULTS.glob("*/*.json"), *RESULTS.glob("*/trials/*.json")]:
         assert f"records/{record.relative_to(RESULTS).with_suffix('.md')}" in pages
     for file in (ROOT / "ffvit").rglob("*.py"):
         assert places.page_of(str(file.relative_to(ROOT))) in pages
@@ -114,31 +113,6 @@ def test_every_cell_that_shows_a_figure_names_one_that_its_notebook_makes():
             source = "".join(cell["source"])
             if cell["cell_type"] == "code" and "story.figure(" in source and "story.makes(" not in source:
                 assert set(cells._names(source)) & set(files), (notebook.name, source)
-
-
-def test_what_is_current_is_not_made_again(monkeypatch, tmp_path):
-    from website import freshness
-
-    for name in ("ROOT", "STAMP"):
-        monkeypatch.setattr(freshness, name, tmp_path / ".made" if name == "STAMP" else tmp_path)
-    (tmp_path / "docs").mkdir()
-    page = tmp_path / "docs/study.md"
-    page.write_text("text")
-    assert not freshness.is_current()
-    freshness.STAMP.touch()
-    assert freshness.is_current()
-    os.utime(page, (4e9, 4e9))
-    assert not freshness.is_current()
-
-
-def test_a_site_that_fails_leaves_the_pipeline_its_results(monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("run", ROOT / "workflow/run.py")
-    run = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(run)
-    monkeypatch.setattr("website.freshness.is_current", lambda: False)
-    monkeypatch.setattr(run.sys, "executable", "/bin/false")
-    run.show()
-    assert "Tables, figures and records are complete" in capsys.readouterr().out
 
 
 # What follows needs the whole site, and a browser.

@@ -13,8 +13,8 @@ from ffvit.settings.experiment import Experiment, load_experiment
 from ffvit.system.errors import InputError
 from ffvit.system.files import EXPERIMENTS, ROOT
 from website import chapters, front, ledger_pages, record_pages, sources, viewers
-from website.freshness import SITE, STAMP
 
+SITE = ROOT / "site"
 SOURCE, DOCTREES, LOCK = (ROOT / "build" / name for name in ("site", "doctrees", "site.lock"))
 PICTURE = re.compile(r"/((?:figures|results)/[^\s)\\]+\.(?:png|svg))")
 BUILDERS = min(4, os.cpu_count() or 1)
@@ -71,21 +71,10 @@ def main() -> int:
             print(f"error: no site: {error}", file=sys.stderr)
             return 2
         put(made, SOURCE)
-        arguments = [
-            "-q",
-            "-j",
-            str(BUILDERS),
-            "-c",
-            str(ROOT / "website"),
-            "-d",
-            str(DOCTREES),
-            str(SOURCE),
-            str(SITE),
-        ]
+        folders = [ROOT / "website", "-d", DOCTREES, SOURCE, SITE]
+        arguments = ["-q", "-j", str(BUILDERS), "-c", *map(str, folders)]
         if code := sphinx(arguments):
             return code
-        STAMP.touch()
-        os.utime(STAMP, (began, began))  # what changed while it was made is not in it
     print(f"{len(made)} pages in {time.time() - began:.0f} s: open site/index.html")
     return 0
 

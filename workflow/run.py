@@ -52,18 +52,6 @@ def on_this_machine(jobs: int, runs_per_gpu: int, settings: dict[str, str]) -> l
     return ["--cores", str(jobs * threads), "--resources", f"gpu={places}"]
 
 
-def show() -> None:
-    """Make the website again where something on it has changed. The results are there, whatever becomes of it."""
-    if not (ROOT / "website").is_dir():
-        return
-    from website.freshness import is_current
-
-    if is_current():
-        return
-    if subprocess.run([sys.executable, "-m", "website.build"], cwd=ROOT).returncode:
-        print("The website was not made; make site tries it again. Tables, figures and records are complete.")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=("reproduce", "figures"))
@@ -137,8 +125,6 @@ def main() -> int:
         compared = ROOT / "figures" / experiment.name / "reproduction.md"
         if options.task == "reproduce" and compared.exists():
             print(compared.read_text(encoding="utf-8").splitlines()[0].strip("*"))
-        if options.task == "reproduce":
-            show()
     return code
 
 
