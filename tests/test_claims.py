@@ -10,6 +10,7 @@ from ffvit.evidence import tables
 from ffvit.evidence.measured import measured
 from ffvit.evidence.reported import CSV, load_reported
 from ffvit.models import cost, ff
+from ffvit.models.mixing import MlpOverTokens
 from ffvit.settings.experiment import load_experiment
 from ffvit.studies import claim_checks, claims, ledger, model_checks, report_results
 from ffvit.studies.finding import CONTRADICTED, NOT_COMPARABLE, NOT_RUN, REPRODUCED, VERDICTS, Finding
@@ -215,12 +216,16 @@ def test_a_block_of_another_model_contradicts_the_figures(check):
 
 
 @pytest.mark.parametrize(
-    "check", [model_checks.features_are_a_1x1_convolution, model_checks.patches_are_a_full_convolution]
+    ("check", "layer"),
+    [
+        (model_checks.features_are_a_1x1_convolution, Mlp),
+        (model_checks.patches_are_a_full_convolution, MlpOverTokens),
+    ],
 )
-def test_a_layer_that_does_more_is_no_convolution(check, monkeypatch):
+def test_a_layer_that_does_more_is_no_convolution(check, layer, monkeypatch):
     assert check(claims.TINY).verdict == REPRODUCED
-    forward = Mlp.forward
-    monkeypatch.setattr(Mlp, "forward", lambda self, x: forward(self, x) * 1.0001)
+    forward = layer.forward
+    monkeypatch.setattr(layer, "forward", lambda self, x: forward(self, x) * 1.0001)
     assert check(claims.TINY).verdict == CONTRADICTED
 
 

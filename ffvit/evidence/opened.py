@@ -12,7 +12,7 @@ import ffvit.models  # noqa: F401  # registers the models
 from ffvit.evidence.export import class_names
 from ffvit.evidence.records import open_run
 from ffvit.evidence.scoring import load_model
-from ffvit.models.exported import CONFIG, config_of, read_folder
+from ffvit.models.exported import CONFIG, SEEN, read_folder
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError, suggest
 from ffvit.system.files import read_object
@@ -72,7 +72,7 @@ def _by_timm(name: str) -> Opened:
     classes = _classes(model)
     if not classes:
         raise InputError(f"{name} gives features and no classes: choose a model with a classifier")
-    return Opened(model, config_of(model, name), classes)
+    return Opened(model, _config_of(model, name), classes)
 
 
 def _classes(model: Any) -> list[str]:
@@ -87,3 +87,29 @@ def _classes(model: Any) -> list[str]:
     if names and len(names) != count:
         raise InputError(f"its config.json names {len(names)} classes, and its weights have {count}: mend label_names")
     return list(names or map(str, range(count)))
+
+
+def _config_of(model: nn.Module, name: str) -> Config:
+    """How images are prepared for a model that timm made: by what its weights say of themselves. name: in messages."""
+    cfg: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    channels, height, width = cfg.get("input_size", (3, 224, 224))
+    if height != width:
+        raise InputError(f"{name} takes images of {width} x {height} pixels, and images are prepared as squares here")
+    if (mode := cfg.get("crop_mode", "center")) != "center":
+        raise InputError(f"{name} takes images cropped by crop_mode='{mode}', and here they are cropped in the centre")
+    seen = {key: cfg[key] for key in SEEN if key in cfg}
+    seen |= {key: tuple(map(float, seen[key])) for key in ("mean", "std") if key in seen}
+    if "crop_pct" in seen:
+        seen["crop_pct"] = float(seen["crop_pct"])
+    return Config(
+        experiment="own",
+        task=getattr(model, "task", "classification"),
+        name="own",
+        label=name,
+        model=name,
+        dataset="own",
+        img_size=height,
+        in_chans=channels,
+        bad_images="skip",
+        **seen,
+    )

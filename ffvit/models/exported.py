@@ -7,7 +7,7 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import timm.models
 from huggingface_hub import hf_hub_download
@@ -15,9 +15,11 @@ from timm.models import split_model_name_tag
 from torch import nn
 
 from ffvit.models.weights import EXPORTED, download, exported_from, load_weights
-from ffvit.settings.config import Config
 from ffvit.system.errors import InputError
 from ffvit.system.files import read_object
+
+if TYPE_CHECKING:  # models are made without what settings need
+    from ffvit.settings.config import Config
 
 CONFIG, WEIGHTS = "config.json", EXPORTED
 SEEN = ("mean", "std", "interpolation", "crop_pct")  # of what a model sees: ours and timm's go by the same names
@@ -26,7 +28,7 @@ OF_MODEL = ("fixed_input_size", "first_conv", "classifier")  # what timm must kn
 Made = TypeVar("Made", bound=nn.Module)
 
 
-def hub_config(model: nn.Module, config: Config, classes: list[str]) -> dict[str, Any]:
+def hub_config(model: nn.Module, config: "Config", classes: list[str]) -> dict[str, Any]:
     """What config.json says of a run's model: its name and shape, its classes, and how an evaluation prepares an image.
 
     Drop rates are no part of it: they are training's, and the record has them.
@@ -57,32 +59,6 @@ def read_folder(folder: Path) -> dict[str, Any]:
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder} has no {WEIGHTS}: {cure}")
     return said
-
-
-def config_of(model: nn.Module, name: str) -> Config:
-    """How images are prepared for a model that timm made: by what its weights say of themselves. name: in messages."""
-    cfg: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    channels, height, width = cfg.get("input_size", (3, 224, 224))
-    if height != width:
-        raise InputError(f"{name} takes images of {width} x {height} pixels, and images are prepared as squares here")
-    if (mode := cfg.get("crop_mode", "center")) != "center":
-        raise InputError(f"{name} takes images cropped by crop_mode='{mode}', and here they are cropped in the centre")
-    seen = {key: cfg[key] for key in SEEN if key in cfg}
-    seen |= {key: tuple(map(float, seen[key])) for key in ("mean", "std") if key in seen}
-    if "crop_pct" in seen:
-        seen["crop_pct"] = float(seen["crop_pct"])
-    return Config(
-        experiment="own",
-        task=getattr(model, "task", "classification"),
-        name="own",
-        label=name,
-        model=name,
-        dataset="own",
-        img_size=height,
-        in_chans=channels,
-        bad_images="skip",
-        **seen,
-    )
 
 
 def register_model(make: Callable[..., Made]) -> Callable[..., Made]:
