@@ -292,8 +292,8 @@ def test_the_script_measures_small_shapes_from_the_shell(tmp_path):
     done = subprocess.run([*command, "--keep", str(keep)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     cases = json.loads(Path(keep).read_text())["cases"]
-    assert len(cases) == 5 and not any("failed" in case for case in cases.values())
-    assert done.stdout.count("images/s") == 5
+    assert len(cases) == 6 and not any("failed" in case for case in cases.values())
+    assert done.stdout.count("images/s") == 6
     again = subprocess.run([*command, "--keep", str(keep)], capture_output=True, text=True)
     assert "images/s" not in again.stdout
     refused = subprocess.run([*command[:2], "--write", str(keep)], capture_output=True, text=True)

@@ -683,7 +683,7 @@ def test_options_of_memory_and_speed_change_no_result_of_lit(tmp_path, options):
     train(dataclasses.replace(config, **options), tmp_path / "option")
     plain, option = history(tmp_path / "plain")[0], history(tmp_path / "option")[0]
     for name in ("train_loss", "validation_loss"):
-        assert option[name] == pytest.approx(plain[name], rel=1e-4)
+        assert option[name] == pytest.approx(plain[name], rel=3e-4)
 
 
 @pytest.mark.parametrize("options", [{"accumulation_steps": 4}, {"grad_checkpointing": True}, {"compile": True}])
