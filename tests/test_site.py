@@ -304,6 +304,7 @@ def test_the_viewers_draw_what_the_sliders_choose(site, tab):
             sliders.nth(i).press("ArrowRight")
             assert maps.inner_html() != before, (kind, i)
     maps = tab.locator("section.attention .maps").first  # of the first experiment that has weights
-    asked = maps.locator("rect.asked")
-    maps.locator("rect").nth(5).hover()
-    assert asked.count() == 1 and asked.get_attribute("x") == "1" and asked.get_attribute("y") == "1"
+    asked, hovered = maps.locator("rect.asked"), maps.locator("rect").nth(5)
+    place = [hovered.get_attribute(axis) for axis in "xy"]
+    hovered.hover()
+    assert asked.count() == 1 and [asked.get_attribute(axis) for axis in "xy"] == place
