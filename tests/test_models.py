@@ -1,8 +1,10 @@
 import argparse
+import copy
 import email.message
 import io
 import json
 import pickle
+import time
 import urllib.error
 import zipfile
 from dataclasses import replace
@@ -11,14 +13,15 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from timm.layers import Attention, resample_abs_pos_embed
+from timm.layers import Attention, Mlp, resample_abs_pos_embed
 from timm.optim import create_optimizer_v2
 from torch.nn import functional as F
 
 import ffvit  # noqa: F401  registers the models
-from ffvit.models import ff, from_config
+from ffvit.models import ff, from_config, mixing
 from ffvit.models.cost import count_macs, count_parameters
 from ffvit.models.ff import PatchFeatureMixer
+from ffvit.models.mixing import MlpOverTokens
 from ffvit.models.weights import AUTHOR_NAMES, load_weights
 from ffvit.system.errors import InputError
 
@@ -607,3 +610,25 @@ def test_patches_that_are_no_squares_are_named_with_both_sides():
         model(torch.zeros(1, 1, 12, 24))
     model.set_input_size((12, 24))
     assert model(torch.zeros(1, 1, 12, 24)).shape == (1, 5)
+
+
+def test_hidden_units_that_are_filled_in_change_nothing():
+    torch.manual_seed(time.time_ns() % 2**32)
+    mlp, x = MlpOverTokens(17, 68).double(), torch.randn(3, 5, 17, dtype=torch.float64)
+    plain = Mlp.forward(mlp, x)
+    torch.testing.assert_close(mlp(x), plain)
+    with torch.autocast("cpu", torch.bfloat16):
+        weight1, bias1, weight2 = mixing._aligned(mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight)
+    assert (len(weight1), len(bias1), weight2.shape[1]) == (72, 72, 72)
+    filled_in = F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, mlp.fc2.bias)
+    torch.testing.assert_close(filled_in, plain)
+
+
+def test_in_bf16_mixing_patches_is_as_near_to_fp64_as_timms_layer_is():
+    torch.manual_seed(time.time_ns() % 2**32)
+    mlp, x = MlpOverTokens(197, 788), torch.randn(2, 64, 197)
+    exact = Mlp.forward(copy.deepcopy(mlp).double(), x.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, timms = mlp(x), Mlp.forward(mlp, x)
+    errors = [(y.double() - exact).square().mean().sqrt() for y in (ours, timms)]
+    assert 0 < errors[0] < 1.5 * errors[1]
