@@ -150,7 +150,7 @@ def findings(table: pd.DataFrame) -> str:
     differences = [
         f"- {escape.markdown(row['Difference'])}: {row[points]}"
         + (f", 95 % interval {row['95 % interval']}" if row["p"] else "")
-        + f". {escape.markdown(row['What the seeds show']).capitalize()}.\n"
+        + f": {escape.markdown(row['What the seeds show'])}.\n"
         for row in study_tables.pairs(experiment, records).to_dict("records")
         if row["Kind"] == "planned"
     ]
