@@ -150,7 +150,8 @@ def findings(table: pd.DataFrame) -> str:
     differences = [
         f"- {escape.markdown(row['Difference'])}: {row[points]}"
         + (f", 95 % interval {row['95 % interval']}" if row["p"] else "")
-        + f": {escape.markdown(row['What the seeds show'])}.\n"
+        # "better" or "worse" is said of the first model, which the line begins with.
+        + f": {row['What the seeds show'].removeprefix(row['Difference'].partition(' − ')[0]).strip()}.\n"
         for row in study_tables.pairs(experiment, records).to_dict("records")
         if row["Kind"] == "planned"
     ]
