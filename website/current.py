@@ -8,7 +8,18 @@ from ffvit.system.files import ROOT, RUNS, write_atomically
 
 SITE = ROOT / "site"
 MARK = SITE / ".made-of"
-NOT_READ = {".git", ".venv", ".snakemake", ".mypy_cache", ".pytest_cache", ".ruff_cache", "build", "data", "runs", "site"}
+NOT_READ = {
+    ".git",
+    ".venv",
+    ".snakemake",
+    ".mypy_cache",
+    ".pytest_cache",
+    ".ruff_cache",
+    "build",
+    "data",
+    "runs",
+    "site",
+}
 OF_RUNS = ("*/*.ipynb", "*/*/*.ipynb", "*/*/record.json", "*/*/last.safetensors")
 
 

@@ -12,6 +12,7 @@ from ffvit.system.files import write_atomically
 
 FORMATS = (".csv", ".md", ".tex")
 SHORT = 23  # letters: a cell of no more is shown in one line, such as 61.57 ± 10.71 (n=3)
+LONG = 80  # letters: one of more is wide enough to read, and the table scrolls where it does not fit
 
 
 def display(table: pd.DataFrame) -> Styler:
@@ -19,9 +20,14 @@ def display(table: pd.DataFrame) -> Styler:
     numbers = {c: "{:,}" for c in table.select_dtypes("int64")} | {c: "{:g}" for c in table.select_dtypes("float64")}
     left = {"text-align": "left", "vertical-align": "top"}
     styled = table.style.hide().format(numbers, na_rep=BLANK, escape="html").set_properties(**left)
-    styled.map(lambda cell: "white-space: nowrap" if len(str(cell)) <= SHORT else "")
+    styled.map(_width)
     styled.format_index(axis="columns", escape="html").set_table_attributes('class="mathjax_ignore tex2jax_ignore"')
     return styled.set_table_styles([{"selector": "th", "props": list(left.items())}])
+
+
+def _width(cell: object) -> str:
+    letters = len(str(cell))
+    return "white-space: nowrap" if letters <= SHORT else "min-width: 15em" if letters > LONG else ""
 
 
 def save(table: pd.DataFrame, *paths: Path, caption: str, source: str) -> None:
