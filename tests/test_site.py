@@ -15,7 +15,7 @@ import pytest
 from ffvit.evidence.notebook_metadata import load_notebooks
 from ffvit.studies import claims
 from ffvit.system.files import FIGURES, NOTEBOOKS, RESULTS, ROOT
-from website import build, cells, charts, ledger_pages, places
+from website import build, cells, charts, current, ledger_pages, look, places
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 AXE = Path(os.environ.get("AXE_CORE", ROOT.parent / "shared/axe.min.js"))
@@ -97,6 +97,42 @@ def test_a_chapter_goes_on_with_the_same_experiment_where_it_can(pages):
 
     assert "(../05_attention_only/cifar10-small.ipynb)" in onwards("chapters/04_table1/cifar10-small.ipynb")
     assert "(../04_table1/digits.ipynb)" in onwards("chapters/05_attention_only/digits.ipynb")
+
+
+def test_viewers_come_from_kept_weights_where_nothing_was_trained(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ffvit.settings.config.RUNS", tmp_path / "runs")
+    look.main("digits", str(tmp_path / "digits.json"))
+    shown = json.loads((tmp_path / "digits.json").read_text())
+    assert all("kept with the project" in part["source"] and part["columns"] == 4 for part in shown.values())
+    assert len(shown["mixer"]["layers"]) == len(shown["attention"]["layers"]) == 3
+    assert {len(layer["takes"]) for layer in shown["mixer"]["layers"]} == {look.UNITS}
+    heads = [sum(query) for layer in shown["attention"]["layers"] for head in layer for query in head]
+    assert heads == pytest.approx([1.0] * len(heads), abs=0.01)
+    look.main("cifar10-small", str(tmp_path / "cifar.json"))  # its images are elsewhere
+    assert json.loads((tmp_path / "cifar.json").read_text()).keys() == {"mixer"}
+    assert "no attention of cifar10-small to look at: dataset 'uoft-cs/cifar10'" in capsys.readouterr().out
+
+
+def test_a_site_is_current_until_something_that_it_shows_changes(tmp_path, monkeypatch):
+    for name in ("ROOT", "SITE", "MARK", "RUNS"):
+        monkeypatch.setattr(current, name, tmp_path / Path(getattr(current, name)).relative_to(ROOT))
+    kept = tmp_path / "docs/a.md"
+    own = tmp_path / "runs/digits/ff-seed0/record.json"
+    for file in (kept, own, tmp_path / "site/index.html", tmp_path / "build/look/digits.json"):
+        file.parent.mkdir(parents=True)
+        file.write_text("one")
+    assert not current.is_current()
+    current.mark(current.made_of())
+    (own.parent / "history.json").write_text("a run goes on")
+    (tmp_path / "build/look/digits.json").write_text("two")
+    assert current.is_current()
+    for file in (kept, own):
+        file.write_text("other")
+        assert not current.is_current()
+        current.mark(current.made_of())
+        assert current.is_current()
+    kept.unlink()
+    assert not current.is_current()
 
 
 def test_ticks_enclose_what_is_drawn():
