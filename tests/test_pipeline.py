@@ -105,7 +105,8 @@ def test_pipeline_makes_everything_once_and_only_what_is_missing(project):
     # A website is not made; one that is there is made again, where it is of something else.
     assert not (project / "site").exists()
     (project / "website").mkdir()
-    shutil.copy(ROOT / "website/current.py", project / "website")
+    for name in ("__init__.py", "current.py"):
+        shutil.copy(ROOT / "website" / name, project / "website")
     said = "print('made again'); from website import current as c; c.mark(c.made_of())"
     (project / "website/build.py").write_text(said)
     (project / "site").mkdir()

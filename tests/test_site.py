@@ -15,7 +15,7 @@ import pytest
 from ffvit.evidence.notebook_metadata import load_notebooks
 from ffvit.studies import claims
 from ffvit.system.files import FIGURES, NOTEBOOKS, RESULTS, ROOT
-from website import build, cells, charts, current, ledger_pages, look, places
+from website import build, cells, chapters, charts, current, ledger_pages, look, places
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 AXE = Path(os.environ.get("AXE_CORE", ROOT.parent / "shared/axe.min.js"))
@@ -54,6 +54,24 @@ def test_a_figure_has_a_caption_and_its_origin_wherever_it_is_shown(pages):
                 name,
                 text[:300],
             )
+
+
+def test_a_picture_that_no_file_has_says_what_it_is_and_how_it_came():
+    picture = {"output_type": "display_data", "data": {"image/png": "AAAA"}, "metadata": {}}
+    cell = {
+        "cell_type": "code",
+        "id": "a",
+        "metadata": {},
+        "source": "one_run.confusion(e, classes);",
+        "outputs": [picture],
+    }
+    content = {"metadata": {"papermill": {"end_time": "2026-01-02T03", "parameters": {"model": "<b>_ff_"}}}}
+    said = cells.shown(cell, [], chapters._origin(content), "A heading")["metadata"]["mystnb"]
+    assert said["image"]["alt"].startswith("Counts of predicted class by true class")
+    assert said["figure"]["caption"].startswith("Counts of predicted class by true class")
+    assert (
+        "executed on 2026-01-02, with model = " in said["figure"]["caption"] and "<b>" not in said["figure"]["caption"]
+    )
 
 
 def test_the_code_that_judges_a_claim_is_what_the_ledger_calls():
