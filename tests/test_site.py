@@ -4,7 +4,6 @@ import csv
 import html.parser
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,6 @@ from ffvit.studies import claims
 from ffvit.system.files import FIGURES, NOTEBOOKS, RESULTS, ROOT
 from website import build, cells, chapters, charts, current, ledger_pages, look, places
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 AXE = Path(os.environ.get("AXE_CORE", ROOT.parent / "shared/axe.min.js"))
 WIDTHS = (400, 1400)
 SEVERE = ("serious", "critical")
@@ -228,17 +226,6 @@ def test_nothing_is_fetched_from_elsewhere(site):
         for node in path.read_text(encoding="utf-8").split("<")[1:]:
             if node.startswith(("script", "link ", "img", "iframe")):
                 assert "://" not in node.partition(">")[0], (path, node[:200])
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM:
-        pytest.skip("no Chromium on PATH: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
