@@ -62,7 +62,7 @@ tune: $(READY) ## Search settings for each model of EXPERIMENT, by equal effort
 figures: $(READY) ## Make the tables and figures of EXPERIMENT again from recorded results: no training, no GPU
 	@$(BIN)python workflow/run.py figures "$$EXPERIMENT" --jobs "$$JOBS" --profile "$$PROFILE"
 
-site: $(READY) ## Make a website of executed notebooks, records and docs in site/, to open from the disk
+site: $(READY) ## Make a website of notebooks, records and docs in site/; make reproduce then keeps it up to date
 	@$(BIN)python -m website.build
 
 test: $(READY) ## Check style and types, and run the tests, each notebook included
@@ -72,8 +72,9 @@ test: $(READY) ## Check style and types, and run the tests, each notebook includ
 machine: $(READY) ## Run the tests that kill, start several processes, and run whole pipelines
 	@$(BIN)python -m pytest -n 2 --durations=15 -m machine tests
 
+# Without asking elsewhere for news and newer versions, or a person whether it may: workflow/jupyterlab says so.
 lab: $(READY) ## Open JupyterLab on the notebooks
-	@$(BIN)jupyter lab --notebook-dir=. notebooks/02_train.ipynb
+	@JUPYTER_CONFIG_PATH=workflow/jupyterlab$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH} $(BIN)jupyter lab --notebook-dir=. notebooks/02_train.ipynb
 
 faults: $(READY) ## Kill, fill and break runs in every way we know, and see that each goes on
 	@$(BIN)python benchmarks/faults.py

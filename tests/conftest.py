@@ -1,4 +1,5 @@
 import os
+import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported
 
@@ -11,6 +12,7 @@ from ffvit.settings.experiment import load_experiment
 from ffvit.system.files import ROOT
 
 matplotlib.use("Agg")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,3 +37,14 @@ def shared():
 @pytest.fixture
 def digits_config():
     return load_experiment("digits").config("ff", epochs=1, warmup_epochs=0, augment="image", interpolation="bicubic")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM:
+        pytest.skip("no Chromium on PATH: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

@@ -74,6 +74,19 @@ def run(shell, monkeypatch):
     plt.close("all")
 
 
+@pytest.fixture(autouse=True)
+def every_table_has_a_caption(monkeypatch):
+    """Of all that the tests here let notebooks show."""
+
+    def display(table, caption=""):
+        styled = shown(table, caption)
+        assert styled.caption, table
+        return styled
+
+    shown = tables.display
+    monkeypatch.setattr(tables, "display", display)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """One small run through notebooks 02 and 03: its folder, and the folder of its record."""
@@ -119,6 +132,13 @@ def test_dry_run_says_what_training_costs_and_leaves_nothing(run, tmp_path):
 def test_evaluation_shows_confusion_and_mistakes_as_pictures(trained):
     _, notebook = trained
     assert len(pictures(notebook)) == 2
+
+
+def test_evaluation_says_of_each_table_what_it_is(trained):
+    _, notebook = trained
+    shown = [o["data"] for c in notebook["cells"] for o in c.get("outputs", []) if "text/html" in o.get("data", {})]
+    tables = ["".join(data["text/html"]) for data in shown]
+    assert len(tables) == 2 and all("<caption>" in html for html in tables)
 
 
 def test_evaluation_takes_any_checkpoint(trained, run, tmp_path):
@@ -263,7 +283,7 @@ def test_what_is_said_is_printed_in_lines_that_fit_and_no_word_is_broken(tmp_pat
 
 
 def test_a_short_cell_is_shown_in_one_line_and_a_long_one_is_not():
-    shown = tables.display(pd.DataFrame({"Top-1": ["61.57 ± 10.71 (n=3)", 24 * "w"]})).to_html()
+    shown = tables.display(pd.DataFrame({"Top-1": ["61.57 ± 10.71 (n=3)", 24 * "w"]}), "Scores").to_html()
     assert re.findall(r"#T_\w+_row(\d)_col0[^{]*{[^}]*nowrap", shown) == ["0"]
 
 

@@ -102,6 +102,17 @@ def test_pipeline_makes_everything_once_and_only_what_is_missing(project):
     assert code == 0 and "Nothing to be done" in output
     assert time.monotonic() - began < 20
 
+    # A website is not made; one that is there is made again, where it is of something else.
+    assert not (project / "site").exists()
+    (project / "website").mkdir()
+    for name in ("__init__.py", "current.py"):
+        shutil.copy(ROOT / "website" / name, project / "website")
+    said = "print('made again'); from website import current as c; c.mark(c.made_of())"
+    (project / "website/build.py").write_text(said)
+    (project / "site").mkdir()
+    assert "made again" in pipeline(project, "reproduce")[1]
+    assert "made again" not in pipeline(project, "reproduce")[1]
+
     # A deleted figure is made again, and nothing else.
     before = artefacts(project)
     (project / "figures/smoke/table1.md").unlink()

@@ -657,7 +657,10 @@ def test_hostile_texts_stand_in_tables_as_they_are(hostile_records, tmp_path):
         tables.save(table, *files, caption=f"{experiment.title}", source=source)
         texts = [words(cell) for cell in [*table, *table.to_numpy().ravel()]]
         for page, allowed in (
-            (tables.display(table).to_html(), {"style", "table", "thead", "tbody", "tr", "th", "td"}),
+            (
+                tables.display(table, experiment.title).to_html(),
+                {"style", "table", "caption", "thead", "tbody", "tr", "th", "td"},
+            ),
             (read(files[1].read_text()), {"table", "thead", "tbody", "tr", "th", "td", "p", "strong"}),
         ):
             cells = Cells(page)

@@ -4,7 +4,6 @@ import csv
 import html.parser
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +14,8 @@ import pytest
 from ffvit.evidence.notebook_metadata import load_notebooks
 from ffvit.studies import claims
 from ffvit.system.files import FIGURES, NOTEBOOKS, RESULTS, ROOT
-from website import build, cells, charts, ledger_pages, places
+from website import build, cells, chapters, charts, current, ledger_pages, look, places
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 AXE = Path(os.environ.get("AXE_CORE", ROOT.parent / "shared/axe.min.js"))
 WIDTHS = (400, 1400)
 SEVERE = ("serious", "critical")
@@ -54,6 +52,24 @@ def test_a_figure_has_a_caption_and_its_origin_wherever_it_is_shown(pages):
                 name,
                 text[:300],
             )
+
+
+def test_a_picture_that_no_file_has_says_what_it_is_and_how_it_came():
+    picture = {"output_type": "display_data", "data": {"image/png": "AAAA"}, "metadata": {}}
+    cell = {
+        "cell_type": "code",
+        "id": "a",
+        "metadata": {},
+        "source": "one_run.confusion(e, classes);",
+        "outputs": [picture],
+    }
+    content = {"metadata": {"papermill": {"end_time": "2026-01-02T03", "parameters": {"model": "<b>_ff_"}}}}
+    said = cells.shown(cell, [], chapters._origin(content), "A heading")["metadata"]["mystnb"]
+    assert said["image"]["alt"].startswith("Counts of predicted class by true class")
+    assert said["figure"]["caption"].startswith("Counts of predicted class by true class")
+    assert (
+        "executed on 2026-01-02, with model = " in said["figure"]["caption"] and "<b>" not in said["figure"]["caption"]
+    )
 
 
 def test_the_code_that_judges_a_claim_is_what_the_ledger_calls():
@@ -97,6 +113,42 @@ def test_a_chapter_goes_on_with_the_same_experiment_where_it_can(pages):
 
     assert "(../05_attention_only/cifar10-small.ipynb)" in onwards("chapters/04_table1/cifar10-small.ipynb")
     assert "(../04_table1/digits.ipynb)" in onwards("chapters/05_attention_only/digits.ipynb")
+
+
+def test_viewers_come_from_kept_weights_where_nothing_was_trained(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ffvit.settings.config.RUNS", tmp_path / "runs")
+    look.main("digits", str(tmp_path / "digits.json"))
+    shown = json.loads((tmp_path / "digits.json").read_text())
+    assert all("kept with the project" in part["source"] and part["columns"] == 4 for part in shown.values())
+    assert len(shown["mixer"]["layers"]) == len(shown["attention"]["layers"]) == 3
+    assert {len(layer["takes"]) for layer in shown["mixer"]["layers"]} == {look.UNITS}
+    heads = [sum(query) for layer in shown["attention"]["layers"] for head in layer for query in head]
+    assert heads == pytest.approx([1.0] * len(heads), abs=0.01)
+    look.main("cifar10-small", str(tmp_path / "cifar.json"))  # its images are elsewhere
+    assert json.loads((tmp_path / "cifar.json").read_text()).keys() == {"mixer"}
+    assert "no attention of cifar10-small to look at: dataset 'uoft-cs/cifar10'" in capsys.readouterr().out
+
+
+def test_a_site_is_current_until_something_that_it_shows_changes(tmp_path, monkeypatch):
+    for name in ("ROOT", "SITE", "MARK", "RUNS"):
+        monkeypatch.setattr(current, name, tmp_path / Path(getattr(current, name)).relative_to(ROOT))
+    kept = tmp_path / "docs/a.md"
+    own = tmp_path / "runs/digits/ff-seed0/record.json"
+    for file in (kept, own, tmp_path / "site/index.html", tmp_path / "build/look/digits.json"):
+        file.parent.mkdir(parents=True)
+        file.write_text("one")
+    assert not current.is_current()
+    current.mark(current.made_of())
+    (own.parent / "history.json").write_text("a run goes on")
+    (tmp_path / "build/look/digits.json").write_text("two")
+    assert current.is_current()
+    for file in (kept, own):
+        file.write_text("other")
+        assert not current.is_current()
+        current.mark(current.made_of())
+        assert current.is_current()
+    kept.unlink()
+    assert not current.is_current()
 
 
 def test_ticks_enclose_what_is_drawn():
@@ -174,17 +226,6 @@ def test_nothing_is_fetched_from_elsewhere(site):
         for node in path.read_text(encoding="utf-8").split("<")[1:]:
             if node.startswith(("script", "link ", "img", "iframe")):
                 assert "://" not in node.partition(">")[0], (path, node[:200])
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM:
-        pytest.skip("no Chromium on PATH: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from filelock import FileLock
 from ffvit.settings.experiment import Experiment, load_experiment
 from ffvit.system.errors import InputError
 from ffvit.system.files import EXPERIMENTS, ROOT
-from website import chapters, front, ledger_pages, record_pages, sources, viewers
+from website import chapters, current, front, ledger_pages, record_pages, sources, viewers
+from website.current import SITE
 
-SITE = ROOT / "site"
 SOURCE, DOCTREES, LOCK = (ROOT / "build" / name for name in ("site", "doctrees", "site.lock"))
 PICTURE = re.compile(r"/((?:figures|results)/[^\s)\\]+\.(?:png|svg))")
 BUILDERS = min(4, os.cpu_count() or 1)
@@ -63,7 +63,10 @@ def main() -> int:
         return 2
     LOCK.parent.mkdir(exist_ok=True)
     with FileLock(LOCK):  # a pipeline that ends meanwhile waits for its turn
-        began = time.time()
+        began, made_of = time.time(), current.made_of()
+        if current.is_current():
+            print("nothing has changed: open site/index.html")
+            return 0
         try:
             viewers.refresh(load_experiments())
             made = pages()
@@ -71,10 +74,12 @@ def main() -> int:
             print(f"error: no site: {error}", file=sys.stderr)
             return 2
         put(made, SOURCE)
+        current.MARK.unlink(missing_ok=True)  # until all of it is there
         folders = [ROOT / "website", "-d", DOCTREES, SOURCE, SITE]
         arguments = ["-q", "-j", str(BUILDERS), "-c", *map(str, folders)]
         if code := sphinx(arguments):
             return code
+        current.mark(made_of)
     print(f"{len(made)} pages in {time.time() - began:.0f} s: open site/index.html")
     return 0
 

@@ -16,9 +16,11 @@ STUDIES = ROOT / "ffvit/studies"
 PICTURE = ("image/png", "image/svg+xml")
 
 
-def shown(cell: dict, files: list[Path], executed: bool, heading: str) -> dict:
+def shown(cell: dict, files: list[Path], origin: str, heading: str) -> dict:
     """A cell without traces of papermill. files: the tables and figures that its notebook makes; what it draws is shown
-    from there, where it is sharper and says where it comes from; of a notebook that was not executed, its tables too. heading: above the cell, its words where no docstring has any.
+    from there, where it is sharper and says where it comes from; of a notebook that was not executed, its tables too.
+    origin: of pictures that no file has, in words; empty: not executed. heading: above the cell, its words where no docstring
+    has any.
     """
     kept: dict[str, Any] = {"cell_type": cell["cell_type"], "metadata": {}, "source": "".join(cell["source"])}
     kept["id"] = cell["id"]
@@ -31,9 +33,9 @@ def shown(cell: dict, files: list[Path], executed: bool, heading: str) -> dict:
     # A figure in both forms is shown once, as SVG.
     pictures = list({file.stem: file for file in reversed(mine) if file}.values())[::-1]
     caption = _caption(kept["source"], heading)
-    if executed:
+    if origin:
         outputs = [_output(output, caption, pictures) for output in cell["outputs"]]
-        kept["metadata"] = _of_bare_pictures(outputs, caption)
+        kept["metadata"] = _of_bare_pictures(outputs, caption, origin)
     else:
         tables = [file.read_text(encoding="utf-8") for file in files if file.stem in names and file.suffix == ".md"]
         outputs = [_markdown(text) for text in tables + [figure(file, caption) for file in pictures]]
@@ -63,19 +65,19 @@ def _names(source: str) -> list[str]:
 def _caption(source: str, heading: str) -> str:
     """What the docstring of the drawing function says, of the last one that a cell names."""
     drawing = _drawing()
-    names = [node.attr for node in ast.walk(ast.parse(_python(source))) if isinstance(node, ast.Attribute)]
+    names = [ast.unparse(node) for node in ast.walk(ast.parse(_python(source))) if isinstance(node, ast.Attribute)]
     return next((drawing[name] for name in reversed(names) if name in drawing), heading)
 
 
 @cache
 def _drawing() -> dict[str, str]:
-    """First paragraph of the docstring, by name, of the functions that draw."""
+    """First paragraph of the docstring of the functions that draw, by module and name, such as one_run.confusion."""
     found = {}
     for file in sorted(STUDIES.glob("*.py")):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and node.returns and ast.unparse(node.returns).endswith("Figure"):
                 said = (ast.get_docstring(node) or node.name.replace("_", " ")).partition("\n\n")[0]
-                found[node.name] = " ".join(said.split()).rstrip(".") + "."
+                found[f"{file.stem}.{node.name}"] = " ".join(said.split()).rstrip(".") + "."
     return found
 
 
@@ -91,10 +93,11 @@ def _output(output: dict, caption: str, pictures: list[Path]) -> dict:
     return output
 
 
-def _of_bare_pictures(outputs: list[dict], caption: str) -> dict:
+def _of_bare_pictures(outputs: list[dict], caption: str, origin: str) -> dict:
     """What myst-nb shall say of pictures that no file has."""
     bare = [output for output in outputs if not output.get("data", {}).keys().isdisjoint(PICTURE)]
-    return {"mystnb": {"image": {"alt": caption}, "figure": {"caption": caption}}} if bare else {}
+    said = {"image": {"alt": caption}, "figure": {"caption": f"{markdown(caption)}\n\n{markdown(origin)}"}}
+    return {"mystnb": said} if bare else {}
 
 
 def _markdown(text: str) -> dict:

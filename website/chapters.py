@@ -73,7 +73,7 @@ def pages(chapters: list[Chapter]) -> Iterator[tuple[str, str]]:
         for cell in content["cells"]:
             if cell["cell_type"] == "markdown" and (found := HEADING.findall("".join(cell["source"]))):
                 heading = f"{chapter.notebook.question} {found[-1]}"
-            cells.append(shown(cell, chapter.files, bool(chapter.executed), heading))
+            cells.append(shown(cell, chapter.files, _origin(content) if chapter.executed else "", heading))
         for cell in cells:
             if cell["cell_type"] == "markdown":
                 cell["source"] = relink(
@@ -88,6 +88,14 @@ def pages(chapters: list[Chapter]) -> Iterator[tuple[str, str]]:
             about["orphan"] = True  # the table of contents has each notebook once
         page = {"nbformat": 4, "nbformat_minor": 5, "metadata": about, "cells": cells}
         yield chapter.page, json.dumps(page, indent=1)
+
+
+def _origin(content: dict) -> str:
+    """Of what an executed notebook draws and no file has: when, and with which parameters."""
+    ran = content["metadata"].get("papermill", {})
+    given = [f"{name} = {value}" for name, value in ran.get("parameters", {}).items()]
+    on = f" on {ran['end_time'][:10]}" if ran.get("end_time") else ""
+    return f"Drawn as the notebook was executed{on}, with {', '.join(given) or 'its own parameters'}."
 
 
 def _contents(chapters: list[Chapter], names: list[str]) -> str:

@@ -1,9 +1,14 @@
 """Sphinx's settings. It reads what website/build.py has put into its source folder."""
 
-import latex2mathml.converter
-import myst_nb.sphinx_ext
-from docutils import nodes
-from sphinx.application import Sphinx
+import sys
+
+# From this package jsonschema builds a grammar of international addresses, in 1.3 s: no notebook's format has any.
+sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
+
+import latex2mathml.converter  # noqa: E402  # after it is left out
+import myst_nb.sphinx_ext  # noqa: E402
+from docutils import nodes  # noqa: E402
+from sphinx.application import Sphinx  # noqa: E402
 
 # Beside site/ it would write a folder of its own; no setting says where.
 myst_nb.sphinx_ext.OUTPUT_FOLDER = "build/notebooks"

@@ -1,18 +1,21 @@
 """Pages of code: a module with what it offers and its source, and any other file of the repository that a page leads to."""
 
 import ast
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import pygments
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import TextLexer, get_lexer_by_name, get_lexer_for_filename
 from pygments.util import ClassNotFound
 
 from ffvit.evidence.escape import markdown
-from ffvit.system.files import ROOT
+from ffvit.system.files import ROOT, write_atomically
 from website.places import link, linked_files, page_of
 
+HIGHLIGHTED = ROOT / "build/highlighted"
 PYTHON = ("Snakefile",)  # files of Python whose names do not say so
 Named = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -61,13 +64,20 @@ def _about(file: Path) -> str:
 
 
 def _source(file: Path) -> str:
-    """With an anchor for each line, such as L-12."""
+    """With an anchor for each line, such as L-12. What was highlighted once is kept: it is most of the time of the pages."""
+    text = file.read_text(encoding="utf-8")
+    kept = HIGHLIGHTED / hashlib.sha256(f"{pygments.__version__} {file.name} {text}".encode()).hexdigest()
+    if not kept.is_file():
+        write_atomically(kept, _highlighted(file.name, text))
+    return f"````{{raw}} html\n{kept.read_text(encoding='utf-8')}\n````\n"
+
+
+def _highlighted(name: str, text: str) -> str:
     try:
-        lexer = get_lexer_by_name("python") if file.name in PYTHON else get_lexer_for_filename(file.name)
+        lexer = get_lexer_by_name("python") if name in PYTHON else get_lexer_for_filename(name)
     except ClassNotFound:
         lexer = TextLexer()
-    made = highlight(file.read_text(encoding="utf-8"), lexer, HtmlFormatter(lineanchors="L", linenos="inline"))
-    return f"````{{raw}} html\n{made}\n````\n"
+    return highlight(text, lexer, HtmlFormatter(lineanchors="L", linenos="inline"))
 
 
 def _offered(file: Path) -> str:

@@ -45,7 +45,7 @@ class Story:
     def table(self, table: pd.DataFrame, name: str, caption: str, source: str = "") -> None:
         """Show a table, and write it in the formats declared. source: in place of the story's own."""
         tables.save(table, *self.files(name, tables.FORMATS), caption=caption, source=source or self.source)
-        IPython.display.display(tables.display(table))
+        IPython.display.display(tables.display(table, caption))
 
     def figure(self, figure: Figure, name: str, source: str = "") -> None:
         """Show a figure, and write it in the formats declared. source: in place of the story's own."""

@@ -50,8 +50,8 @@ class Notebook:
 
     def fits(self, experiment: Experiment) -> bool:
         """Whether the pipeline runs this notebook for an experiment."""
-        configs = (experiment.config(name).to_dict() for name in experiment.variants)
-        mine = [c | c["model_args"] for c in configs if c["task"] in self.tasks and fnmatch(c["model"], self.models)]
+        configs = (experiment.config(name) for name in experiment.variants)
+        mine = [vars(c) | c.model_args for c in configs if c.task in self.tasks and fnmatch(c.model, self.models)]
         left_out = (all(config.get(key) == value for config in mine) for key, value in self.unless_all.items())
         axes = {axis for comparison in experiment.compare.values() for axis in comparison.vary}
         named = not self.experiments or experiment.name in self.experiments

@@ -20,7 +20,7 @@ from ffvit.settings.experiment import load_experiment
 from ffvit.settings.given import config_from_dict
 from ffvit.settings.same_run import code_of, images_of
 from ffvit.system.errors import InputError
-from ffvit.system.files import RESULTS, RUNS, read_json, write_atomically
+from ffvit.system.files import EXPERIMENTS, RESULTS, RUNS, read_json, write_atomically
 
 if TYPE_CHECKING:
     from ffvit.tasks.task import Score
@@ -137,8 +137,8 @@ def open_run(run_dir: Path) -> tuple[Config, dict]:
     """Settings and facts of a finished run. Raises InputError for one that is not finished, and for damaged files."""
     if not (run_dir / "config.json").is_file():
         raise InputError(
-            f"{run_dir} holds no run; train it first, with make reproduce EXPERIMENT=<its experiment> or python -m "
-            f"ffvit train --experiment <it> --model <its model> --run-dir {run_dir}"
+            f"{run_dir} holds no run; train it first, with make reproduce EXPERIMENT={_experiment_of(run_dir)} in the "
+            f"project's folder, or python -m ffvit train --experiment <it> --model <its model> --run-dir {run_dir}"
         )
     if not (run_dir / "training.json").is_file():
         raise InputError(
@@ -151,6 +151,12 @@ def open_run(run_dir: Path) -> tuple[Config, dict]:
         return config_from_dict(config), facts
     except (InputError, TypeError) as error:
         raise InputError(f"{run_dir / 'config.json'}: {error}; {cure}") from None
+
+
+def _experiment_of(run_dir: Path) -> str:
+    """Of a run where the pipeline puts it, runs/<experiment>/<run>."""
+    name = run_dir.resolve().parent.name
+    return name if (EXPERIMENTS / f"{name}.toml").is_file() else "<its experiment>"
 
 
 def read_object(path: Path, cure: str = CURE) -> dict:

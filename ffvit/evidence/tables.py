@@ -1,5 +1,6 @@
 """How a table is shown, and written as csv, md and tex, with where its numbers come from."""
 
+import html
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,16 +13,31 @@ from ffvit.system.files import write_atomically
 
 FORMATS = (".csv", ".md", ".tex")
 SHORT = 23  # letters: a cell of no more is shown in one line, such as 61.57 ± 10.71 (n=3)
+LONG = 80  # letters: one of more is wide enough to read, and the table scrolls where it does not fit
 
 
-def display(table: pd.DataFrame) -> Styler:
-    """A table as a notebook shows it: text to the left, no index."""
+def captioned(table: pd.DataFrame, caption: str) -> pd.DataFrame:
+    """The table, which says what it is wherever it is shown."""
+    table.attrs["caption"] = caption
+    return table
+
+
+def display(table: pd.DataFrame, caption: str = "") -> Styler:
+    """A table as a notebook shows it: text to the left, no index. caption: in place of the table's own, see captioned()."""
     numbers = {c: "{:,}" for c in table.select_dtypes("int64")} | {c: "{:g}" for c in table.select_dtypes("float64")}
     left = {"text-align": "left", "vertical-align": "top"}
     styled = table.style.hide().format(numbers, na_rep=BLANK, escape="html").set_properties(**left)
-    styled.map(lambda cell: "white-space: nowrap" if len(str(cell)) <= SHORT else "")
+    styled.map(_width)
     styled.format_index(axis="columns", escape="html").set_table_attributes('class="mathjax_ignore tex2jax_ignore"')
-    return styled.set_table_styles([{"selector": "th", "props": list(left.items())}])
+    above = {"text-align": "left", "caption-side": "top", "font-weight": "bold"}
+    looks = [{"selector": of, "props": list(look.items())} for of, look in (("th", left), ("caption", above))]
+    said = escape.in_one_line(caption or table.attrs.get("caption", ""))
+    return styled.set_table_styles(looks).set_caption(html.escape(said) or None)
+
+
+def _width(cell: object) -> str:
+    letters = len(str(cell))
+    return "white-space: nowrap" if letters <= SHORT else "min-width: 15em" if letters > LONG else ""
 
 
 def save(table: pd.DataFrame, *paths: Path, caption: str, source: str) -> None:

@@ -14,6 +14,7 @@ import torch
 from torchvision.ops import box_iou
 
 from ffvit.data.splits import Splits
+from ffvit.evidence.tables import captioned
 from ffvit.settings.config import Config
 from ffvit.studies.predicted import SURE
 from ffvit.tasks.detection import Detections
@@ -88,7 +89,7 @@ def counts(found: Sequence[Errors], subjects: Sequence[tuple[Config, Any]]) -> p
         told = {f"false: {kind}": kinds[kind] for kind in KINDS}
         of = {"model": config.label, "seed": config.seed, "right": of_run.right}
         rows.append(of | told | {"objects missed": len(of_run.missed)})
-    return pd.DataFrame(rows)
+    return captioned(pd.DataFrame(rows), f"What detections of a score from {SURE:.0%} on are")
 
 
 def _kind(iou: np.ndarray, same: np.ndarray, labels: np.ndarray) -> tuple[str, int]:

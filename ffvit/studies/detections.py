@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from ffvit.data.dense.examples import Annotated
 from ffvit.evidence.drawing import COLORS
 from ffvit.evidence.escape import drawn
+from ffvit.evidence.tables import captioned
 from ffvit.settings.config import Config
 from ffvit.studies.detection_errors import WRONG_CLASS, Error, Errors
 from ffvit.studies.overlays import WRONG, draw_box, draw_objects, short, show
@@ -33,7 +34,7 @@ def scores(subjects: Sequence[tuple[Config, Any]], evaluations: Sequence[Detecti
             by_size = {f"AP {size}": found.by_size[size] for size in SIZES}
             percent = {name: "none" if v is None else f"{v:.2f}" for name, v in (by_iou | by_size).items()}
             rows.append(of | {"scored by": "boxes" if part == "box" else "masks"} | percent)
-    return pd.DataFrame(rows)
+    return captioned(pd.DataFrame(rows), "Average precision on the test images, in percent")
 
 
 def by_class(evaluations: Sequence[Detections], classes: list[str]) -> Figure:

@@ -5,6 +5,7 @@ import pandas as pd
 from ffvit.evidence import measured as evidence
 from ffvit.evidence.escape import markdown
 from ffvit.evidence.measured import Measured
+from ffvit.evidence.tables import captioned
 from ffvit.settings.experiment import Experiment
 from ffvit.studies.claim_checks import POINTS
 from ffvit.studies.claims import CLAIMS, numbers
@@ -47,7 +48,7 @@ def group(table: pd.DataFrame, verdict: str) -> pd.DataFrame:
     """The rows with one verdict, without the columns that say nothing about them."""
     rows = table[table["Verdict"] == verdict].drop(columns="Verdict")
     silent = [column for column in rows if rows[column].isin(["", NOT_RUN]).all()]
-    return rows if rows.empty else rows.drop(columns=silent)
+    return captioned(rows if rows.empty else rows.drop(columns=silent), f"Claims: {verdict}")
 
 
 def compact(table: pd.DataFrame) -> str:

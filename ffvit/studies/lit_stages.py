@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
+from ffvit.evidence import tables
 from ffvit.evidence.counted import Counted, counted
 from ffvit.evidence.measured import BLANK, NOT_RUN, Measured, measured
 from ffvit.evidence.reported import Reported, reported
@@ -150,7 +151,7 @@ def costs_table() -> pd.DataFrame:
 def pyramid(model: "LIT") -> pd.DataFrame:
     """Tokens, width and layers of the four stages, for an image of the model's own size."""
     rows = zip(model.grids, model.feature_info, model.stages)
-    return pd.DataFrame(
+    stages = pd.DataFrame(
         {
             "Stage": stage,
             "Tokens": f"{grid[0]} x {grid[1]}",
@@ -160,6 +161,7 @@ def pyramid(model: "LIT") -> pd.DataFrame:
         }
         for stage, (grid, info, blocks) in enumerate(rows, 1)
     )
+    return tables.captioned(stages, "The four stages of the pyramid")
 
 
 def measured_table(experiment: Experiment, records: list[dict]) -> pd.DataFrame:

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,6 +19,7 @@ from ffvit.data.images import decode
 from ffvit.data.splits import Splits, encoded
 from ffvit.evidence.drawing import COLORS, DASHES
 from ffvit.evidence.escape import drawn
+from ffvit.evidence.tables import captioned
 from ffvit.settings.config import Config
 from ffvit.settings.given import config_from_dict
 from ffvit.settings.headline import HEADLINES
@@ -33,7 +35,8 @@ def settings(config: Config) -> pd.DataFrame:
     rows = [{"Setting": name, "Value": str(value), "Default": str(defaults[name])} for name, value in values.items()]
     table = pd.DataFrame(rows)
     table = table[(table["Value"] != table["Default"]) | ~table["Value"].isin(("", "None", "False", "0", "0.0"))]
-    return table.iloc[(table["Value"] == table["Default"]).argsort(kind="stable")].replace("None", "the model's own")
+    table = table.iloc[(table["Value"] == table["Default"]).argsort(kind="stable")].replace("None", "the model's own")
+    return captioned(table, "Settings of the run: those that differ from the defaults first")
 
 
 def curves(history: Sequence[dict]) -> Figure:
@@ -94,6 +97,29 @@ class LiveCurve:
         else:
             self.display = display(figure, display_id=True)
         plt.close(figure)
+
+
+def scores(subjects: Sequence[tuple[Config, Any]], evaluations: Sequence[Evaluation]) -> pd.DataFrame:
+    """One row a run."""
+    rows = (
+        {
+            "model": config.label,
+            "seed": config.seed,
+            "test images": e.images,
+            "top-1 (%)": round(e.top1_percent, 2),
+            "top-5 (%)": round(e.top5_percent, 2),
+            "loss": round(e.loss, 4),
+        }
+        for (config, _), e in zip(subjects, evaluations)
+    )
+    return captioned(pd.DataFrame(rows), "Scores on the test images")
+
+
+def hardest(evaluations: Sequence[Evaluation], classes: list[str], most: int = 10) -> pd.DataFrame:
+    """The classes with the lowest accuracy, mean over runs, the lowest first."""
+    by_class = pd.DataFrame([e.per_class_percent for e in evaluations], columns=classes).mean().sort_values()
+    table = by_class.round(1).rename_axis("class").reset_index(name="top-1 (%)").head(most)
+    return captioned(table, "Accuracy on the test images by class, mean over runs, the lowest first")
 
 
 def confusion(evaluations: Sequence[Evaluation], classes: list[str], most: int = 20) -> Figure:

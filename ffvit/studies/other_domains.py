@@ -19,6 +19,7 @@ from ffvit.evidence.drawing import finish, mean_and_seeds, style_of
 from ffvit.evidence.escape import drawn
 from ffvit.evidence.measured import NOT_RUN, Measured
 from ffvit.evidence.seed_statistics import difference
+from ffvit.evidence.tables import captioned
 from ffvit.settings.experiment import Experiment
 from ffvit.studies.claim_checks import close
 from ffvit.studies.predictions import measured_beside
@@ -37,9 +38,8 @@ def examples(splits: Splits) -> pd.DataFrame:
     """A test text of each kind."""
     labels = np.asarray(splits.test["label"])
     texts = {name: splits.test[int(np.flatnonzero(labels == i)[0])]["image"] for i, name in enumerate(splits.classes)}
-    return pd.DataFrame(
-        {"Kind": [*texts], "Definition, as far as it is read": [read(np.asarray(t)) for t in texts.values()]}
-    )
+    shown = {"Kind": [*texts], "Definition, as far as it is read": [read(np.asarray(t)) for t in texts.values()]}
+    return captioned(pd.DataFrame(shown), "A test text of each kind")
 
 
 def read(image: np.ndarray) -> str:

@@ -10,6 +10,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from ffvit.evidence.escape import drawn
+from ffvit.evidence.tables import captioned
 from ffvit.settings.config import Config
 from ffvit.studies.detections import class_bars
 from ffvit.studies.overlays import WRONG, class_legend, draw_map, short, show
@@ -26,7 +27,7 @@ class OfImage(NamedTuple):
 
 def scores(subjects: Sequence[tuple[Config, Any]], evaluations: Sequence[Segmentation]) -> pd.DataFrame:
     """One row a run."""
-    return pd.DataFrame(
+    rows = (
         {
             "model": config.label,
             "seed": config.seed,
@@ -37,6 +38,7 @@ def scores(subjects: Sequence[tuple[Config, Any]], evaluations: Sequence[Segment
         }
         for (config, _), e in zip(subjects, evaluations)
     )
+    return captioned(pd.DataFrame(rows), "Scores on the test images")
 
 
 def by_class(evaluations: Sequence[Segmentation], classes: list[str]) -> Figure:

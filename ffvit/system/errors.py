@@ -8,6 +8,10 @@ from collections.abc import Iterable
 class InputError(Exception):
     """Something a person gave us is wrong. The message names what, where, and the cure."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of it in a notebook: the message says all, and frames of the library nothing more."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 MOST_KNOWN = 60  # names that a message lists
 

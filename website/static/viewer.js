@@ -43,7 +43,7 @@ function slider(label, count, change) {
   return { input, value: () => input.value - 1, shown: element("label", { textContent: label }, input, told) };
 }
 
-function mixer({ label, source, layers }, columns) {
+function mixer({ label, source, columns, layers }) {
   const maps = element("div", { className: "maps" });
   const draw = () => {
     const { takes, gives } = layers[layer.value()];
@@ -56,7 +56,7 @@ function mixer({ label, source, layers }, columns) {
     layer.shown, unit.shown, maps, element("small", { textContent: source }));
 }
 
-function attention({ label, source, layers }, columns) {
+function attention({ label, source, columns, layers }) {
   const maps = element("div", { className: "maps" });
   const count = layers[0][0].length;
   const draw = () => {
@@ -74,5 +74,5 @@ function attention({ label, source, layers }, columns) {
 
 document.querySelectorAll(".viewer").forEach((viewer) => {
   const data = JSON.parse(viewer.querySelector("script").textContent);
-  viewer.replaceChildren(mixer(data.mixer, data.columns), attention(data.attention, data.columns));
+  viewer.replaceChildren(mixer(data.mixer), ...(data.attention ? [attention(data.attention)] : []));
 });
