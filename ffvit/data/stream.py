@@ -81,8 +81,10 @@ class ParquetStream:
 
     def read(self, group: RowGroup) -> pyarrow.Table:
         """The columns "image", encoded, and "label". Raises InputError for a damaged file or a label of no class."""
-        with opening(self.config.dataset), fsspec.open(group.file) as opened:
-            file = pyarrow.parquet.ParquetFile(opened, metadata=self.footers[group.file])
+        with opening(f"{self.config.dataset}, {Path(group.file).name}"), fsspec.open(group.file) as opened:
+            file = pyarrow.parquet.ParquetFile(
+                opened, metadata=self.footers[group.file], page_checksum_verification=True
+            )
             table = file.read_row_group(group.number, list(self.columns)).select(self.columns)
             table = datasets.table.table_cast(table.rename_columns(["image", "label"]), self.features.arrow_schema)
         for row, label in enumerate(table["label"].to_pylist(), group.first_row):
