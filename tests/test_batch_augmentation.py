@@ -2,10 +2,12 @@
 
 import random
 
+import datasets
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from scipy.stats import ks_2samp
 from timm.data.auto_augment import _RAND_INCREASING_TRANSFORMS, LEVEL_TO_ARG, NAME_TO_OP
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
@@ -109,10 +111,60 @@ def test_a_decoded_image_is_cropped_to_timms_pixels(mode, size, interpolation):
         assert (away > 0).float().mean() < 0.05  # the one rounds between the two directions, the other does not
 
 
+@pytest.mark.parity("Pillow's resizing")
+def test_crops_of_real_photographs_are_pillows_but_for_rounding(shared):
+    settings = load_experiment("imagenet").config("ff_tiny", augment="batch")
+    augmentation = batch_augmentation.Augmentation(settings)
+    images = datasets.load_dataset(str(shared / "data" / "imagenet-sample"), split="validation")["image"]
+    away = []
+    for position, image in enumerate(image.convert("RGB") for image in images):
+        pixels, numbers = augmentation.crop(image, 0, position)
+        left, top, width, height = (int(v[0]) for v in batch_augmentation.crops(numbers, image.size, settings))
+        bicubic = functional.InterpolationMode.BICUBIC
+        theirs = functional.resized_crop(image, top, left, height, width, [224, 224], bicubic)
+        theirs = functional.hflip(theirs) if numbers.flip[0] < 0.5 else theirs
+        away.append((functional.pil_to_tensor(theirs).int() - pixels.int()).abs())
+    assert torch.stack(away).max() <= 2 and (torch.stack(away) > 0).float().mean() < 0.01
+
+
+def seen(augment: str, image: PIL.Image.Image, count: int) -> torch.Tensor:
+    """(count, 3, 16, 16): what training sees of an image, by timm's transforms or by ours."""
+    settings = config(
+        **dict(augment=augment, in_memory=False, interpolation="bicubic", img_size=16, crop_scale=[0.08, 1.0]),
+        **dict(auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25),
+    )
+    view = batch_augmentation.training_view(settings)
+    views = [view(image, 0, position) for position in range(count)]
+    if augment == "image":
+        return torch.stack(views)
+    pixels = torch.stack([pixels for pixels, _ in views])
+    return batch_augmentation.Augmentation(settings)(pixels, batch_augmentation.joined(draws for _, draws in views))
+
+
 @pytest.mark.parity("timm's augmentation")
-@pytest.mark.parametrize(
-    "size", [(32, 32), (500, 375), (375, 500), (900, 60), (60, 900)]
-)  # the last two hold few crops
+def test_what_training_sees_is_spread_as_with_timm():
+    # Brighter to the right, redder below, so that what is mirrored, turned or moved shows.
+    across, down = np.meshgrid(np.linspace(20, 220, 60), np.linspace(20, 220, 45))
+    image = PIL.Image.fromarray(np.stack([(across + down) / 2, across, across], axis=2).astype(np.uint8))
+    theirs, ours = (seen(augment, image, 4000) for augment in ("image", "batch"))
+    left, upper = torch.ones(16), torch.ones(16, 1)
+    left[8:], upper[8:] = -1, -1
+    measures = {
+        "brightness": lambda x: x.mean((1, 2, 3)),
+        "contrast": lambda x: x.std((1, 2, 3)),
+        "colour": lambda x: x.mean((2, 3)).std(1),
+        "left against right": lambda x: (x * left).mean((1, 2, 3)),
+        "above against below": lambda x: (x * upper).mean((1, 2, 3)),
+        "from pixel to pixel": lambda x: x.diff(dim=3).abs().mean((1, 2, 3)),
+    }
+    for name, measure in measures.items():
+        same = ks_2samp(measure(theirs).numpy(), measure(ours).numpy()).pvalue
+        assert same > 0.01, (name, same)
+
+
+# The last two hold few crops.
+@pytest.mark.parity("timm's augmentation")
+@pytest.mark.parametrize("size", [(32, 32), (500, 375), (375, 500), (900, 60), (60, 900)])
 def test_crops_are_spread_as_timms(size):
     settings = config(crop_scale=[0.3, 1.0])
     ours = np.stack(batch_augmentation.crops(draws(20000), size, settings), axis=1)

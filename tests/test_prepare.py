@@ -212,7 +212,7 @@ def test_what_lies_in_the_folder_is_never_written_over(photographs, tmp_path, ca
     before = files(tmp_path / "small")
     for more, what in (
         (["--quality", "70"], "quality: 90 there, 70 asked"),
-        (["--splits", "train"], "prepared otherwise"),
+        (["--split", "train"], "prepared otherwise"),
     ):
         assert command(photographs, tmp_path / "small", *more) == 2
         assert what in capsys.readouterr().err
@@ -240,7 +240,7 @@ def test_no_room_is_told_before_anything_is_made(photographs, tmp_path, capsys, 
         (["--quality", "0"], "--quality must be from 1 to 100"),
         (["--jobs", "0"], "--jobs must be 1 or more"),
         (["epochs=3"], "'epochs' is nothing that ffvit prepare takes; known: allow_overlap, bad_images"),
-        (["--splits", "dev"], "has no split 'dev'"),
+        (["--split", "dev"], "has no split 'dev'"),
         (["image_column=picture"], "has no column 'picture'"),
     ],
 )

@@ -50,7 +50,9 @@ def main(arguments: list[str]) -> int:
         "--short-side", type=int, default=SHORT_SIDE, help=f"pixels; default: {SHORT_SIDE}, more keeps more for crops"
     )
     parser.add_argument("--quality", type=int, default=QUALITY, help=f"of JPEG, from 1 to 100; default: {QUALITY}")
-    parser.add_argument("--splits", nargs="+", default=[], metavar="SPLIT", help="default: all that there are")
+    parser.add_argument(
+        "--split", action="append", default=[], help="may be given several times; default: all there are"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; default: one a core")
     parser.add_argument("settings", nargs="*", metavar="name=value", help=f"of the dataset: {', '.join(MAY_BE_SET)}")
     options = parser.parse_intermixed_args(arguments)
@@ -67,7 +69,7 @@ def main(arguments: list[str]) -> int:
 
     folder = options.to.expanduser()
     _check_free(folder)
-    prepare(preparation(config, options.splits, options.short_side, options.quality), folder, options.jobs)
+    prepare(preparation(config, options.split, options.short_side, options.quality), folder, options.jobs)
     return 0
 
 

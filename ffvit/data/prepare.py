@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 
 from ffvit.data.folders import allowed_places, find_folder
-from ffvit.data.images import BadImage, file_name, read
+from ffvit.data.images import BadImage, content, file_name, read
 from ffvit.data.shards import Index, check_split_name
 from ffvit.data.sources import open_splits
 from ffvit.data.splits import encoded, fingerprint, two_columns
@@ -59,15 +59,13 @@ class Preparation:
             return image
         scale = self.short_side / min(image.size)
         if scale >= 1:
-            content = stored["image"]["bytes"]
-            if content is None:
-                content = Path(stored["image"]["path"]).read_bytes()
+            kept = content(stored["image"], self.allowed)
         else:
             width, height = (round(scale * side) for side in image.size)
             smaller, buffer = image.resize((width, height), PIL.Image.Resampling.BICUBIC), io.BytesIO()
             smaller.save(buffer, "JPEG", quality=self.quality)
-            content, name = buffer.getvalue(), name and f"{Path(name).stem}.jpg"
-        return {"image": {"bytes": content, "path": name or None}, "label": stored["label"]}
+            kept, name = buffer.getvalue(), name and f"{Path(name).stem}.jpg"
+        return {"image": {"bytes": kept, "path": name or None}, "label": stored["label"]}
 
     def shard(self, folder: Path, file: str, split: str, rows: range) -> dict[str, Any]:
         """Write a shard. Returns its entry in the index."""
