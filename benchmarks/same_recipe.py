@@ -14,6 +14,7 @@ from pathlib import Path
 
 from page import write
 
+from ffvit.evidence.seed_statistics import interval_words
 from ffvit.settings.config import Config
 from ffvit.settings.experiment import load_experiment
 from ffvit.system.files import ROOT, write_atomically
@@ -30,7 +31,7 @@ SETTINGS = dict(
 NOTE = (
     "FF-only of 64 x 4 on 6,000 images of CIFAR-10, 12 epochs, scored on 4,000 of the test images with the last weights. "
     'Crops of a quarter of the area and more, mirroring, RandAugment and erasing: by timm one by one ("image"), or cropped '
-    'one by one and the rest in batches ("batch"). The sets of weights and the order of images are those of the seed. '
+    'one by one and the rest in batches ("batch"). The first weights and the order of images are those of the seed. '
     "A pair's difference is batch less image; its spread is that of the pairs, n - 1 in the denominator."
 )
 
@@ -68,7 +69,8 @@ def rows(kept: dict[str, float]) -> list[dict[str, str]]:
         for i, seed in enumerate(SEEDS)
     ]
     last = {f"{way}, top-1 (%)": _spread(found[way], "") for way in WAYS}
-    return [*table, {"seed": "all", **last, "difference": _spread(pairs, "+")}]
+    told = f"{_spread(pairs, '+')}, 95 % interval {interval_words(pairs, '+.2f')}"
+    return [*table, {"seed": "all", **last, "difference": told}]
 
 
 def _spread(values: list[float], sign: str) -> str:
