@@ -79,12 +79,15 @@ lab: $(READY) ## Open JupyterLab on the notebooks
 faults: $(READY) ## Kill, fill and break runs in every way we know, and see that each goes on
 	@$(BIN)python benchmarks/faults.py
 
-benchmark: $(READY) ## Measure a step, the start, the loop beside a bare one, whether training waits for images, and pyramids
+benchmark: $(READY) ## Measure a step, the start, the loop beside a bare one, images, and pyramids
 	@$(BIN)python benchmarks/speed.py --keep runs/speed.json $${DEVICE:+--device "$$DEVICE"}
 	@$(BIN)python benchmarks/speed.py --write runs/speed.json && rm runs/speed.json
 	@$(BIN)python benchmarks/startup.py
 	@$(BIN)python benchmarks/overhead.py
 	@$(BIN)python benchmarks/steps.py
+	@$(BIN)python benchmarks/images.py --keep runs/images.json --dataset "$$DATASET" $${DEVICE:+--device "$$DEVICE"}
+	@$(BIN)python benchmarks/images.py --write runs/images.json && rm runs/images.json
+	@$(BIN)python benchmarks/same_recipe.py
 	@$(BIN)python benchmarks/pyramids.py
 
 readme: $(READY) ## Put what comes from records into the README again

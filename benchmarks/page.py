@@ -40,8 +40,11 @@ PLACES = {
     "where": "docs/lit.md",
     "claims": "docs/claims.md",
     "faults": "docs/faults.md",
+    "cost": "docs/speed.md",
+    "images": "docs/speed.md",
     "overhead": "docs/speed.md",
     "pyramids": "docs/speed.md",
+    "same_recipe": "docs/speed.md",
     "speed": "docs/speed.md",
     "startup": "docs/speed.md",
     "steps": "docs/speed.md",
@@ -54,10 +57,12 @@ SIZES = ["224 x 224", "512 x 512", "800 x 1344"]  # of images through pyramids.p
 # Of a benchmark's columns, those that docs/ shows; the others are in its own page.
 SHOWN = {
     "faults": ["fault", "must show", "shown"],
+    "images": ["photographs", "way", "machine", "images/s", "times timm", "times timm, photographs as they are"],
     "overhead": [
         *("case", "bare loop (s)", "ours (s)", "time, ours / bare", "lowest to highest", "memory, ours / bare"),
     ],
     "pyramids": ["what", "model", *(f"{size} ({unit})" for size in SIZES for unit in ("ms", "MB"))],
+    "same_recipe": ["seed", "image, top-1 (%)", "batch, top-1 (%)", "difference"],
     "speed": [
         *("machine", "model", "step", "form", "run", "precision"),
         *("images/s", "times published", "share of the limit", "peak memory (GB)"),
@@ -99,6 +104,8 @@ def origin(name: str) -> str:
 
 def generated() -> dict[str, str]:
     """Every generated part, by the name of its place."""
+    import cost  # here: benchmarks, which import this file for `write`, need none of what it needs
+
     table = ledger.ledger(load_experiment(STUDY), load_records(STUDY))
     return {
         "findings": findings(table),
@@ -110,6 +117,7 @@ def generated() -> dict[str, str]:
         "stages": stages_text(),
         "study": study_text(),
         "how-far": how_far_text(),
+        "cost": cost.text(),
         **{name: of_benchmark(name) for name in SHOWN},
     }
 

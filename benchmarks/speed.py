@@ -68,6 +68,8 @@ GPU_CASES = [
     Case(BASE, run="CUDA graphs"),
     Case(TINY, run="CUDA graphs", batch=1024),
     Case(TINY, run="compiled", batch=1024),
+    Case("vit_large_patch32_224", "timm"),
+    Case("vit_large_patch32_224", "timm", BLOCK),
 ]
 CPU_CASES = [
     Case(model, form, run, 16, task, precision)

@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train one model, in processes of its own",
     "score": "score a finished run on its test images and write its record",
     "export": "hand a scored model on: a folder that timm and the hub read",
+    "prepare": "make photographs smaller once, for every training to come",
     "predict": "say what a model sees in images of your own",
     "status": "which runs of an experiment are recorded, begun or missing",
     "missing": "train and score what is missing",

@@ -341,6 +341,14 @@ def test_any_timm_model_gets_the_experiments_settings():
             "scores none of them: set score_train=false",
         ),
         (dict(test_fraction=0.1, streaming=True, validation_split="dev"), "streaming holds nothing out.*test_split"),
+        (
+            dict(augment="batch", interpolation="bicubic"),
+            "in memory bilinearly.*interpolation='bilinear', or in_memory=false",
+        ),
+        (
+            dict(augment="batch", interpolation="nearest"),
+            "set interpolation='bilinear' or 'bicubic', or augment='image'",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, trouble):

@@ -232,6 +232,10 @@ RESIDENT = dict(
 )
 
 
+# Cropped one by one, the rest on the device.
+ON_DEVICE = dict(augment="batch", auto_augment="rand-m9-mstd0.5-inc1", interpolation="bicubic")
+
+
 def augmented(**settings):
     return config(in_chans=3, mean=[0.5] * 3, std=[0.5] * 3, **AUGMENTED | settings)
 
@@ -251,7 +255,7 @@ def same(one, two):
     return len(one) == len(two) and all(torch.equal(x, y) for a, b in zip(one, two) for x, y in zip(a, b))
 
 
-@pytest.mark.parametrize("way", [{}, RESIDENT], ids=["image", "batch"])
+@pytest.mark.parametrize("way", [{}, RESIDENT, ON_DEVICE], ids=["image", "batch, in memory", "batch"])
 @pytest.mark.parametrize("repeats", [0, 3])
 @pytest.mark.parametrize("accumulation_steps", [1, 2, 4])
 @pytest.mark.parametrize("processes", [1, 2, 3])
@@ -269,7 +273,11 @@ def test_a_global_batch_is_the_same_for_any_processes_and_accumulation_steps(
         assert same(together, batches(splits, alone, epoch))
 
 
-@pytest.mark.parametrize("way", [dict(num_workers=0), dict(num_workers=2), RESIDENT], ids=["0", "2", "batch"])
+@pytest.mark.parametrize(
+    "way",
+    [dict(num_workers=0), dict(num_workers=2), RESIDENT | dict(random_erasing=0.5), ON_DEVICE | dict(num_workers=2)],
+    ids=["0", "2", "batch, in memory", "batch, 2"],
+)
 @pytest.mark.parametrize("repeats", [0, 3])
 def test_an_epoch_goes_on_at_any_update_as_if_never_interrupted(repeats, way, monkeypatch):
     monkeypatch.setattr(resident, "AT_ONCE", 40)
@@ -296,6 +304,18 @@ def test_the_number_of_workers_and_what_was_drawn_before_change_nothing():
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     assert same(alone, batches(splits, augmented(num_workers=2)))
     assert same(alone, batches(splits, augmented(in_memory=True)))
+    assert same(batches(splits, augmented(**ON_DEVICE)), batches(splits, augmented(**ON_DEVICE, num_workers=2)))
+
+
+def test_images_augmented_on_the_device_differ_from_timms_in_their_random_numbers_alone():
+    # Nothing random is left: what remains is decoding, resizing and normalising.
+    plain = dict(crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0], hflip=0.0, auto_augment="", random_erasing=0.0)
+    one_by_one = augmented(**plain)
+    splits = load_splits(one_by_one)
+    found = [batches(splits, replace(one_by_one, augment=augment)) for augment in ("image", "batch")]
+    for (theirs, labels), (ours, own_labels) in zip(*found, strict=True):
+        assert torch.equal(labels, own_labels)
+        assert (theirs - ours).abs().max() <= 2.01 / 255 / 0.5
 
 
 def test_a_run_abandoned_within_an_epoch_leaves_nothing_behind_in_its_workers():
@@ -386,7 +406,7 @@ def test_bad_images_on_the_device_are_named_once_and_the_next_one_stands_in(tmp_
 
 def test_images_that_do_not_fit_on_the_device_are_refused_before_any_is_read(tmp_path):
     settings = colour("unused", **RESIDENT | dict(img_size=10_000))
-    with pytest.raises(InputError, match=r"take 480\.0 GB, .* are free; set augment='image'"):
+    with pytest.raises(InputError, match=r"take 480\.0 GB, .* are free; set in_memory=false"):
         eval_loader(split(1).select([0] * 1600), settings)
 
 
@@ -410,7 +430,9 @@ def test_real_imagenet_files_load_at_full_size(shared):
     settings = load_experiment("imagenet").config("ff_tiny", batch_size=2, max_train_images=4, max_eval_images=3, **own)
     splits = load_splits(settings)
     assert len(splits.classes) == 1000
-    assert next(train_batches(splits, settings).epoch(0)).images.shape == (2, 3, 224, 224)
+    for way in ("image", "batch"):  # DeiT's recipe as it is, either way
+        images = next(train_batches(splits, replace(settings, augment=way)).epoch(0)).images
+        assert images.shape == (2, 3, 224, 224) and images.dtype == torch.float32
     assert [len(batch.images) for batch in eval_loader(splits.test, settings)] == [2, 1]
 
 
@@ -741,10 +763,11 @@ def uneven(tmp_path_factory):
     return shards(tmp_path_factory.mktemp("stream") / "uneven", with_files(37, {}), UNEVEN)
 
 
+@pytest.mark.parametrize("way", [{}, ON_DEVICE], ids=["image", "batch"])
 @pytest.mark.parametrize("workers, parts", [(0, 2), (2, 1)])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_stream_goes_on_at_any_update_as_if_never_interrupted(uneven, rank, workers, parts):
-    settings = streamed(uneven, num_processes=2, num_workers=workers)
+def test_a_stream_goes_on_at_any_update_as_if_never_interrupted(uneven, rank, workers, parts, way):
+    settings = streamed(uneven, num_processes=2, num_workers=workers, **way)
     of_process = train_batches(load_splits(settings), settings, parts, rank)
     whole = [batch[:2] for epoch in range(3) for batch in of_process.epoch(epoch)]
     assert len(of_process) == 37 // 8

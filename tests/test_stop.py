@@ -54,7 +54,9 @@ STREAM = dict(streaming=True, validation_split="test", allow_overlap=True)
 
 
 @pytest.mark.parametrize("nth", [*range(1, 10), 16, 19])
-@pytest.mark.parametrize("way", [{}, dict(in_memory=True), dict(in_memory=True, augment="batch"), STREAM])
+@pytest.mark.parametrize(
+    "way", [{}, dict(in_memory=True), dict(in_memory=True, augment="batch"), STREAM, dict(augment="batch")]
+)
 @pytest.mark.parametrize("use", ["train", "evaluate"])
 def test_a_stop_while_an_image_is_decoded_is_no_bad_image(folders, monkeypatch, use, way, nth):
     settings = config(folders / "parquet", **way)

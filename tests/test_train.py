@@ -68,6 +68,10 @@ def lit(model="lit_ti", depths=(1, 1, 2, 1), **settings):
 SWIN = dict(model="lit_s", schedule_per="late update", scale_all_lr=True, clip_grad=5.0)
 
 
+# The rest of the augmentation in batches, on the device, erasing too.
+ERASED = dict(augment="batch", in_memory=False, random_erasing=0.5)
+
+
 def history(run_dir):
     return json.loads((run_dir / "training.json").read_text())["history"]
 
@@ -95,8 +99,8 @@ def test_finished_run_leaves_weights_and_facts_and_no_state(tmp_path):
 
 @pytest.mark.parametrize(
     "make, way",
-    [(digits, {}), (digits, dict(augment="batch", interpolation="bilinear")), (lit, {}), (lit, SWIN)],
-    ids=["image", "batch", "lit_ti", "lit_s"],
+    [(digits, {}), (digits, dict(augment="batch", interpolation="bilinear")), (digits, ERASED), (lit, {}), (lit, SWIN)],
+    ids=["image", "batch, in memory", "batch", "lit_ti", "lit_s"],
 )
 def test_interrupted_run_goes_on_to_the_same_weights(tmp_path, monkeypatch, make, way):
     usual = dict(epochs=3, max_train_images=256, mixup=0.8, drop_path_rate=0.1, ema_decay=0.9, schedule_per="epoch")

@@ -1,69 +1,105 @@
-"""Augmentation of many small images at once, on the device that trains: timm's transforms of ffvit.data.images as tensor operations.
+"""Augmentation of many images at once, on the device that trains: timm's transforms of ffvit.data.images as tensor operations.
 
-Random resized crop, flip and RandAugment with the increasing operations (Cubuk et al. 2019, arXiv:1909.13719, as timm has
-them), each image with numbers of its own. A pixel differs from Pillow's by rounding at most (tests/test_batch_augmentation.py).
+Random resized crop, mirroring, RandAugment (ffvit.data.operations), normalising and random erasing (Zhong et al. 2017,
+arXiv:1708.04896, as timm has it), each image with numbers of its own. Images of few pixels stay on the device and are
+cropped there, too; others are cropped where they are decoded, one by one.
 
 The numbers are drawn on the host, so that which image gets which operation is known there. Nothing here waits for a GPU:
 no constant is copied to it twice, nothing is read back.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ffvit.data.images import OneByOne
+from ffvit.data.operations import OPERATIONS, Look
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError
 
-CROPS = 10  # tried until one lies within the image; then the whole image, as timm does
+TRIES = 10  # until a rectangle lies within the image, as timm has it
 MAX_MAGNITUDE = 10
+ERASED, ERASED_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)  # of the area; sides
+SEEDS = 2**53  # as many as there are numbers of 64 bits in [0, 1), and whole
 
 
 class Draws(NamedTuple):
-    """The random numbers of an epoch, a row per image of its order; uniform in [0, 1) but for the noise."""
+    """Random numbers of images, a row for each; uniform in [0, 1) but for the noise."""
 
-    area: np.ndarray  # (n, CROPS)
-    ratio: np.ndarray  # (n, CROPS)
+    area: np.ndarray  # (n, TRIES)
+    ratio: np.ndarray  # (n, TRIES)
     corner: np.ndarray  # (n, 2), of the crop: x, y
     flip: np.ndarray  # (n,)
     operation: np.ndarray  # (n, layers)
     apply: np.ndarray  # (n, layers)
     sign: np.ndarray  # (n, layers)
     noise: np.ndarray  # (n, layers), standard normal, of the magnitude
+    erase: np.ndarray  # (n,)
+    erased_area: np.ndarray  # (n, TRIES)
+    erased_ratio: np.ndarray  # (n, TRIES)
+    erased_corner: np.ndarray  # (n, 2)
+    erased_seed: np.ndarray  # (n,), of what is seen instead
 
     def of(self, rows: np.ndarray | slice) -> "Draws":
         return Draws(*(numbers[rows] for numbers in tuple(self)))
 
 
+def joined(draws: Iterable[Draws]) -> Draws:
+    return Draws(*map(np.concatenate, zip(*draws)))
+
+
+class Cropped(NamedTuple):
+    """What is decoded and cropped, and still to be augmented, and by which numbers."""
+
+    pixels: Tensor  # (n, C, S, S) uint8; of one image (C, S, S)
+    draws: Draws
+
+
 class Augmentation:
-    """Crop, flip, RandAugment and normalise, as a run's settings say."""
+    """Crop, mirroring, RandAugment, normalising and erasing, as a run's settings say."""
 
     def __init__(self, config: Config):
         self.config = config
         self.policy = _policy(config.auto_augment)
 
-    def draw(self, epoch: int, count: int) -> Draws:
-        """The numbers of an epoch's images, a function of the seed and the epoch alone."""
-        rng = np.random.default_rng([self.config.seed, epoch])
-        of_layers = (count, int(self.policy["n"]))
-        shapes = [(count, CROPS), (count, CROPS), (count, 2), (count,), of_layers, of_layers, of_layers]
-        return Draws._make([*(rng.random(shape) for shape in shapes), rng.standard_normal(of_layers)])
+    def draw(self, count: int, *place: int) -> Draws:
+        """The numbers of so many images, a function of the seed and the place in the run alone."""
+        rng = np.random.default_rng([self.config.seed, *place])
+        of_tries, of_layers = (count, TRIES), (count, int(self.policy["n"]))
+        crop = [rng.random(shape) for shape in (of_tries, of_tries, (count, 2), count)]
+        operations = [
+            rng.random(of_layers),
+            rng.random(of_layers),
+            rng.random(of_layers),
+            rng.standard_normal(of_layers),
+        ]
+        erasing = [rng.random(shape) for shape in (count, of_tries, of_tries, (count, 2), count)]
+        return Draws._make([*crop, *operations, *erasing])
 
-    def __call__(self, pixels: Tensor, draws: Draws) -> Tensor:
-        """pixels: (n, C, S, S) uint8, on any device -> (n, C, S, S) float32, normalised; draws: of these images."""
-        images = self._crop_and_flip(pixels.float(), draws)
-        for layer in range(int(self.policy["n"])):
-            images = self._operate(images, draws, layer)
-        return normalise(images, self.config)
+    def crop(self, image: PIL.Image.Image, *place: int) -> Cropped:
+        """A decoded image of any size, cropped, resized and mirrored by the numbers of its place in the run.
 
-    def _crop_and_flip(self, images: Tensor, draws: Draws) -> Tensor:
-        config, size, device = self.config, images.shape[-1], images.device
-        left, top, width, height = _crops(draws, size, config.crop_scale, config.crop_ratio)
+        PyTorch resizes as Pillow does, but in four to eight times less time; what differs, does so by two levels at most.
+        """
+        config, draws = self.config, self.draw(1, *place)
+        left, top, width, height = (int(v[0]) for v in crops(draws, image.size, config))
+        piece = np.array(image.crop((left, top, left + width, top + height)))
+        pixels = torch.from_numpy(piece).view(1, height, width, -1).permute(0, 3, 1, 2)
+        size = (config.img_size, config.img_size)
+        [pixels] = F.interpolate(pixels, size, mode=config.interpolation, antialias=True)
+        return Cropped(pixels.flip(-1) if draws.flip[0] < config.hflip else pixels, draws)
+
+    def crop_kept(self, pixels: Tensor, draws: Draws) -> Tensor:
+        """pixels: (n, C, S, S) uint8, on any device -> the same cropped, resized to S and mirrored, float32."""
+        config, size, device, images = self.config, pixels.shape[-1], pixels.device, pixels.float()
+        left, top, width, height = crops(draws, (size, size), config)
         flip = draws.flip < config.hflip
         place = torch.arange(size, device=device) + 0.5
         axes = []
@@ -76,6 +112,14 @@ class Augmentation:
         grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1)
         return F.grid_sample(images, grid, padding_mode="border", align_corners=False).round()
 
+    def __call__(self, cropped: Tensor, draws: Draws) -> Tensor:
+        """cropped: (n, C, S, S), from 0 to 255, on any device -> (n, C, S, S) float32, normalised; draws: of these images."""
+        images = cropped.float()
+        for layer in range(int(self.policy["n"])):
+            images = self._operate(images, draws, layer)
+        images = normalise(images, self.config)
+        return self._erase(images, draws) if self.config.random_erasing else images
+
     def _operate(self, images: Tensor, draws: Draws, layer: int) -> Tensor:
         """One operation of RandAugment on each image that is to have one."""
         policy, device = self.policy, images.device
@@ -83,14 +127,31 @@ class Augmentation:
         chosen[draws.apply[:, layer] >= policy["p"]] = -1
         level = (policy["m"] + policy["mstd"] * draws.noise[:, layer]).clip(0, MAX_MAGNITUDE) / MAX_MAGNITUDE
         level[draws.sign[:, layer] < 0.5] *= -1
-        fill = (255 * _channels(self.config.mean, device)).round()
+        look = Look((255 * _channels(self.config.mean, device)).round(), self.config.interpolation == "bicubic")
         result = images.clone()
         for number, (operation, value) in enumerate(OPERATIONS.values()):
             rows = np.flatnonzero(chosen == number)
             if len(rows):
                 at = torch.from_numpy(rows).to(device, non_blocking=True)
-                result[at] = operation(images[at], _column(value(level[rows]), device)[:, :, None, None], fill)
+                result[at] = operation(images[at], _column(value(level[rows]), device)[:, :, None, None], look)
         return result
+
+    def _erase(self, images: Tensor, draws: Draws) -> Tensor:
+        """A rectangle of an image becomes noise, the device's own, of a seed of its own: the same in whatever company."""
+        size = (images.shape[-1], images.shape[-2])
+        numbers = draws.erased_area, draws.erased_ratio, draws.erased_corner
+        fits, *rectangles = _rectangles(*numbers, size, ERASED, ERASED_RATIO, spare=1)
+        seeds, generator = (draws.erased_seed * SEEDS).astype(int), torch.Generator(images.device)
+        for row in np.flatnonzero(fits & (draws.erase < self.config.random_erasing)):
+            left, top, width, height = (int(v[row]) for v in rectangles)
+            generator.manual_seed(int(seeds[row]))
+            images[row, :, top : top + height, left : left + width].normal_(generator=generator)
+        return images
+
+
+def training_view(config: Config) -> Callable[..., Tensor | Cropped]:
+    """(decoded image, *its place in the run) -> what training sees of it; with augment="batch" what a device makes that of."""
+    return Augmentation(config).crop if config.augment == "batch" else OneByOne(config)
 
 
 def normalise(images: Tensor, config: Config) -> Tensor:
@@ -121,19 +182,40 @@ def _policy(text: str) -> dict[str, float]:
     return policy | {"n": int(policy["n"])}
 
 
-def _crops(draws: Draws, size: int, scale: tuple, ratio: tuple) -> tuple[np.ndarray, ...]:
-    """(left, top, width, height) of each crop in pixels, by the rule of Inception's random resized crop."""
-    area = size * size * (scale[0] + (scale[1] - scale[0]) * draws.area)
-    low, high = np.log(ratio)
-    aspect = np.exp(low + (high - low) * draws.ratio)
+def crops(draws: Draws, size: tuple[int, int], config: Config) -> list[np.ndarray]:
+    """[left, top, width, height] of each crop in pixels, by the rule of Inception's random resized crop.
+
+    size: width and height of the images. Where no try lies within, the largest crop of an allowed ratio in the middle.
+    """
+    fits, *found = _rectangles(draws.area, draws.ratio, draws.corner, size, config.crop_scale, config.crop_ratio)
+    (width, height), (low, high) = size, config.crop_ratio
+    largest = min(width, round(height * high)), min(height, round(width / low))
+    middle = (width - largest[0]) // 2, (height - largest[1]) // 2
+    return [np.where(fits, *pair) for pair in zip(found, middle + largest)]
+
+
+def _rectangles(
+    area: np.ndarray,
+    ratio: np.ndarray,
+    corner: np.ndarray,
+    size: tuple[int, int],
+    of_area: tuple[float, float],
+    of_ratio: tuple[float, float],
+    spare: int = 0,
+) -> list[np.ndarray]:
+    """[whether one of the tries lies within the image, left, top, width, height of the first that does].
+
+    spare: pixels by which it must be narrower and lower than the image.
+    """
+    area = size[0] * size[1] * (of_area[0] + (of_area[1] - of_area[0]) * area)
+    low, high = np.log(of_ratio)
+    aspect = np.exp(low + (high - low) * ratio)
     width, height = np.round(np.sqrt(area * aspect)), np.round(np.sqrt(area / aspect))
-    fits = (width <= size) & (height <= size)
+    fits = (width <= size[0] - spare) & (height <= size[1] - spare)
     first = fits.argmax(axis=1)[:, None]
-    width, height = (
-        np.where(fits.any(axis=1), np.take_along_axis(v, first, axis=1)[:, 0], size) for v in (width, height)
-    )
-    left, top = (np.floor(draws.corner[:, i] * (size - v + 1)) for i, v in enumerate((width, height)))
-    return left, top, width, height
+    sides = [np.take_along_axis(v, first, axis=1)[:, 0] for v in (width, height)]
+    corners = [np.floor(corner[:, i] * (size[i] - v + 1)) for i, v in enumerate(sides)]
+    return [fits.any(axis=1), *corners, *sides]
 
 
 @cache
@@ -143,118 +225,3 @@ def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 def _column(values: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(values.astype(np.float32)).to(device, non_blocking=True)[:, None]
-
-
-# The operations, on images (n, C, S, S) of whole numbers from 0 to 255; value: (n, 1, 1, 1), fill: (C, 1, 1).
-def _auto_contrast(x: Tensor, *_) -> Tensor:
-    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-    stretched = ((x - low) * (255 / (high - low))).clamp(0, 255).floor()
-    return torch.where(high > low, stretched, x)
-
-
-def _equalize(x: Tensor, *_) -> Tensor:
-    levels = x.flatten(2).long()
-    counts = torch.zeros(*levels.shape[:2], 256, dtype=torch.long, device=x.device)
-    counts.scatter_add_(2, levels, torch.ones_like(levels))
-    brightest = counts.gather(2, levels.amax(2, keepdim=True))
-    step = (levels.shape[2] - brightest) // 255
-    table = (step // 2 + counts.cumsum(2) - counts) // step.clamp(min=1)
-    return torch.where(step[..., None] > 0, table.clamp(max=255).gather(2, levels).view_as(x).float(), x)
-
-
-def _invert(x: Tensor, *_) -> Tensor:
-    return 255 - x
-
-
-def _posterize(x: Tensor, bits: Tensor, _) -> Tensor:
-    step = 2 ** (8 - bits)
-    return (x / step).floor() * step
-
-
-def _solarize(x: Tensor, threshold: Tensor, _) -> Tensor:
-    return torch.where(x < threshold, x, 255 - x)
-
-
-def _solarize_add(x: Tensor, add: Tensor, _) -> Tensor:
-    return torch.where(x < 128, (x + add).clamp(max=255), x)
-
-
-def _color(x: Tensor, factor: Tensor, _) -> Tensor:
-    return _blend(_grey(x), x, factor)
-
-
-def _contrast(x: Tensor, factor: Tensor, _) -> Tensor:
-    return _blend(_grey(x).mean((1, 2, 3), keepdim=True).add(0.5).floor(), x, factor)
-
-
-def _brightness(x: Tensor, factor: Tensor, _) -> Tensor:
-    return _blend(torch.zeros_like(x), x, factor)
-
-
-def _sharpness(x: Tensor, factor: Tensor, _) -> Tensor:
-    smooth = x.clone()  # the edge stays as it is
-    inner = smooth[:, :, 1:-1, 1:-1]  # the pixel five times, its neighbours once
-    inner.add_(F.avg_pool2d(x, 3, stride=1, divisor_override=1) + 3 * inner).div_(13).add_(0.5).floor_()
-    return _blend(smooth, x, factor)
-
-
-def _rotate(x: Tensor, angle: Tensor, fill: Tensor) -> Tensor:
-    return _affine(x, fill, angle.cos(), angle.sin(), 0, -angle.sin(), angle.cos(), 0)
-
-
-def _shear_x(x: Tensor, share: Tensor, fill: Tensor) -> Tensor:
-    return _affine(x, fill, 1, share, share, 0, 1, 0)  # about the upper left corner, which lies at (-1, -1)
-
-
-def _shear_y(x: Tensor, share: Tensor, fill: Tensor) -> Tensor:
-    return _affine(x, fill, 1, 0, 0, share, 1, share)
-
-
-def _translate_x(x: Tensor, share: Tensor, fill: Tensor) -> Tensor:
-    return _affine(x, fill, 1, 0, 2 * share, 0, 1, 0)
-
-
-def _translate_y(x: Tensor, share: Tensor, fill: Tensor) -> Tensor:
-    return _affine(x, fill, 1, 0, 0, 0, 1, 2 * share)
-
-
-def _affine(x: Tensor, fill: Tensor, *matrix: Tensor | int) -> Tensor:
-    """A pixel at (u, v), from -1 to 1, is taken from (a u + b v + c, d u + e v + f); matrix: a to f."""
-    rows = [e.flatten() if isinstance(e, Tensor) else x.new_full((len(x),), e) for e in matrix]
-    grid = F.affine_grid(torch.stack(rows, dim=1).view(-1, 2, 3), list(x.shape), align_corners=False)
-    outside = ((grid < -1) | (grid >= 1)).any(-1)[:, None]
-    return torch.where(outside, fill, F.grid_sample(x, grid, padding_mode="border", align_corners=False).round())
-
-
-def _grey(x: Tensor) -> Tensor:
-    red, green, blue = x.split(1, dim=1)
-    return ((19595 * red + 38470 * green + 7471 * blue + 2**15) / 2**16).floor()  # ITU-R 601-2, weights times 2^16
-
-
-def _blend(start: Tensor, x: Tensor, factor: Tensor) -> Tensor:
-    """From start (factor 0) over x (factor 1) on."""
-    return (start + factor * (x - start)).clamp(0, 255).floor()
-
-
-def _enhancement(level: np.ndarray) -> np.ndarray:
-    return np.maximum(0.1, 1 + 0.9 * level)
-
-
-# timm's name -> the operation, and its value for a level from -1 to 1; in timm's order.
-OPERATIONS: dict[str, tuple[Callable[..., Tensor], Callable[[np.ndarray], np.ndarray]]] = {
-    "AutoContrast": (_auto_contrast, np.abs),
-    "Equalize": (_equalize, np.abs),
-    "Invert": (_invert, np.abs),
-    "Rotate": (_rotate, lambda level: -np.radians(30 * level)),
-    "PosterizeIncreasing": (_posterize, lambda level: 4 - np.floor(4 * np.abs(level))),
-    "SolarizeIncreasing": (_solarize, lambda level: 256 - np.floor(256 * np.abs(level))),
-    "SolarizeAdd": (_solarize_add, lambda level: np.floor(110 * np.abs(level))),
-    "ColorIncreasing": (_color, _enhancement),
-    "ContrastIncreasing": (_contrast, _enhancement),
-    "BrightnessIncreasing": (_brightness, _enhancement),
-    "SharpnessIncreasing": (_sharpness, _enhancement),
-    "ShearX": (_shear_x, lambda level: 0.3 * level),
-    "ShearY": (_shear_y, lambda level: 0.3 * level),
-    "TranslateXRel": (_translate_x, lambda level: 0.45 * level),
-    "TranslateYRel": (_translate_y, lambda level: 0.45 * level),
-}

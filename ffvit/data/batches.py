@@ -11,6 +11,7 @@ import datasets
 import torch
 from torch.utils.data import Subset
 
+from ffvit.data.batch_augmentation import Augmentation
 from ffvit.data.loader import AugmentedImages, Batch, EpochOrder, Images, Loader
 from ffvit.data.resident import ResidentEvalLoader, ResidentImages, ResidentTrainLoader
 from ffvit.data.splits import Splits
@@ -53,20 +54,38 @@ def train_batches(
 ) -> TrainBatches:
     """Images and class indices.
 
-    device: where images are kept and augmented with augment="batch"; others come to it batch by batch.
+    device: where images are augmented with augment="batch", and kept with in_memory=True too; others come to it batch by
+    batch, augmented.
     Raises InputError where the images do not fill one batch, or a stream cannot be divided among the processes.
     """
+    source: StreamedImages | EpochOrder
+    loader: Iterable[Batch]
     if config.streaming:
-        stream = StreamedImages(splits.train, config, accumulation_steps, rank)
-        return TrainBatches(stream, Loader(stream, config, accumulation_steps), len(splits.train), config)
-    order = EpochOrder(len(splits.train), config, rank)
-    loader: Loader | ResidentTrainLoader
-    if config.augment == "batch":
-        images = ResidentImages(splits.train, config, device)
-        loader = ResidentTrainLoader(images, order, accumulation_steps)
+        source = StreamedImages(splits.train, config, accumulation_steps, rank)
+        loader, num_images = Loader(source, config, accumulation_steps), len(splits.train)
     else:
-        loader = Loader(AugmentedImages(splits.train, config), config, accumulation_steps, order)
-    return TrainBatches(order, loader, len(order.order), config)
+        source = EpochOrder(len(splits.train), config, rank)
+        num_images = len(source.order)
+        if config.augment == "batch" and config.in_memory:
+            images = ResidentImages(splits.train, config, device)
+            return TrainBatches(source, ResidentTrainLoader(images, source, accumulation_steps), num_images, config)
+        loader = Loader(AugmentedImages(splits.train, config), config, accumulation_steps, source)
+    if config.augment == "batch":
+        loader = AugmentedOnDevice(loader, config, device)
+    return TrainBatches(source, loader, num_images, config)
+
+
+class AugmentedOnDevice:
+    """The batches of a loader whose images are Cropped, their augmentation finished on a device."""
+
+    def __init__(self, loader: Iterable[Batch], config: Config, device: torch.device | str):
+        self.loader = loader
+        self.augmentation = Augmentation(config)
+        self.device = device
+
+    def __iter__(self) -> Iterator[Batch]:
+        for (pixels, draws), target, bad in self.loader:
+            yield Batch(self.augmentation(pixels.to(self.device, non_blocking=True), draws), target, bad)
 
 
 def eval_loader(
@@ -75,6 +94,6 @@ def eval_loader(
     """Every image of a split exactly once over all processes: no padding, no dropping."""
     parts = config.accumulation_steps or 1
     mine = range(rank, len(split), config.num_processes)
-    if config.augment == "batch":
+    if config.augment == "batch" and config.in_memory:
         return ResidentEvalLoader(ResidentImages(split, config, device, mine), config.micro_batch(parts))
     return Loader(Subset(Images(split, config), mine), config, parts)

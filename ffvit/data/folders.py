@@ -118,7 +118,7 @@ def _with_slash(folder: str) -> str:
 
 
 def open_class_folders(root: Path, wanted: list[str], dataset: str) -> dict[str, datasets.Dataset]:
-    """The wanted splits, the training images' first: their classes are everyone's.
+    """The wanted splits, or all, the training images' first: their classes are everyone's.
 
     Raises InputError for a split that is not there, an image out of place, an empty class folder, and a class without
     training images.
@@ -131,7 +131,7 @@ def open_class_folders(root: Path, wanted: list[str], dataset: str) -> dict[str,
     of_split = _folders_of_splits(images, dataset)
     found: dict[str, datasets.Dataset] = {}
     classes: list[str] = []
-    for split in dict.fromkeys(wanted):
+    for split in dict.fromkeys(wanted or training_first(of_split)):
         if split not in of_split:
             raise InputError(no_such_split(dataset, split, of_split))
         if len(of_split[split]) > 1:
@@ -163,6 +163,10 @@ def open_class_folders(root: Path, wanted: list[str], dataset: str) -> dict[str,
 
 def is_image(name: str) -> bool:
     return name.lower().endswith(_suffixes())
+
+
+def training_first(splits: Iterable[str]) -> list[str]:
+    return sorted(splits, key=lambda name: (name != "train", name))
 
 
 def no_such_split(dataset: str, split: str, there: Iterable[str]) -> str:

@@ -169,6 +169,18 @@ def eval_transform(config: Config, normalised: bool = True):
     )
 
 
+class OneByOne:
+    """timm's training transforms, by random numbers that are a function of the seed and an image's place in the run."""
+
+    def __init__(self, config: Config):
+        self.seed = config.seed
+        self.transform = train_transform(config)
+
+    def __call__(self, image: PIL.Image.Image, *place: int) -> torch.Tensor:
+        seed_augmentation(self.seed, *place)
+        return self.transform(image)
+
+
 def seed_augmentation(*key: int) -> None:
     """Start the three generators that timm's transforms draw from. Takes 12 microseconds."""
     random.seed(repr(key))  # of a string: its SHA-512, the same on every machine

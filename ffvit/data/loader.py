@@ -1,4 +1,4 @@
-"""Images read, and augmented, one by one, in worker processes where there are any: the usual way."""
+"""Images read, and augmented or cropped, one by one, in worker processes where there are any: the usual way."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,16 +12,9 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, Sampler, default_collate
 
+from ffvit.data.batch_augmentation import Cropped, joined, training_view
 from ffvit.data.folders import allowed_places
-from ffvit.data.images import (
-    BadImage,
-    check_not_all_bad,
-    eval_transform,
-    file_name,
-    read,
-    seed_augmentation,
-    train_transform,
-)
+from ffvit.data.images import BadImage, check_not_all_bad, eval_transform, file_name, read
 from ffvit.data.splits import encoded
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError
@@ -31,7 +24,7 @@ from ffvit.system.lifetime import serve_parent
 class Batch(NamedTuple):
     """Of n images, as many as a process takes at a time."""
 
-    images: Any  # (n, C, H, W); of tasks whose images differ in size a list of (C, h, w)
+    images: Any  # (n, C, H, W); of tasks whose images differ in size a list of (C, h, w); or Cropped, for the device to go on
     target: Any  # of classification (n,) class index, -1 for an image of an evaluation that could not be read
     bad: list[BadImage]  # met while reading this batch
 
@@ -67,21 +60,22 @@ class Images(torch.utils.data.Dataset):
 
 
 class AugmentedImages(Images):
-    """The same for training, by EpochOrder's keys; the next row that can be read stands in for one that cannot."""
+    """The same for training, by EpochOrder's keys, with augment="batch" Cropped; the next row that can be read stands in for
+    one that cannot.
+    """
 
     def __init__(self, split: datasets.Dataset, config: Config):
         super().__init__(split, replace(config, in_memory=False))
-        self.transform = train_transform(config)
+        self.augment = training_view(config)
         self.decoded = [self.read(row) for row in range(len(split))] if config.in_memory else None
 
     def __getitem__(  # type: ignore[override]  # a key of EpochOrder, where an evaluation has a row
         self, key: tuple[int, int, int]
-    ) -> tuple[Tensor, int, list[BadImage]]:
+    ) -> tuple[Tensor | Cropped, int, list[BadImage]]:
         epoch, position, row = key
         read = self.decoded.__getitem__ if self.decoded else self.read
         image, label, bad = first_readable(read, row, len(self))
-        seed_augmentation(self.config.seed, epoch, position)
-        return self.transform(image), label, bad
+        return self.augment(image, epoch, position), label, bad
 
 
 def first_readable(read: Callable[[int], tuple], row: int, num_images: int) -> tuple[Any, Any, list[BadImage]]:
@@ -158,6 +152,11 @@ class Loader(DataLoader):
             raise InputError(str(error).rpartition("InputError: ")[2].strip()) from None
 
 
-def _batch(items: list[tuple[Tensor, int, list[BadImage]]]) -> Batch:
-    images, target, bad = zip(*items)
-    return Batch(default_collate(list(images)), torch.tensor(target), [image for found in bad for image in found])
+def _batch(items: list[tuple[Tensor | Cropped, int, list[BadImage]]]) -> Batch:
+    seen, target, bad = zip(*items)
+    if isinstance(seen[0], Cropped):
+        pixels, draws = zip(*seen)
+        images = Cropped(default_collate(list(pixels)), joined(draws))
+    else:
+        images = default_collate(list(seen))
+    return Batch(images, torch.tensor(target), [image for found in bad for image in found])

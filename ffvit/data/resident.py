@@ -1,4 +1,4 @@
-"""Images of few pixels, all kept on the device and augmented there, many at a time: augment="batch"."""
+"""Images of few pixels, all kept on the device and augmented there, many at a time: in_memory=True and augment="batch"."""
 
 import math
 from collections.abc import Iterator
@@ -55,12 +55,13 @@ class ResidentTrainLoader:
         images, readable = self.images, self.images.readable
         positions, rows = self.order.mine()
         rows = readable[np.searchsorted(readable, rows) % len(readable)]
-        draws = self.augmentation.draw(self.order.epoch, len(self.order.order))
+        draws = self.augmentation.draw(len(self.order.order), self.order.epoch)
         bad = images.bad
         at_once = max(1, AT_ONCE // self.micro_batch) * self.micro_batch
         for start in range(0, len(rows), at_once):
             chosen = torch.from_numpy(rows[start : start + at_once]).to(images.pixels.device, non_blocking=True)
-            augmented = self.augmentation(images.pixels[chosen], draws.of(positions[start : start + at_once]))
+            own = draws.of(positions[start : start + at_once])
+            augmented = self.augmentation(self.augmentation.crop_kept(images.pixels[chosen], own), own)
             target = images.target[chosen]
             for part in zip(augmented.split(self.micro_batch), target.split(self.micro_batch)):
                 yield Batch(*part, bad)
@@ -90,6 +91,6 @@ def _check_room(needed: int, device: torch.device) -> None:
         free = min(free, torch.cuda.mem_get_info(device)[0])
     if needed > free:
         raise InputError(
-            f"augment='batch' keeps all images on the device: they take {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are "
-            "free; set augment='image', or a smaller img_size"
+            f"augment='batch' with in_memory=true keeps all images on the device: they take {needed / 1e9:,.1f} GB, "
+            f"{free / 1e9:,.1f} GB are free; set in_memory=false, which reads them as they are needed, or a smaller img_size"
         )

@@ -26,7 +26,9 @@ from ffvit.data.folders import (
     no_such_split,
     open_class_folders,
     open_inside,
+    training_first,
 )
+from ffvit.data.shards import check_prepared
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError
 from ffvit.system.files import sha256_of
@@ -37,7 +39,7 @@ SPLIT_SEED = 0  # of held-out parts and subsets: the same images in every run, w
 
 
 def open_splits(wanted: list[str], config: Config) -> dict[str, datasets.Dataset]:
-    """The splits of these names, the training images' first.
+    """The splits of these names, the training images' first; of none, all that there are.
 
     Raises InputError for a dataset or split that is not there, and for files that number their classes differently.
     """
@@ -53,14 +55,16 @@ def open_splits(wanted: list[str], config: Config) -> dict[str, datasets.Dataset
                 return _choose(saved if isinstance(saved, dict) else {"train": saved}, wanted, dataset)
             if not _parquet_below(place, dataset):
                 return open_class_folders(place, wanted, dataset)
+            check_prepared(place)
     builder, files = _builder(place, dataset)
     with opening(dataset):
         builder.download_and_prepare()
         splits = _choose(builder.as_dataset(), wanted, dataset)
     files = {name: files[name] for name in splits if files.get(name)}
     if config.task == "classification":  # others name their classes once, in the table of the training images
-        label = find_columns(splits[wanted[0]].features, config)[1]
-        _check_files(files, label, getattr(splits[wanted[0]].features[label], "names", []), dataset)
+        first = next(iter(splits.values()))
+        label = find_columns(first.features, config)[1]
+        _check_files(files, label, getattr(first.features[label], "names", []), dataset)
     if not config.allow_overlap:
         check_copies(files, dataset)
     return splits
@@ -84,6 +88,8 @@ def parquet_files(wanted: list[str], config: Config) -> tuple[dict[str, list[str
     dataset = config.dataset
     place = _place(dataset)
     if place not in EMBEDDED and not (isinstance(place, Path) and not _parquet_below(place, dataset)):
+        if isinstance(place, Path):
+            check_prepared(place)
         builder, files = _builder(place, dataset)
         if files and all(path.endswith(".parquet") for path in itertools.chain(*files.values())):
             return _choose(files, wanted, dataset), builder.info
@@ -180,7 +186,7 @@ def classes_of(footer: pyarrow.parquet.FileMetaData, label: str) -> list[str] | 
 
 @contextlib.contextmanager
 def opening(dataset: str) -> Iterator[None]:
-    """Says of what fails in opening or reading files what it means."""
+    """Says of what fails in opening or reading files what it means. dataset: which, and which of its files if that is known."""
     try:
         yield
     except InputError:
@@ -299,6 +305,7 @@ def _builder(place: Path | str, dataset: str) -> tuple[datasets.DatasetBuilder, 
 
 
 def _choose(source: Mapping[str, Any], wanted: list[str], dataset: str) -> dict[str, Any]:
+    wanted = wanted or training_first(source)
     for name in wanted:
         if name not in source:
             raise InputError(no_such_split(dataset, name, source))

@@ -63,8 +63,8 @@ def load_splits(config: Config) -> Splits:
         source = open_parquet(others, train.columns[1], train.features["label"].names, config.dataset)
     else:
         source = open_splits(list(names.values()), config)
-        train = _two_columns(source[config.train_split], config)
-    parts = {"train": train} | {k: _two_columns(source[v], config) for k, v in names.items() if k != "train"}
+        train = two_columns(source[config.train_split], config)
+    parts = {"train": train} | {k: two_columns(source[v], config) for k, v in names.items() if k != "train"}
     classes = _class_names(train, config)
     if len(classes) == 1:
         raise InputError(f"dataset '{config.dataset}' has only one class, '{classes[0]}': nothing to tell apart")
@@ -95,7 +95,7 @@ def cut(parts: dict[str, Any], classes: list[str], config: Config) -> Splits:
             parts["train"], parts[part] = _hold_out(parts["train"], fraction * num_train, part, len(classes))
     sizes = {"train": config.max_train_images, "validation": config.max_eval_images, "test": config.max_eval_images}
     parts = {part: _subset(parts[part], size) for part, size in sizes.items()}
-    return Splits(**parts, classes=classes, fingerprint=_fingerprint(parts.values(), classes, allowed))
+    return Splits(**parts, classes=classes, fingerprint=fingerprint(parts.values(), classes, allowed))
 
 
 def first_images(split: "datasets.Dataset | ParquetStream", config: Config, count: int) -> list[tuple]:
@@ -117,7 +117,8 @@ def encoded(split: "datasets.Dataset | ParquetStream") -> Any:
     return split
 
 
-def _two_columns(split: datasets.Dataset, config: Config) -> datasets.Dataset:
+def two_columns(split: datasets.Dataset, config: Config) -> datasets.Dataset:
+    """A split of "image" and "label", whatever they are called there."""
     image, label = find_columns(split.features, config)
     return split.select_columns([image, label]).rename_columns(
         {k: v for k, v in {image: "image", label: "label"}.items() if k != v}
@@ -218,7 +219,7 @@ def _sample(
             yield b""
 
 
-def _fingerprint(splits: Iterable, classes: list[str], allowed: tuple[str, ...]) -> str:
+def fingerprint(splits: Iterable, classes: list[str], allowed: tuple[str, ...]) -> str:
     """sha256 over classes, sizes, all labels or objects and the encoded bytes of up to 64 images, and maps, of each split.
 
     Of a stream, not to read all of it: the number of its rows, the sizes of its files, and its first 64 images.

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from ffvit.data.batch_augmentation import Cropped, training_view
 from ffvit.data.folders import allowed_places
-from ffvit.data.images import BadImage, check_not_all_bad, read, seed_augmentation, train_transform
+from ffvit.data.images import BadImage, check_not_all_bad, read
 from ffvit.data.sources import check_class_names, classes_of, find_columns, of_each, opening, read_footer
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError
@@ -80,8 +81,10 @@ class ParquetStream:
 
     def read(self, group: RowGroup) -> pyarrow.Table:
         """The columns "image", encoded, and "label". Raises InputError for a damaged file or a label of no class."""
-        with opening(self.config.dataset), fsspec.open(group.file) as opened:
-            file = pyarrow.parquet.ParquetFile(opened, metadata=self.footers[group.file])
+        with opening(f"{self.config.dataset}, {Path(group.file).name}"), fsspec.open(group.file) as opened:
+            file = pyarrow.parquet.ParquetFile(
+                opened, metadata=self.footers[group.file], page_checksum_verification=True
+            )
             table = file.read_row_group(group.number, list(self.columns)).select(self.columns)
             table = datasets.table.table_cast(table.rename_columns(["image", "label"]), self.features.arrow_schema)
         for row, label in enumerate(table["label"].to_pylist(), group.first_row):
@@ -99,7 +102,7 @@ class ParquetStream:
 
 
 class StreamedImages(IterableDataset):
-    """Augmented training images of one process, read from parquet files as they are needed.
+    """Augmented training images of one process, read from parquet files as they are needed; with augment="batch" Cropped.
 
     Process r owns the files r, r + num_processes, ..., and passes over their row groups again and again, each time in
     another order, dealt out to its workers; a worker mixes the rows of a pass within windows of shuffle_buffer rows.
@@ -124,7 +127,7 @@ class StreamedImages(IterableDataset):
         self.accumulation_steps = accumulation_steps
         self.micro_batch = config.micro_batch(accumulation_steps)
         self.rank = rank
-        self.transform = train_transform(config)
+        self.augment = training_view(config)
         self.span = torch.zeros(2, dtype=torch.int64).share_memory_()  # micro-batches to give; workers live on and look
 
     def begin(self, epoch: int, updates: range) -> None:
@@ -132,7 +135,7 @@ class StreamedImages(IterableDataset):
         self.span[0] = (before + updates.start) * self.accumulation_steps
         self.span[1] = (before + updates.stop) * self.accumulation_steps
 
-    def __iter__(self) -> Iterator[tuple[Tensor, int, list[BadImage]]]:
+    def __iter__(self) -> Iterator[tuple[Tensor | Cropped, int, list[BadImage]]]:
         info = torch.utils.data.get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         # A loader takes a batch from each worker in turn, beginning with the first wherever the epoch begins: so that
@@ -141,7 +144,9 @@ class StreamedImages(IterableDataset):
         stream, first = batches.start % workers, batches.start // workers * self.micro_batch
         return itertools.islice(self._augmented(stream, workers, first), len(batches) * self.micro_batch)
 
-    def _augmented(self, stream: int, streams: int, first: int) -> Iterator[tuple[Tensor, int, list[BadImage]]]:
+    def _augmented(
+        self, stream: int, streams: int, first: int
+    ) -> Iterator[tuple[Tensor | Cropped, int, list[BadImage]]]:
         """The stream's images from `first` on; the next that can be read stands in for one that cannot."""
         bad = []
         for number, (group, row, content) in enumerate(self.rows(stream, streams, first), first):
@@ -151,8 +156,7 @@ class StreamedImages(IterableDataset):
                 check_not_all_bad(bad, len(self.source))
                 continue
             for left in range(len(bad), -1, -1):
-                seed_augmentation(self.config.seed, self.rank, stream, number - left)
-                yield self.transform(image), content["label"], bad[len(bad) - left :]
+                yield self.augment(image, self.rank, stream, number - left), content["label"], bad[len(bad) - left :]
             bad = []
 
     def rows(self, stream: int, streams: int, first: int) -> Iterator[tuple[RowGroup, int, dict]]:

@@ -78,7 +78,7 @@ class Config:
     mean: Channels = (0.485, 0.456, 0.406)
     std: Channels = (0.229, 0.224, 0.225)
     in_memory: bool = False  # decode once and keep: for small images
-    augment: Literal["image", "batch"] = "image"  # each in the loader; or many at a time, on the device, with in_memory
+    augment: Literal["image", "batch"] = "image"  # by timm, one by one; or many at a time, on the device, once decoded
     streaming: bool = False  # read the training images from parquet files as they are needed, on disk or on the hub
     shuffle_buffer: Count = 4096  # streaming: images that are mixed with one another
     ignore_index: Annotated[int, Field(ge=0, le=65535)] = 255  # of semantic maps: a value that is no class
@@ -298,9 +298,14 @@ def _check(c: Config) -> None:
         "warmup_updates replaces warmup_epochs: set warmup_epochs=0 and schedule_per='update'",
     )
     if c.augment == "batch":
-        need(c.in_memory, "augment='batch' takes images that are in memory: set in_memory=true, or augment='image'")
-        need(not c.random_erasing, "augment='batch' erases nothing: set random_erasing=0, or augment='image'")
-        need(c.interpolation == "bilinear", "augment='batch' interpolates bilinearly: set interpolation='bilinear'")
+        need(
+            c.interpolation != "nearest",
+            "augment='batch' interpolates: set interpolation='bilinear' or 'bicubic', or augment='image'",
+        )
+        need(
+            not c.in_memory or c.interpolation == "bilinear",
+            "augment='batch' crops images that are in memory bilinearly: set interpolation='bilinear', or in_memory=false",
+        )
     if c.streaming:
         need(
             c.validation_split and not c.test_fraction,
