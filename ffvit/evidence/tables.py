@@ -29,7 +29,7 @@ def display(table: pd.DataFrame, caption: str = "") -> Styler:
     styled = table.style.hide().format(numbers, na_rep=BLANK, escape="html").set_properties(**left)
     styled.map(_width)
     styled.format_index(axis="columns", escape="html").set_table_attributes('class="mathjax_ignore tex2jax_ignore"')
-    above = {"text-align": "left", "caption-side": "top", "font-weight": "bold"}
+    above = {"text-align": "left", "caption-side": "top", "font-weight": "bold", "min-width": "22em"}
     looks = [{"selector": of, "props": list(look.items())} for of, look in (("th", left), ("caption", above))]
     said = escape.in_one_line(caption or table.attrs.get("caption", ""))
     return styled.set_table_styles(looks).set_caption(html.escape(said) or None)
