@@ -178,7 +178,12 @@ def test_notebook_works_without_any_record(notebook, run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "experiment"), [("18_patch_mixer", "digits"), ("13_convolutions", "digits-resolution")]
+    ("name", "experiment"),
+    [
+        ("13_convolutions", "digits-resolution"),
+        ("18_patch_mixer", "digits"),
+        ("19_rank_collapse", "digits-attention-only"),
+    ],
 )
 def test_notebooks_of_looking_work_after_cloning_without_training(name, experiment, run, tmp_path, monkeypatch):
     monkeypatch.setattr("ffvit.settings.config.RUNS", tmp_path / "runs")

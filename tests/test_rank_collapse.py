@@ -84,7 +84,7 @@ def test_the_bound_is_the_theorems_by_its_formula():
     for branch in model.blocks[0].branches:
         query, key, value = branch.mix.qkv.weight.view(3, 12, 12)
         scores, values = query.t() @ key, value.t() @ branch.mix.proj.weight.t()
-        betas.append(float(scores.abs().sum(dim=0).max() * token_residuals.composite_norm(values)))
+        betas.append((scores.abs().sum(dim=0).max() * token_residuals.composite_norm(values)).item())
     factor = 4 * math.sqrt(17) * max(betas) / math.sqrt(12)
     expected = factor ** ((3**2 - 1) / 2) * (10 ** found.measured[0]) ** (3**2)
     assert found.from_start[2] == pytest.approx(math.log10(expected))
