@@ -9,7 +9,6 @@ come with scikit-learn, which are larger than most of ImageNet's. Each round giv
 """
 
 import argparse
-import csv
 import io
 import itertools
 import json
@@ -211,10 +210,7 @@ def write(all_kept: list[dict]) -> None:
     import page  # here: it needs what the tables need
 
     new = [row for kept in all_kept for row in rows(kept)]
-    machines = {row["machine"] for row in new}
-    csv_file = ROOT / "benchmarks" / "images.csv"
-    old = list(csv.DictReader(csv_file.open(newline=""))) if csv_file.exists() else []
-    stay = [row for row in old if row["machine"] not in machines]
+    stay = page.of_other_machines("images", new)
     page.write("images", "How many training images does a core make ready?", stay + new, NOTE)
 
 

@@ -87,6 +87,13 @@ def write(name: str, title: str, rows: list[dict[str, str]], note: str) -> None:
     show(name, of_benchmark(name))
 
 
+def of_other_machines(name: str, new: list[dict[str, str]]) -> list[dict[str, str]]:
+    """What a benchmark's csv says of machines that none of the new rows is of."""
+    csv_file = ROOT / "benchmarks" / f"{name}.csv"
+    old = list(csv.DictReader(csv_file.open(newline=""))) if csv_file.exists() else []
+    return [row for row in old if row["machine"] not in {row["machine"] for row in new}]
+
+
 def markdown(rows: list[dict[str, str]]) -> str:
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -9,7 +9,6 @@ fails is a row that says how. NOTES.md has what each idea was expected to give.
 """
 
 import argparse
-import csv
 import datetime
 import json
 import os
@@ -193,10 +192,7 @@ def write(all_kept: list[dict]) -> None:
     import page  # here: it needs what the tables need
 
     new = [row for kept in all_kept for row in rows(kept)]
-    machines = {row["machine"] for row in new}
-    csv_file = ROOT / "benchmarks" / "speed.csv"
-    old = list(csv.DictReader(csv_file.open(newline=""))) if csv_file.exists() else []
-    stay = [row for row in old if row["machine"] not in machines]
+    stay = page.of_other_machines("speed", new)
     page.write("speed", "How fast is a step?", sorted(new + stay, key=lambda row: "GPU" not in row["machine"]), NOTE)
 
 

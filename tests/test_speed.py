@@ -247,7 +247,7 @@ def test_rows_of_other_machines_stay_when_one_is_measured_again(counted, tmp_pat
 
     written: list = []
     monkeypatch.setattr(page, "write", lambda name, title, rows, note: written.extend(rows))
-    monkeypatch.setattr(speed, "ROOT", tmp_path)
+    monkeypatch.setattr(page, "ROOT", tmp_path)
     keep = tmp_path / "kept.json"
     speed.measure_all([small()], CPU, keep, float("inf"))
     mine = speed.rows(json.loads(keep.read_text()))
