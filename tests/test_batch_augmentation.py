@@ -1,6 +1,7 @@
 """Augmenting many images at once gives what timm's transforms give one by one."""
 
 import random
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -14,7 +15,8 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import functional
 
 from ffvit.data import batch_augmentation
-from ffvit.data.images import eval_transform
+from ffvit.data.images import eval_transform, seed_augmentation, train_transform
+from ffvit.data.loader import AugmentedImages, Loader
 from ffvit.data.operations import OPERATIONS, Look
 from ffvit.settings.experiment import load_experiment
 from ffvit.system.errors import InputError
@@ -262,6 +264,20 @@ def test_without_augmentation_an_image_is_as_an_evaluation_sees_it():
     ours = augmentation(augmentation.crop_kept(pixels, numbers), numbers)
     theirs = torch.stack([eval_transform(settings)(pillow(p)) for p in pixels])
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("erasing", [0.0, 0.25])
+def test_images_augmented_one_by_one_are_timms_whatever_is_left_to_the_batch(erasing):
+    settings = config(auto_augment="rand-m9-mstd0.5-inc1", random_erasing=erasing, augment="image", in_memory=False)
+    rows = [{"image": pillow(p), "label": 0} for p in photographs()]
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(2))
+    images = AugmentedImages(datasets.Dataset.from_list(rows, features), settings)
+    [batch] = Loader(images, replace(settings, batch_size=24), 1, [(3, place, place) for place in range(24)])
+    timms = []
+    for place, row in enumerate(rows):
+        seed_augmentation(settings.seed, 3, place)
+        timms.append(train_transform(settings)(row["image"]))
+    assert torch.equal(batch.images, torch.stack(timms))
 
 
 @pytest.mark.parametrize(

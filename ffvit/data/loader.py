@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import datasets
@@ -12,7 +13,7 @@ from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, Sampler, default_collate
 
-from ffvit.data.batch_augmentation import Cropped, joined, training_view
+from ffvit.data.batch_augmentation import Cropped, joined, normalise, training_view
 from ffvit.data.folders import allowed_places
 from ffvit.data.images import BadImage, check_not_all_bad, eval_transform, file_name, read
 from ffvit.data.splits import encoded
@@ -139,7 +140,7 @@ class Loader(DataLoader):
             num_workers=config.num_workers,
             persistent_workers=config.num_workers > 0,
             pin_memory=torch.cuda.is_available() and config.device != "cpu",
-            collate_fn=join or _batch,
+            collate_fn=join or partial(_batch, config=config),
             worker_init_fn=serve_parent,
             generator=torch.Generator(),  # its own: starting workers must not draw from the run's random numbers
         )
@@ -152,11 +153,13 @@ class Loader(DataLoader):
             raise InputError(str(error).rpartition("InputError: ")[2].strip()) from None
 
 
-def _batch(items: list[tuple[Tensor | Cropped, int, list[BadImage]]]) -> Batch:
+def _batch(items: list[tuple[Tensor | Cropped, int, list[BadImage]]], config: Config) -> Batch:
     seen, target, bad = zip(*items)
+    images: Tensor | Cropped
     if isinstance(seen[0], Cropped):
         pixels, draws = zip(*seen)
         images = Cropped(default_collate(list(pixels)), joined(draws))
     else:
-        images = default_collate(list(seen))
+        stacked = default_collate(list(seen))
+        images = normalise(stacked, config) if stacked.dtype == torch.uint8 else stacked  # see OneByOne
     return Batch(images, torch.tensor(target), [image for found in bad for image in found])

@@ -185,8 +185,15 @@ def classes_of(footer: pyarrow.parquet.FileMetaData, label: str) -> list[str] | 
 
 
 @contextlib.contextmanager
-def opening(dataset: str) -> Iterator[None]:
-    """Says of what fails in opening or reading files what it means. dataset: which, and which of its files if that is known."""
+def opening(dataset: str, cure: str = "") -> Iterator[None]:
+    """Says of what fails in opening or reading files what it means. dataset: which, and which of its files if that is known.
+
+    cure: without one, to give another dataset.
+    """
+    cure = cure or (
+        f"Give {_or(EMBEDDED)}, a hub id (with network, and `hf auth login` for gated sets such as ILSVRC/imagenet-1k), or a "
+        "local folder"
+    )
     try:
         yield
     except InputError:
@@ -198,10 +205,7 @@ def opening(dataset: str) -> Iterator[None]:
         while cause.__cause__ and str(cause.__cause__):  # datasets says that something went wrong; its cause says what
             cause = cause.__cause__
         reason = (str(cause) or type(cause).__name__).splitlines()[0]
-        raise InputError(
-            f"dataset '{dataset}' cannot be opened: {reason}. Give {_or(EMBEDDED)}, a hub id (with network, and `hf auth login` "
-            "for gated sets such as ILSVRC/imagenet-1k), or a local folder"
-        ) from None
+        raise InputError(f"dataset '{dataset}' cannot be opened: {reason}. {cure}") from None
 
 
 def _or(names: Iterable[str]) -> str:

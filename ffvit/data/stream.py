@@ -21,6 +21,8 @@ from ffvit.data.sources import check_class_names, classes_of, find_columns, of_e
 from ffvit.settings.config import Config
 from ffvit.system.errors import InputError
 
+DAMAGED = "If that file is damaged, put a whole one in its place; one of `ffvit prepare`: delete it and prepare again"
+
 
 class RowGroup(NamedTuple):
     """What is read from a parquet file at a time."""
@@ -81,7 +83,7 @@ class ParquetStream:
 
     def read(self, group: RowGroup) -> pyarrow.Table:
         """The columns "image", encoded, and "label". Raises InputError for a damaged file or a label of no class."""
-        with opening(f"{self.config.dataset}, {Path(group.file).name}"), fsspec.open(group.file) as opened:
+        with opening(f"{self.config.dataset}, {Path(group.file).name}", DAMAGED), fsspec.open(group.file) as opened:
             file = pyarrow.parquet.ParquetFile(
                 opened, metadata=self.footers[group.file], page_checksum_verification=True
             )
