@@ -14,7 +14,7 @@ import pytest
 from ffvit.system.files import ROOT
 
 pytestmark = pytest.mark.machine
-PARTS = ("ffvit", "notebooks", "workflow", "experiments", "results/digits", "results/digits-lit")
+PARTS = ("ffvit", "notebooks", "workflow", "experiments", "results/digits", "results/digits-lit", "results/digits-scenes")
 MINUTES = 3  # for one notebook, on a machine that has other things to do
 STATE = """() => {
   const {content, sessionContext} = window.jupyterapp.shell.currentWidget;
@@ -105,8 +105,15 @@ def test_run_all_shows_weights_that_came_along_with_sliders_that_draw(run_all):
     page.wait_for_function(changed, arg=[DRAWN, before])
 
 
+@pytest.mark.parametrize("name", ["11_visualise", "21_detection", "22_segmentation"])
+def test_run_all_looks_at_models_that_came_along(name, run_all):
+    outputs, _ = run_all(name)
+    assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
+    assert len(of_kind(outputs, "image/png")) >= 2
+
+
 def test_a_notebook_that_needs_runs_says_which_in_one_line(run_all):
-    outputs, _ = run_all("11_visualise")
+    outputs, _ = run_all("19_rank_collapse")
     [error] = [output for output in outputs if output["output_type"] == "error"]
-    assert error["ename"] == "InputError" and "make reproduce EXPERIMENT=digits-lit" in error["evalue"]
+    assert error["ename"] == "InputError" and "make reproduce EXPERIMENT=digits-attention-only" in error["evalue"]
     assert error["traceback"] == [f"InputError: {error['evalue']}"]

@@ -148,6 +148,13 @@ def test_evaluation_takes_any_checkpoint(trained, run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["best.safetensors"]
 
 
+def test_evaluation_works_after_cloning_and_writes_no_record(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("ffvit.settings.config.RUNS", tmp_path)
+    told = run("03_evaluate")
+    assert "recorded, kept with the project" in told and "FF only was not trained here: nothing is recorded" in told
+    assert not list(tmp_path.iterdir())
+
+
 def made(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*.*") if path.stat().st_size > 100}
 
@@ -180,6 +187,7 @@ def test_notebook_works_without_any_record(notebook, run, tmp_path):
 @pytest.mark.parametrize(
     ("name", "experiment"),
     [
+        ("11_visualise", "digits-lit"),
         ("13_convolutions", "digits-resolution"),
         ("18_patch_mixer", "digits"),
         ("19_rank_collapse", "digits-attention-only"),

@@ -39,6 +39,11 @@ def find(config: Config, results_dir: Path = RESULTS) -> Path | None:
     return None
 
 
+def is_kept(weights: str | Path) -> bool:
+    """Whether it is one of these files, by its place."""
+    return Path(weights).parent.name == WEIGHTS
+
+
 def keep(run_dir: Path, results_dir: Path = RESULTS) -> Path:
     """Put the weights of a recorded run among those that come with the project. Raises InputError for others, and large ones."""
     config, record = scored_run(run_dir)

@@ -1,7 +1,6 @@
 """Score weights on a test split, and on the training images where a run asks for it, every image once."""
 
 import math
-import os
 from pathlib import Path
 
 import torch
@@ -9,27 +8,13 @@ from torch import nn
 
 from ffvit.data.splits import Splits
 from ffvit.evidence.notebook_metadata import load_notebook, load_notebooks
-from ffvit.evidence.records import open_run, read_object
+from ffvit.evidence.records import read_object
 from ffvit.models import from_config
 from ffvit.models.weights import load_weights
 from ffvit.settings.config import Config, alone
-from ffvit.settings.experiment import Experiment
 from ffvit.system.errors import InputError
 from ffvit.system.files import NOTEBOOKS
 from ffvit.tasks.task import Part, Score, task_of
-
-
-def weights_to_score(
-    experiment: Experiment, model: str, seeds: list[int], run_dir: str = "", checkpoint: str = "", **settings
-) -> list[tuple[Config, Path | str]]:
-    """Settings and weights to evaluate: the last weights of the seeds' runs, of one run's folder, or any checkpoint."""
-    if checkpoint:
-        return [(experiment.config(model, **settings), checkpoint)]
-    if settings:
-        raise InputError(f"{', '.join(sorted(settings))}: for a checkpoint only; a run is scored on its own images")
-    folders = [Path(run_dir)] if run_dir else [experiment.config(model, seed).run_dir for seed in seeds]
-    folders = [Path(os.path.relpath(folder)) for folder in folders]  # no home folder in outputs
-    return [(open_run(folder)[0], folder / "last.safetensors") for folder in folders]
 
 
 def load_splits(subjects: list[tuple[Config, Path | str]], notebook: str) -> Splits:

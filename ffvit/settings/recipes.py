@@ -144,7 +144,7 @@ def small_scenes() -> dict:
 
     Command:  make reproduce EXPERIMENT=digits-scenes
     Hardware: 2 CPU cores.
-    Time:     3 (Mask R-CNN) to 9 minutes (Semantic FPN) of a core for each of the six runs of experiments/digits-scenes.toml.
+    Time:     3 (Mask R-CNN) to 8 minutes (Semantic FPN) of a core for each of the six runs of experiments/digits-scenes.toml.
     Expected: on the 300 test scenes as recorded in figures/digits-scenes/dense.md, 2 seeds: box AP50 about 79 %, mask AP50
               about 81 %, mIoU about 65 %. No evidence for the paper's claims.
     """

@@ -1,7 +1,6 @@
-"""Notebooks 11, 13, 18 and 19: trained models to look at, beside the untrained ones they began as, and how to watch them at work."""
+"""Trained models to look at, and whose they are: beside the untrained ones they began as, and how to watch them at work."""
 
 import contextlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from ffvit.data.splits import load_splits
 from ffvit.evidence import kept_weights
 from ffvit.evidence.measured import commit, machine
 from ffvit.evidence.records import load_records, open_run, read_record
-from ffvit.evidence.scoring import weights_to_score
+from ffvit.evidence.subjects import weights_to_score
 from ffvit.models import from_config
 from ffvit.models.weights import load_weights
 from ffvit.settings.config import Config, alone
@@ -32,11 +31,7 @@ def first(experiment: Experiment, model: str, checkpoint: str = "") -> tuple[Con
 
     checkpoint: a file, instead of a run. Raises InputError where there are none, and for damaged ones.
     """
-    config = experiment.config(model, experiment.seeds_of(model)[0])
-    own = bool(checkpoint) or (config.run_dir / "training.json").is_file()
-    if not own and (kept := kept_weights.find(config)):
-        return config, Path(os.path.relpath(kept))  # no home folder in outputs
-    [found] = weights_to_score(experiment, model, [config.seed], checkpoint=checkpoint)
+    [found] = weights_to_score(experiment, model, [experiment.seeds_of(model)[0]], checkpoint=checkpoint)
     return found
 
 
@@ -65,7 +60,7 @@ def source(weights: str | Path) -> str:
     Weights that are bit for bit a recorded run's are said to be that run's: the picture is the one that came with the project.
     """
     weights = Path(weights)
-    if weights.parent.name == kept_weights.WEIGHTS:
+    if kept_weights.is_kept(weights):
         experiment = weights.parent.parent.name
         run = read_record(weights.parent.parent / f"{weights.stem}.json", experiment, weights.stem)
         return _told("last.safetensors", run, "recorded, kept with the project")
