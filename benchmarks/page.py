@@ -246,7 +246,7 @@ def stages_text() -> str:
     return (
         f"{experiment.title} ([experiments/{STAGES}.toml](../experiments/{STAGES}.toml)):\n\n{markdown(rows)}\n"
         f"![Accuracy by the stages that have attention, and against multiply-adds]({folder}/stages.png)\n\n"
-        f"All its [tables and figures]({folder}), what was [tried]({folder}/trials.md) to choose its rate among them.\n"
+        f"All its [tables and figures]({folder}). Its rate is that of a recipe: no trial was made for it.\n"
     )
 
 

@@ -99,7 +99,7 @@ def test_precision_by_recall_is_that_of_a_case_worked_out_by_hand():
     }  # fmt: skip
     task = task_of(SCENES.config("retinanet"))
     score = task.evaluate(Says(found), [Batch([torch.zeros(3, 64, 64)], [target], [])], num_classes=3)
-    figure = detections.precision_by_recall([score], ["a", "b", "c"])
+    figure = detections.precision_by_recall([score])
     thin, _, mean = figure.axes[0].lines  # one class is there; an empty line for the legend
     expected = np.where(detections.RECALLS <= 0.5, 1, 2 / 3)
     assert mean.get_ydata() == pytest.approx(expected) and thin.get_ydata() == pytest.approx(expected)

@@ -14,7 +14,15 @@ import pytest
 from ffvit.system.files import ROOT
 
 pytestmark = pytest.mark.machine
-PARTS = ("ffvit", "notebooks", "workflow", "experiments", "results/digits", "results/digits-lit", "results/digits-scenes")
+PARTS = (
+    "ffvit",
+    "notebooks",
+    "workflow",
+    "experiments",
+    "results/digits",
+    "results/digits-lit",
+    "results/digits-scenes",
+)
 MINUTES = 3  # for one notebook, on a machine that has other things to do
 STATE = """() => {
   const {content, sessionContext} = window.jupyterapp.shell.currentWidget;

@@ -40,8 +40,9 @@ def find(config: Config, results_dir: Path = RESULTS) -> Path | None:
 
 
 def is_kept(weights: str | Path) -> bool:
-    """Whether it is one of these files, by its place."""
-    return Path(weights).parent.name == WEIGHTS
+    """Whether it is one of these files, by its place and name."""
+    index = Path(weights).parent / INDEX
+    return index.parent.name == WEIGHTS and index.is_file() and Path(weights).stem in _read(index)
 
 
 def keep(run_dir: Path, results_dir: Path = RESULTS) -> Path:

@@ -10,7 +10,7 @@ def deit() -> dict:
     Hardware: 8 GPUs x 128 images, as in both papers; fewer GPUs take accumulation_steps for the same batch of 1024.
     Time:     DeiT-B, the costliest of DeiT's own models: 53 hours on 8 V100 (deit repository). Not run here.
     Expected: ImageNet top-1 of the report's Table 1: FF-only tiny 61.4 %, base 74.9 %, large 71.4 %; DeiT tiny 72.2 %,
-              base 81.8 %. The raw weights, not their average.
+              base 79.9 % (81.8 % in DeiT's own paper). The raw weights, not their average.
 
     Two habits of DeiT's loop. It steps the schedule with the index of the epoch that has just ended, so the first two
     epochs both have the warm-up's first rate and every rate comes an epoch late: schedule_per="epoch" means exactly
@@ -68,7 +68,7 @@ def small_images() -> dict:
 
     Command:  make reproduce
     Hardware: 2 CPU cores.
-    Time:     about 13 s a run and three minutes for the four models and three seeds of experiments/digits.toml, notebooks included.
+    Time:     13 to 40 s a run, by what runs beside it, and three minutes for the four models and three seeds of experiments/digits.toml, notebooks included.
     Expected: top-1 on the 360 test digits as recorded in figures/digits/attention_only.md, 3 seeds: FF-only about 98.8 %.
               No evidence for the report's claims.
     """

@@ -28,8 +28,7 @@ from ffvit.studies.report_results import NAMES, PAPER
 # Points of ImageNet top-1 that a repetition may differ. The report gives one run a model and no spread. DeiT's own code, run
 # again by others for DeiT-tiny's 72.2, gave 71.9, 72.2 and 72.7 (deit repository, issues 32 and 40).
 POINTS = 0.5
-# The behaviour of models is judged here, the scale beside the verdict; digits, and CIFAR-10 cut down to an hour, have too few
-# pixels or too little training.
+# The behaviour of models is judged here, the scale beside the verdict; digits have too few pixels.
 CARRIES = ("ImageNet", "CIFAR-10", "CIFAR-10, small models")
 OTHER_DOMAINS = ("definitions",)  # scopes that are not of images
 # "Surprisingly well" is said of these two: their distance in Table 1 is the limit, in points, between well and not well.

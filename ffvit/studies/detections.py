@@ -21,6 +21,7 @@ from ffvit.tasks.detection import SIZES, Detections
 
 RECALLS = np.linspace(0, 1, 101)  # at which COCO's score takes precision
 MOST_CLASSES = 30  # of a figure
+WORST = 6  # missed objects in a picture, and as many false alarms
 AROUND = 3  # times an object's longer side is what a picture of it shows
 
 
@@ -61,7 +62,7 @@ def class_bars(values: np.ndarray, classes: list[str], label: str) -> Figure:
     return figure
 
 
-def precision_by_recall(evaluations: Sequence[Detections], classes: list[str]) -> Figure:
+def precision_by_recall(evaluations: Sequence[Detections]) -> Figure:
     """At IoU 0.5, a panel for boxes and for masks: thick the mean over classes and runs; thin each run's, or of one run each class's."""
     parts = [*evaluations[0].parts]
     figure, axes = plt.subplots(1, len(parts), figsize=(5.2 * len(parts), 4), squeeze=False, layout="constrained")
@@ -99,9 +100,9 @@ def of_own(seen: Seen, classes: list[str]) -> Figure:
     return figure
 
 
-def worst(found: Errors, images: Annotated, classes: list[str], count: int = 6) -> Figure:
+def worst(found: Errors, images: Annotated, classes: list[str]) -> Figure:
     """The largest missed objects (top), and the surest false alarms (bottom), each where it is in its image."""
-    figure, axes = plt.subplots(2, count, figsize=(1.8 * count, 4.6), layout="constrained")
+    figure, axes = plt.subplots(2, WORST, figsize=(1.8 * WORST, 4.6), layout="constrained")
     for panels, wrong, none in zip(axes, (found.missed, found.alarms), ("no object missed", "no false alarm")):
         for panel in panels:
             panel.set_axis_off()

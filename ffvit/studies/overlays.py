@@ -15,7 +15,7 @@ from ffvit.evidence.drawing import COLORS
 from ffvit.evidence.escape import drawn
 
 MOST_NAMED = 12  # objects of an image; the names of more would cover it
-MOST_IN_A_LEGEND = 24  # classes
+MOST_IN_A_LEGEND, LEGEND_COLUMNS = 24, 6  # classes
 PLAIN = (0.9, 0.9, 0.9)  # of the background in a map
 WRONG = (0.86, 0.0, 0.16)  # red, no class's
 
@@ -69,13 +69,15 @@ def painted(classes_of_pixels: Any, classes: list[str]) -> np.ndarray:
     return colors[np.minimum(np.asarray(classes_of_pixels), len(classes))]
 
 
-def class_legend(figure: Figure, classes: list[str], shown: Iterable[int], columns: int = 6) -> None:
+def class_legend(figure: Figure, classes: list[str], shown: Iterable[int]) -> None:
     """Below the panels, the colours of the classes that are to be seen; of many, the first."""
     colors = class_colors(classes)
     there = sorted({int(i) for i in shown if i < len(classes)})[:MOST_IN_A_LEGEND]
     handles = [Patch(facecolor=colors[i], edgecolor="0.4", label=drawn(short(classes[i]))) for i in there]
     if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)), frameon=False)
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=min(LEGEND_COLUMNS, len(handles)), frameon=False
+        )
 
 
 def short(name: str) -> str:

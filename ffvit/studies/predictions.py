@@ -131,7 +131,9 @@ def check(prediction: Prediction, experiment: Experiment, found: dict[str, Measu
     """The same for the claims ledger, whose rules say at which scale behaviour can be judged."""
     points = prediction.points(experiment, found)
     if not points:
-        return Finding(note="needs the runs of an experiment that varies this, see experiments/digits-ablations.toml")
+        return Finding(
+            note="needs the runs of an experiment that varies this, see experiments/cifar10-small-ablations.toml"
+        )
     held = judge(points)
     if experiment.scope not in CARRIES:
         verdict, note = NOT_COMPARABLE, f"{experiment.scope} cannot carry the claim, {' or '.join(CARRIES)} can"
