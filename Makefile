@@ -62,7 +62,7 @@ tune: $(READY) ## Search settings for each model of EXPERIMENT, by equal effort
 figures: $(READY) ## Make the tables and figures of EXPERIMENT again from recorded results: no training, no GPU
 	@$(BIN)python workflow/run.py figures "$$EXPERIMENT" --jobs "$$JOBS" --profile "$$PROFILE"
 
-site: $(READY) ## Make a website of notebooks, records and docs in site/; make reproduce then keeps it up to date
+site: $(READY) ## Make the website of notebooks, records and docs in site/, as make reproduce does too
 	@$(BIN)python -m website.build
 
 test: $(READY) ## Check style and types, and run the tests, each notebook included

@@ -52,14 +52,13 @@ def on_this_machine(jobs: int, runs_per_gpu: int, settings: dict[str, str]) -> l
     return ["--cores", str(jobs * threads), "--resources", f"gpu={places}"]
 
 
-def refresh_site() -> None:
-    """Where make site has made a website, bring it up to date: seconds, while the first one takes a minute."""
-    if (ROOT / "site").is_dir():
-        from website import current
+def make_site() -> None:
+    """The website, where it does not show what is here now: half a minute the first time, then seconds."""
+    from website import current
 
-        if not current.is_current():
-            # What it cannot show it says; tables and figures are there all the same.
-            subprocess.run([sys.executable, "-m", "website.build"], cwd=ROOT)  # noqa: S603  # a file of this project
+    if not current.is_current():
+        # What it cannot show it says; tables and figures are there all the same.
+        subprocess.run([sys.executable, "-m", "website.build"], cwd=ROOT)  # noqa: S603  # a file of this project
 
 
 def main() -> int:
@@ -137,7 +136,7 @@ def main() -> int:
             print(compared.read_text(encoding="utf-8").splitlines()[0].strip("*"))
         if options.task == "reproduce" and not options.snakemake:
             sys.stdout.flush()
-            refresh_site()
+            make_site()
     return code
 
 
