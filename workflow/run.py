@@ -53,10 +53,12 @@ def on_this_machine(jobs: int, runs_per_gpu: int, settings: dict[str, str]) -> l
 
 
 def make_site() -> None:
-    """The website, where it does not show what is here now: half a minute the first time, then seconds."""
+    """The website, where it does not show what is here now: a minute the first time, then seconds."""
     from website import current
 
     if not current.is_current():
+        if not current.SITE.exists():
+            print("The website; the first time it takes a minute", flush=True)
         # What it cannot show it says; tables and figures are there all the same.
         subprocess.run([sys.executable, "-m", "website.build"], cwd=ROOT)  # noqa: S603  # a file of this project
 
