@@ -90,6 +90,12 @@ def test_a_run_of_ones_own_goes_first_and_without_one_they_are_taken(tmp_path, m
         trained_models.first(load_experiment("digits-lit"), "none")
 
 
+def test_a_file_of_ones_own_in_a_folder_of_that_name_is_none_of_them(tmp_path):
+    own = tmp_path / "weights/linear-tiny-checkpoint.pth"
+    assert not kept_weights.is_kept(own)
+    assert trained_models.source(own) == "Weights: linear-tiny-checkpoint.pth, a file that was given; not trained here."
+
+
 def test_weights_are_kept_of_recorded_small_runs_alone(results, tmp_path, monkeypatch, capsys):
     record = json.loads((RESULTS / "digits/ff-seed1.json").read_text())
     run = made_run(tmp_path, DIGITS.config("ff", seed=1), record)
