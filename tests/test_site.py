@@ -126,7 +126,7 @@ def test_viewers_come_from_kept_weights_where_nothing_was_trained(tmp_path, monk
     assert heads == pytest.approx([1.0] * len(heads), abs=0.01)
     look.main("cifar10-small", str(tmp_path / "cifar.json"))  # its images are elsewhere
     assert json.loads((tmp_path / "cifar.json").read_text()).keys() == {"mixer"}
-    assert "no attention of cifar10-small to look at: dataset 'uoft-cs/cifar10'" in capsys.readouterr().out
+    assert "without the attention maps of cifar10-small: dataset 'uoft-cs/cifar10'" in capsys.readouterr().out
 
 
 def test_a_site_is_current_until_something_that_it_shows_changes(tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ def main(name: str, file: str) -> None:
     try:
         shown["attention"] = attention(experiment, vit)
     except InputError as error:  # the images that it is averaged over may be elsewhere
-        print(f"no attention of {name} to look at: {error}")
+        print(f"The website goes without the attention maps of {name}: {str(error).partition('. Give')[0]}")
     write_atomically(Path(file), json.dumps(shown, separators=(",", ":")))
 
 
