@@ -150,7 +150,7 @@ def by_layout(experiment: Experiment, records: list[dict]) -> Figure:
         panel.set_xticks(range(len(layouts)), _ticks(experiment, layouts), rotation=20 if len(layouts) > 3 else 0)
         panel.set_xlabel("attention in")
         finish(panel)
-    figure.suptitle(f"{drawn(experiment.title)}\n{MARKS}", x=0.01, ha="left")
+    figure.suptitle(f"{drawn(experiment.title)}\n{MARKS}", x=0.01, ha="left", wrap=True)
     return figure
 
 
