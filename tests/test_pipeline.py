@@ -56,7 +56,7 @@ def smoke_experiment(project, name, models, **settings):
 def project(tmp_path):
     for part in PARTS:
         shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "website").mkdir()  # the whole of it takes half a minute
+    (tmp_path / "website").mkdir()  # the whole of it takes a minute
     for name in ("__init__.py", "current.py"):
         shutil.copy(ROOT / "website" / name, tmp_path / "website")
     made = f"from website import current; current.mark(current.made_of()); print('{SITE_MADE}')"
