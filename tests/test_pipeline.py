@@ -204,6 +204,23 @@ def test_failed_run_keeps_its_log_and_the_next_call_goes_on(project):
     assert code == 0, output
 
 
+@pytest.mark.machine
+@pytest.mark.parametrize("end", ["raise RuntimeError('no picture')", "os.kill(int(os.environ['FFVIT_PIPELINE']), 9)"])
+def test_run_that_has_ended_is_kept_whatever_becomes_of_its_notebook(project, end):
+    smoke_experiment(project, "digits", ["ff"], epochs=1, warmup_epochs=0, max_train_images=128)
+    notebook = nbformat.read(project / "notebooks/02_train.ipynb", 4)
+    notebook.cells.append(nbformat.v4.new_code_cell(f"import os, time\n{end}\ntime.sleep(60)"))
+    nbformat.write(notebook, project / "notebooks/02_train.ipynb")
+    code, output = pipeline(project, "reproduce")
+    assert code == (0 if "no picture" in end else -signal.SIGKILL) and ("no picture" in output) == ("no picture" in end)
+    ended = (project / "runs/smoke/ff-seed0/training.json").stat().st_mtime_ns
+    while running(project):
+        time.sleep(0.1)
+    code, output = pipeline(project, "reproduce")
+    assert code == 0 and "train ff" not in output, output
+    assert (project / "runs/smoke/ff-seed0/training.json").stat().st_mtime_ns == ended
+
+
 def running(project):
     """Command lines of the processes that name the project's folder, or work in it."""
     found = []
