@@ -190,6 +190,7 @@ std = [0.4]
         ),
         ("seeds = [0, 1]", "seeds = [0, 1]\nplanned = [['ff', 'vit']]", "planned: there is no model 'vit'"),
         ("[settings]", "[tuned]\nvit = { base_lr = 0.1 }\n[settings]", "tuned: there is no model 'vit'"),
+        ("[settings]", "[tuning]\nvariants = ['vit']\n[settings]", "tuning.variants: there is no model 'vit'"),
         (
             "[settings]",
             "[tuned]\nff = { base_rl = 0.1 }\n[settings]",

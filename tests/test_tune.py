@@ -99,6 +99,13 @@ def test_variants_are_searched_too_and_go_on_each_by_itself():
     assert "variants" not in tune.name_of(experiment, experiment.config("vit"))
 
 
+def test_a_search_of_named_variants_is_of_those_alone():
+    content = load_experiment("cifar10-small").model_dump()
+    experiment = Experiment(**content | {"tuning": {"variants": ["ff_third", "vit_third"], "base_lr": [4e-3, 8e-3]}})
+    left = tune.search(experiment, []).left
+    assert [config.name for config in left] == ["ff_third", "ff_third", "vit_third", "vit_third"]
+
+
 def test_a_rate_at_the_edge_that_ties_with_the_best_is_not_the_end(experiment):
     def level(config):  # as good from 0.008 to 0.128
         top1 = 50.0 if 0.008 <= config.base_lr <= 0.128 else 40.0
@@ -182,6 +189,7 @@ def test_models_train_with_the_settings_that_their_trials_found(name):
     left, _, _, found = tune.search(experiment, records.load_trials(name))
     if left:
         pytest.skip(f"{len(left)} trials of {name} are still to be made")
+    assert found.keys() <= experiment.variants.keys()
     for name, variant in experiment.variants.items():
-        config, own = experiment.config(name).to_dict(), found.get(name) or found[variant.of or name]
+        config, own = experiment.config(name).to_dict(), found.get(name) or found.get(variant.of or name, {})
         assert {setting: config[setting] for setting in own} == own, name

@@ -14,7 +14,8 @@ Every model of the grid gets the same trials: where one of them needs a further 
     variants = true                # each model of every comparison, too
 
 each variant is searched for as well, from the same values on, and each goes on by itself: a further rate is tried by
-those alone that are best at an edge. So efforts are equal but for what it takes to leave the edge.
+those alone that are best at an edge. So efforts are equal but for what it takes to leave the edge. A list of names in
+place of true searches for these, and for no other.
 
 Trials are kept in results/<experiment>/trials, in which the search finds its place again after an interruption. What was found is then
 written into the experiment's file by a person; a test holds the two together. On Ctrl-C or a signal, the trials
@@ -58,7 +59,8 @@ def search(experiment: Experiment, trials: list[dict]) -> Search:
     """Where the search stands by these trials, which are as records.load_trials gives them."""
     plan = {name: values for name, values in experiment.tuning.items() if name not in OPTIONS}
     each_by_itself = experiment.tuning.get("variants", False)
-    models = [*experiment.variants] if each_by_itself else [v.name for v in experiment.main_variants]
+    main = [variant.name for variant in experiment.main_variants]
+    models = each_by_itself if isinstance(each_by_itself, list) else [*experiment.variants] if each_by_itself else main
     scores = {key(t["config"]): last_validation(t) for t in trials}
     made = set()
     # What is searched later stands at its first value until then.

@@ -293,9 +293,11 @@ def _check(experiment: Experiment) -> None:
         for model in pair:
             if model not in experiment.models:
                 raise InputError(f"planned: there is no model '{model}'{suggest(model, experiment.models)}")
-    for name in experiment.tuned:
-        if name not in experiment.variants:
-            raise InputError(f"tuned: there is no model '{name}'{suggest(name, experiment.variants)}")
+    searched = experiment.tuning.get("variants")
+    for table, names in {"tuned": experiment.tuned, "tuning.variants": searched or []}.items():
+        for name in names if names is not True else []:
+            if name not in experiment.variants:
+                raise InputError(f"{table}: there is no model '{name}'{suggest(name, experiment.variants)}")
     for variant in experiment.variants.values():
         if len(set(variant.seeds)) < len(variant.seeds):
             raise InputError(f"{variant.name}: seeds must differ, got {variant.seeds}")
