@@ -83,6 +83,11 @@ def beyond(first: Points, second: Points) -> Points:
     return lambda *of: [ours - theirs for ours, theirs in zip(first(*of), second(*of))]
 
 
+def lower(first: Points, second: Points) -> Points:
+    """The lower of two differences, seed by seed: it is above zero where both are."""
+    return lambda *of: [min(pair) for pair in zip(first(*of), second(*of))]
+
+
 def judge(points: list[float], limit: float = 0.0, above: bool = True) -> str:
     """Whether values, one a seed, are above a limit, or not above: by their 95 % interval, which must be clear of it."""
     limits = interval(points)
@@ -132,7 +137,7 @@ def check(prediction: Prediction, experiment: Experiment, found: dict[str, Measu
     points = prediction.points(experiment, found)
     if not points:
         return Finding(
-            note="needs the runs of an experiment that varies this, see experiments/cifar10-small-ablations.toml"
+            note="needs the runs of an experiment that varies this alone, see experiments/cifar10-small-ablations.toml"
         )
     held = judge(points)
     if experiment.scope not in CARRIES:
