@@ -32,6 +32,8 @@ from ffvit.system.files import ROOT, write_atomically
 
 # The experiments whose records are shown.
 STUDY, STAGES, SCENES = "cifar10-small", "digits-lit", "digits-scenes"
+# Small ones, whose ledgers have what the study has not.
+ARGUMENTS = ("digits-ablations", "digits-resolution", "digits-attention-only", "definitions")
 FIRST_ARGUMENT = "13_convolutions"  # the notebooks from here on, by number, are about the report's arguments
 PLACES = {
     "findings": "README.md",
@@ -39,6 +41,7 @@ PLACES = {
     "arguments": "docs/study.md",
     "where": "docs/lit.md",
     "claims": "docs/claims.md",
+    "claims elsewhere": "docs/claims.md",
     "faults": "docs/faults.md",
     "cost": "docs/speed.md",
     "images": "docs/speed.md",
@@ -113,13 +116,15 @@ def generated() -> dict[str, str]:
     """Every generated part, by the name of its place."""
     import cost  # here: benchmarks, which import this file for `write`, need none of what it needs
 
-    table = ledger.ledger(load_experiment(STUDY), load_records(STUDY))
+    table, *others = (ledger.ledger(load_experiment(name), load_records(name)) for name in (STUDY, *ARGUMENTS))
+    measured_there = ledger.elsewhere(table, dict(zip(ARGUMENTS, others)))
     return {
         "findings": findings(table),
         "notebooks": markdown(notebook_rows("notebooks")),
         "arguments": markdown(notebook_rows("arguments", "../")),
         "where": where_text(),
         "claims": f"**{ledger.summary(table)}**\n\n{ledger.compact(table)}",
+        "claims elsewhere": measured_there,
         "lit": markdown(lit_rows()),
         "stages": stages_text(),
         "study": study_text(),

@@ -273,6 +273,15 @@ def test_compact_names_every_claim_and_says_why_one_was_not_reproduced(digits):
     assert any("| not comparable: digits cannot carry" in line for line in lines)
 
 
+def test_what_a_ledger_has_not_run_is_shown_where_another_has_measured_it(digits):
+    missing = digits[digits["Verdict"] == NOT_RUN].iloc[0]
+    other = digits.assign(Measured="7", Verdict=NOT_COMPARABLE)
+    text = ledger.elsewhere(digits, {"texts": other, "nothing": digits})
+    rows = text.splitlines()[2:]
+    assert len(rows) == (digits["Verdict"] == NOT_RUN).sum() and all("/texts/claims.md" in row for row in rows)
+    assert rows[0].startswith(f"| {missing['Claim']} | 7 |")
+
+
 def test_a_group_leaves_out_columns_that_say_nothing(digits):
     assert list(ledger.group(digits, NOT_RUN)) == ["Claim", "Where", "Reported", "Note"]
     assert ledger.group(digits[:0], CONTRADICTED).empty

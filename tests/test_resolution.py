@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import ffvit.models  # noqa: F401  # registers the models
 from ffvit.commands.missing import waves
+from ffvit.evidence.measured import everything
 from ffvit.launching.jobs import Job
 from ffvit.models import from_config
 from ffvit.models.ff import PatchFeatureMixer
@@ -301,6 +302,14 @@ def test_the_summary_tells_what_became_of_each_model_and_which_predictions_hold(
     ]
     assert told[3] == "Does not hold: ViT, 12 px: fine-tuning gives it back." and len(told) == 6
     assert resolution.summary(STUDY, []).startswith("0 of 10 predictions hold.\nNot run: FF only, 12 px")
+
+
+def test_the_ledger_has_what_fine_tuning_at_the_largest_size_leaves_of_a_point():
+    (prediction,) = resolution.PREDICTIONS
+    largest = recorded(ff_img_size16_tuned=[97, 97.5, 98.5])
+    assert prediction.points(STUDY, everything(STUDY, FOUND + largest)) == [-1, 0.5, 1]
+    assert prediction.points(STUDY, everything(STUDY, FOUND)) == []
+    assert prediction.points(load_experiment("digits"), {}) == []
 
 
 def test_parameters_grow_as_predicted_in_one_call():

@@ -11,7 +11,7 @@ from functools import partial
 from ffvit.evidence.measured import Measured
 from ffvit.evidence.reported import load_reported
 from ffvit.settings.experiment import Experiment
-from ffvit.studies import ablations, model_checks, predictions, size_and_data
+from ffvit.studies import ablations, model_checks, predictions, resolution, size_and_data
 from ffvit.studies.claim_checks import compare, epochs, larger_is_worse, num_tokens, other_domain, parameters, top1
 from ffvit.studies.finding import Finding
 from ffvit.studies.report_results import NAMES, PAPER
@@ -186,7 +186,7 @@ CLAIMS = (
     # Those of the notebooks that measure them: what the report supposes, leaves open, or what follows from it.
     *(
         Claim(p.claim, p.where, p.formula, partial(predictions.check, p), compared=True)
-        for p in (*ablations.PREDICTIONS, *size_and_data.PREDICTIONS)
+        for p in (*ablations.PREDICTIONS, *size_and_data.PREDICTIONS, *resolution.PREDICTIONS)
     ),
     Claim(
         "How it does in other domains: text, audio",

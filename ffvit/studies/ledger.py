@@ -51,6 +51,17 @@ def group(table: pd.DataFrame, verdict: str) -> pd.DataFrame:
     return captioned(rows if rows.empty else rows.drop(columns=silent), f"Claims: {verdict}")
 
 
+def elsewhere(table: pd.DataFrame, others: dict[str, pd.DataFrame]) -> str:
+    """Of what a ledger has not run, what those of other experiments have measured, in Markdown. others: by experiment."""
+    missing, rows = [*table[table["Verdict"] == NOT_RUN]["Claim"]], []
+    for name, other in others.items():
+        measured = other[other["Claim"].isin(missing) & (other["Verdict"] != NOT_RUN)]
+        link = f"[{name}](../figures/{name}/claims.md)"
+        rows += [[markdown(row.Claim), markdown(row.Measured), link] for row in measured.itertuples()]
+    lines = [["Claim", "Measured", "Ledger of"], ["---"] * 3, *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def compact(table: pd.DataFrame) -> str:
     """The ledger in Markdown for a page that has other things to say: what was judged as a table, the rest as a list."""
     judged = table[table["Verdict"] != NOT_RUN]
