@@ -6,8 +6,8 @@ torchvision's RetinaNet and Mask R-CNN, and a head of our own for Semantic FPN, 
 puts another backbone under the same head.
 
 As in mmdetection, other than torchvision has it: anchors are not rounded; P7 is made of P6 as it is, without a ReLU;
-100 detections an image; 1,000 proposals in training; regions are aligned to half a pixel, and sampled as densely as they
-are large; the background has neither box nor mask. As in torchvision, and other than mmdetection has it: RetinaNet's loss
+100 detections an image; 1,000 proposals in training; regions and their masks are aligned to half a pixel, and sampled as
+densely as they are large; masks are pasted at the middles of pixels; the background has neither box nor mask. As in torchvision, and other than mmdetection has it: RetinaNet's loss
 is a mean over images of one over boxes, not one over the batch; Mask R-CNN's box loss is smooth below 1/9.
 Classes count from 0, the background not among them, in targets and in detections, of both detectors alike. Images come
 with mean and spread taken out, as all of timm's models have them; torchvision's detectors would do it themselves.
@@ -29,6 +29,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from ffvit.models.exported import register_model
 from ffvit.models.on_pyramid import OnPyramid
 from ffvit.models.pyramid import P6P7, RATIOS, STRIDES, WIDTH, AlignedRoIAlign, Anchors, Pyramid, body_of
+from ffvit.models.regions import RegionHeads, Sizes
 
 
 class BoxPredictor(FastRCNNPredictor):
@@ -83,6 +84,12 @@ class Segmenter(OnPyramid, MaskRCNN):
         ("roi_head.mask_head.upsample.", "roi_heads.mask_predictor.conv5_mask."),
         ("roi_head.mask_head.conv_logits.", "roi_heads.mask_predictor.mask_fcn_logits."),
     )
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # torchvision makes both by itself, of its own classes: they keep what they were made of, and do it our way.
+        self.roi_heads.__class__ = RegionHeads
+        self.transform.__class__ = Sizes
 
     def forward_alike(self, x: Tensor) -> Any:
         return self.rpn.head([*self.backbone(x).values()])
