@@ -8,6 +8,7 @@ import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 import ffvit.models  # noqa: F401  registers them
@@ -164,6 +165,33 @@ def test_anchors_are_of_the_very_size_asked_for():
     assert first[1, 2] != first[1, 2].round()  # torchvision's are whole pixels
     five = small("mask_rcnn_lit_ti").rpn.anchor_generator.cell_anchors
     assert [round(float(cell[1, 2] - cell[1, 0])) for cell in five] == [8 * s for s in (4, 8, 16, 32, 64)]
+
+
+@pytest.mark.parametrize("name, finest", [("retinanet_lit_ti", 8), ("mask_rcnn_lit_ti", 4)])
+@torch.no_grad()
+def test_anchors_lie_a_stride_apart_where_images_are_no_multiple_of_it(name, finest):
+    """800 x 1344 pixels make 7 x 11 of P7: torchvision divides, and has strides of 114 and 122 for 128."""
+    model = small(name)
+    made = model.rpn.anchor_generator if name.startswith("mask") else model.anchor_generator
+    strides = [finest << i for i in range(5)]
+    maps = [torch.zeros(1, 1, math.ceil(800 / stride), math.ceil(1344 / stride)) for stride in strides]
+    [boxes] = made(ImageList(torch.zeros(1, 3, 800, 1344), [(800, 1333)]), maps)
+    of_maps = boxes.split([made.num_anchors_per_location()[0] * image[0, 0].numel() for image in maps])
+    for stride, image, anchors in zip(strides, maps, of_maps):
+        middles = ((anchors[:, :2] + anchors[:, 2:]) / 2).view(*image.shape[2:], -1, 2)
+        x, y = torch.meshgrid(*(torch.arange(side) * float(stride) for side in image.shape[:1:-1]), indexing="xy")
+        wanted = torch.stack([x, y], dim=-1)[:, :, None]
+        torch.testing.assert_close(middles, wanted.expand_as(middles), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("height", [22, 33, 45, 65, 67])
+def test_regions_of_small_images_are_read_from_where_they_are(height):
+    """A batch is padded to 32 pixels: its finest map is larger than a quarter of the image."""
+    padded = 32 * math.ceil(height / 32)
+    maps = {str(i): torch.randn(1, 2, padded >> (2 + i), padded >> (2 + i)) for i in range(4)}
+    boxes = [torch.tensor([[2.0, 2, 20, 20]])]
+    found = pyramid.AlignedRoIAlign(["0", "1", "2", "3"], 7, sampling_ratio=0)(maps, boxes, [(height, height)])
+    torch.testing.assert_close(found, roi_align(maps["0"], boxes, 7, 1 / 4, 0, True))
 
 
 def test_regions_are_read_from_the_map_of_their_size_and_aligned():
