@@ -4,8 +4,10 @@ import dataclasses
 import json
 from collections import defaultdict
 
+import datasets
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -276,6 +278,23 @@ def test_more_objects_than_a_model_can_give_are_told():
     [validation, test] = task.remarks(task.load_splits())
     assert "validation images have more than 1 objects" in validation and "test images" in test
     assert not task_of(config).remarks(task.load_splits())
+    splits = task.load_splits()
+    crowds = lambda row: {"objects": row["objects"] | {"iscrowd": [True] * len(row["objects"]["bbox"])}}  # noqa: E731
+    assert (
+        len(task.remarks(dataclasses.replace(splits, test=splits.test.map(crowds)))) == 1
+    )  # which are not to be found
+
+
+def test_mask_rcnns_most_objects_have_either_name():
+    config = small("mask_rcnn")
+    given = config.model_args | {"box_detections_per_img": 1}
+    del given["detections_per_img"]
+    task = task_of(dataclasses.replace(config, model_args=given))
+    assert len(task.remarks(task.load_splits())) == 2
+    with torch.device("meta"):
+        assert timm.create_model("mask_rcnn", box_detections_per_img=300).roi_heads.detections_per_img == 300
+        assert timm.create_model("mask_rcnn", detections_per_img=300).roi_heads.detections_per_img == 300
+        assert timm.create_model("mask_rcnn").roi_heads.detections_per_img == 100
 
 
 def test_no_object_at_all_is_an_error_and_no_score():
@@ -291,6 +310,24 @@ def test_no_object_at_all_is_an_error_and_no_score():
     ]
     with pytest.raises(InputError, match="no object to find in 1 images"):
         task.evaluate(model, [empty], 3)
+    crowd = dict(boxes=torch.tensor([[0.0, 0, 5, 5]]), labels=torch.tensor([1]), iscrowd=torch.tensor([True]))
+    crowd |= dict(area=torch.tensor([25.0]), image_id=0)
+    with pytest.raises(InputError, match="no object to find in 1 images"):
+        task.evaluate(model, [empty._replace(target=[crowd])], 3)
+
+
+@pytest.mark.parametrize("head", ["retinanet", "semantic_fpn"])
+def test_a_batch_without_an_image_that_can_be_read_is_left_out(head):
+    """The last batch of an evaluation may be one image: here the fifth, after four."""
+    config = small(head, bad_images="skip", in_memory=False)
+    task = task_of(config)
+    splits = task.load_splits()
+    encoded = splits.test.cast_column("image", datasets.Image(decode=False))
+    spoil = lambda row, i: {"image": {"bytes": b"no image", "path": "fifth.png"} if i == 4 else row["image"]}  # noqa: E731
+    test = encoded.map(spoil, with_indices=True, features=encoded.features).cast_column("image", datasets.Image())
+    model = timm.create_model(config.model, num_classes=11, **config.model_args)
+    found = task.evaluate(model, task.eval_batches(dataclasses.replace(splits, test=test), "test"), 11)
+    assert found.images == 4 and [image.file for image in found.bad_images] == ["fifth.png"]
 
 
 def test_code_of_detection_is_of_its_backbone_and_of_no_matter_to_classification(monkeypatch):

@@ -240,7 +240,8 @@ def mask_rcnn(
 ) -> Segmenter:
     """Mask R-CNN (He et al. 2017, arXiv:1703.06870). pretrained: the backbone's weights.
 
-    width: channels of pyramid and mask head. box_width: of the two layers of the box head. Others: see retinanet.
+    width: channels of pyramid and mask head. box_width: of the two layers of the box head. Others: see retinanet, whose
+    detections_per_img is torchvision's box_detections_per_img here; either will do.
     In training: (images, targets with boxes, labels and masks) -> losses; else images -> boxes, scores, labels, masks.
     """
     given, of_body = _split(kwargs, dict(drop_rate=drop_rate) | (backbone_args or {}))
@@ -248,7 +249,7 @@ def mask_rcnn(
     strides = (*STRIDES, 64)
     sizes = tuple((float(anchor_scale * stride),) for stride in strides)
     names, norm = ["0", "1", "2", "3"], _norm(width, group_norm)
-    given["box_detections_per_img"] = given.pop("detections_per_img", 100)
+    given.setdefault("box_detections_per_img", given.pop("detections_per_img", 100))
     return Segmenter(
         Pyramid(body, LastLevelMaxPool(), width, norm),
         rpn_anchor_generator=Anchors(sizes, RATIOS, strides),
