@@ -228,6 +228,30 @@ def test_semantic_fpn_gives_every_pixel_a_score_for_every_class_and_learns_in_ev
     assert not [key for key, p in model.named_parameters() if p.grad is None]
 
 
+@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 300), (5, 1000)])
+def test_very_long_images_are_resized_to_a_pixel_at_least(name, size):
+    """At 64 x 64 pixels and at most 107, the short side of 5 x 1000 pixels would have half a pixel."""
+    model = small(name)
+    height, width = size
+    box = dict(boxes=torch.tensor([[0.0, 0, width, height]]), labels=torch.tensor([0]))
+    losses = model([torch.rand(3, *size)], [box | dict(masks=torch.ones(1, *size, dtype=torch.uint8))])
+    assert all(math.isfinite(loss.item()) for loss in losses.values())
+    with torch.no_grad():
+        [found] = model.eval()([torch.rand(3, *size)])
+    assert (found["boxes"][:, 2] <= width + 1e-3).all() and (found["boxes"][:, 3] <= height + 1e-3).all()
+    assert "masks" not in found or found["masks"].shape[2:] == size
+    assert model.transform.fixed_size is None
+
+
+@torch.no_grad()
+def test_semantic_fpn_pads_what_a_long_image_lacks_of_a_stride():
+    model = small("semantic_fpn_lit_ti").eval()
+    image = torch.randn(1, 3, 22, 96)
+    torch.testing.assert_close(model(image), model(F.pad(image, (0, 0, 0, 10)))[:, :, :22])
+    assert model(image[..., :1, :1]).shape == (1, 3, 1, 1)
+
+
 @torch.no_grad()
 def test_semantic_fpn_is_the_sum_of_its_branches():
     model = small("semantic_fpn_lit_ti").eval()

@@ -69,6 +69,10 @@ class Detector(OnPyramid, RetinaNet):
         ("bbox_head.retina_reg.", "head.regression_head.bbox_reg."),
     )
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.transform.__class__ = Sizes  # torchvision makes it by itself: it keeps its sizes
+
     def forward_alike(self, x: Tensor) -> Any:
         return self.head([*self.backbone(x).values()])
 
@@ -92,7 +96,7 @@ class Segmenter(OnPyramid, MaskRCNN):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        # torchvision makes both by itself, of its own classes: they keep what they were made of, and do it our way.
+        # torchvision makes both by itself: they keep what they are made of.
         self.roi_heads.__class__ = RegionHeads
         self.transform.__class__ = Sizes
 
@@ -155,6 +159,9 @@ class SemanticFPN(OnPyramid, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) images -> (B, num_classes, H, W) logits."""
+        height, width = x.shape[2:]
+        # Of a very long image, the short side may be less than the coarsest map's stride: that is padded, and cut off.
+        x = F.pad(x, (0, max(0, STRIDES[-1] - width), 0, max(0, STRIDES[-1] - height)))
         maps = list(self.backbone(x).values())
         total = torch.zeros((), device=x.device)
         for level, image in enumerate(maps):
@@ -164,7 +171,7 @@ class SemanticFPN(OnPyramid, nn.Module):
                     image = F.interpolate(image, scale_factor=2, mode="bilinear")
             # Sides that do not halve evenly come back a pixel too small or too large.
             total = total + F.interpolate(image, maps[0].shape[2:], mode="bilinear")
-        return F.interpolate(self.head(self.drop(total)), x.shape[2:], mode="bilinear")
+        return F.interpolate(self.head(self.drop(total)), x.shape[2:], mode="bilinear")[..., :height, :width]
 
 
 # What timm.create_model passes on to every model, and is nothing here.

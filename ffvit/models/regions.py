@@ -1,7 +1,7 @@
-"""Masks of regions: what Mask R-CNN learns of them, and how what it finds in a box becomes an image's pixels.
+"""Between an image and what a detector finds: sizes, what Mask R-CNN learns of a mask, and how one becomes an image's pixels.
 
-As in mmdetection, at pixels' middles throughout: torchvision's targets lie half a pixel beside the regions that are read,
-and its pasting rounds boxes to whole pixels, which together costs small objects a fifth of their IoU.
+Masks are, as in mmdetection, at pixels' middles throughout: torchvision's targets lie half a pixel beside the regions that
+are read, and its pasting rounds boxes to whole pixels, which together costs small objects a fifth of their IoU.
 """
 
 import math
@@ -69,15 +69,27 @@ def paste(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
 class Sizes(GeneralizedRCNNTransform):
     """torchvision's: images to a model's size, and what it finds back to theirs."""
 
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """In proportion, but to no side of 0 pixels, as which torchvision has the short one of a very long image."""
+        short, long = sorted(image.shape[-2:])
+        if self.fixed_size or self.max_size * short >= long:
+            return super().resize(image, target)
+        height, width = (max(1, self.max_size * side // long) for side in image.shape[-2:])
+        self.fixed_size: tuple[int, int] | None = (width, height)
+        try:
+            return super().resize(image, target)
+        finally:
+            self.fixed_size = None
+
     def postprocess(
         self,
         result: list[dict[str, Tensor]],
         image_shapes: list[tuple[int, int]],
         original_image_sizes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        masks = [found.pop("masks") for found in result]
+        masks = [found.pop("masks", None) for found in result]
         result = super().postprocess(result, image_shapes, original_image_sizes)
         return [
-            found | {"masks": paste(of_boxes, found["boxes"], *sides)}
+            found if of_boxes is None else found | {"masks": paste(of_boxes, found["boxes"], *sides)}
             for found, of_boxes, sides in zip(result, masks, original_image_sizes)
         ]
