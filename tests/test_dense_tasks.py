@@ -126,23 +126,43 @@ def many(monkeypatch):
     return task, task.load_splits()
 
 
+def with_crowds_and_large(batches):
+    """Every other image eight times as large, and every fifth object a crowd."""
+    for batch in batches:
+        changed = []
+        for target in batch.target:
+            factor = 8 if target["image_id"] % 2 else 1
+            masks = target["masks"].repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+            boxes, area = target["boxes"] * factor, target["area"] * factor**2
+            crowds = (torch.arange(len(boxes)) + target["image_id"]) % 5 == 0
+            changed.append(target | dict(masks=masks, boxes=boxes, area=area, iscrowd=crowds))
+        yield batch._replace(target=changed)
+
+
 @pytest.mark.parity("pycocotools")
 def test_average_precision_is_pycocotools_to_every_digit(many, tmp_path, capsys):
     coco = pytest.importorskip("pycocotools.coco", reason="pycocotools, the reference, is not installed")
     cocoeval = pytest.importorskip("pycocotools.cocoeval")
     mask_api = pytest.importorskip("pycocotools.mask")
     task, splits = many
-    ours = task.evaluate(Guesser(task, splits), task.eval_batches(splits, "test"), 10)
+    batches = [*with_crowds_and_large(task.eval_batches(splits, "test"))]
 
-    truth, found = [], defaultdict(list)
-    model = Guesser(task, splits)
-    for batch in task.eval_batches(splits, "test"):
+    def guesser():
+        model = Guesser(task, splits)
+        model.true = [target for batch in batches for target in batch.target]
+        return model
+
+    ours = task.evaluate(guesser(), batches, 10)
+    truth, found, sides = [], defaultdict(list), {}
+    model = guesser()
+    for batch in batches:
         for target, guess in zip(batch.target, model(batch.images)):
             for i in range(len(target["labels"])):
                 rle = mask_api.encode(np.asfortranarray(target["masks"][i].numpy()))
                 box = target["boxes"][i].tolist()
                 truth.append(dict(id=len(truth) + 1, image_id=target["image_id"], category_id=int(target["labels"][i]), bbox=xywh(box),
-                                  area=float(target["area"][i]), iscrowd=0, segmentation=rle))  # fmt: skip
+                                  area=float(target["area"][i]), iscrowd=int(target["iscrowd"][i]), segmentation=rle))  # fmt: skip
+            sides[target["image_id"]] = target["masks"].shape[-1]
             for i in range(len(guess["labels"])):
                 one = dict(
                     image_id=target["image_id"], category_id=int(guess["labels"][i]), score=float(guess["scores"][i])
@@ -152,11 +172,12 @@ def test_average_precision_is_pycocotools_to_every_digit(many, tmp_path, capsys)
                 found["segm"].append(one | {"segmentation": rle})
     reference = coco.COCO()
     reference.dataset = dict(
-        images=[dict(id=i, height=64, width=64) for i in range(61)],
+        images=[dict(id=i, height=side, width=side) for i, side in sides.items()],
         annotations=truth,
         categories=[dict(id=i) for i in range(10)],
     )
     reference.createIndex()
+    assert len(sides) == 61 and sum(one["iscrowd"] for one in truth) == len(truth) - ours.objects > 10
     for part, kind in (("box", "bbox"), ("mask", "segm")):
         run = cocoeval.COCOeval(reference, reference.loadRes(found[kind]), kind)
         run.evaluate(), run.accumulate(), run.summarize()
@@ -165,11 +186,11 @@ def test_average_precision_is_pycocotools_to_every_digit(many, tmp_path, capsys)
             precision.ap,
             precision.ap50,
             precision.ap75,
-            *(precision.by_size[size] for size in ("small", "medium")),
+            *precision.by_size.values(),
         ]
-        assert 0 < precision.ap < 100
+        assert 0 < precision.ap < 100 and None not in precision.by_size.values()
         # Ours comes through torchmetrics, which has single precision.
-        assert said == pytest.approx([100 * value if value >= 0 else None for value in run.stats[:5]], abs=1e-4)
+        assert said == pytest.approx([100 * value if value >= 0 else None for value in run.stats[:6]], abs=1e-4)
 
 
 def xywh(box: list[float]) -> list[float]:
