@@ -8,10 +8,13 @@ import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 import ffvit.models  # noqa: F401  registers them
-from ffvit.models import dense, pyramid
+from ffvit.data.dense import masks as rle
+from ffvit.data.dense import scenes
+from ffvit.models import dense, pyramid, regions
 from ffvit.models.weights import load_weights, save_weights
 from ffvit.system.errors import InputError
 
@@ -89,6 +92,70 @@ def test_the_background_has_neither_box_nor_mask():
     assert shown.shape == (2, 4, 28, 28) and not shown[:, 0].any() and shown[:, 1:].any()
 
 
+def iou(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one & other).sum() / (one | other).sum())
+
+
+@torch.no_grad()
+def test_a_mask_that_is_learned_perfectly_comes_back_as_it_was(monkeypatch):
+    monkeypatch.setattr(scenes, "SCENES", {"train": 20, "validation": 1, "test": 1})
+    found = []
+    for objects in scenes.make_scenes()["train"]["objects"]:
+        drawn = torch.stack([torch.from_numpy(rle.decode(text, 64, 64)) for text in objects["segmentation"]])
+        boxes = torch.tensor(objects["bbox"])
+        boxes[:, 2:] += boxes[:, :2]
+        learned = regions.mask_targets(drawn, boxes.float(), torch.arange(len(boxes)), 28)
+        pasted = regions.paste(learned[:, None], boxes, 64, 64)[:, 0] >= 0.5
+        found += [iou(one, other) for one, other in zip(pasted, drawn.bool())]
+    assert len(found) > 40 and min(found) > 0.99  # torchvision's targets and pasting: 0.81 in the mean
+
+    # An ellipse of many more pixels than a mask has, in a box between pixels, and one that the image cuts off.
+    y, x = torch.meshgrid(torch.arange(200) + 0.5, torch.arange(300) + 0.5, indexing="ij")
+    large = (((x - 140.3) / 110) ** 2 + ((y - 100.7) / 80) ** 2 <= 1)[None]
+    for box in ([30.3, 20.7, 250.3, 180.7], [0.0, 0.0, 140.5, 200.0]):
+        within = large & (x < box[2])
+        learned = regions.mask_targets(within.byte(), torch.tensor([box]), torch.tensor([0]), 28)
+        pasted = regions.paste(learned[:, None], torch.tensor([box]), 200, 300)
+        assert pasted.shape == (1, 1, 200, 300) and iou(pasted[0] >= 0.5, within) > 0.96  # of 28 x 28
+
+
+@pytest.mark.parity("mmdetection's pasting, written down")
+@torch.no_grad()
+def test_masks_are_pasted_as_mmdetection_pastes_them():
+    """_do_paste_mask of mmdet 2: the whole image as one grid over all boxes."""
+    torch.manual_seed(0)
+    boxes = torch.tensor(
+        [[3.2, 4.9, 20.1, 33.3], [0.0, 0.0, 64.0, 48.0], [40.5, 10.0, 41.2, 47.99], [63.4, 47.5, 64, 48]]
+    )
+    masks = torch.rand(4, 1, 28, 28)
+    x0, y0, x1, y1 = boxes.split(1, dim=1)
+    x = (torch.arange(64) + 0.5 - x0) / (x1 - x0) * 2 - 1
+    y = (torch.arange(48) + 0.5 - y0) / (y1 - y0) * 2 - 1
+    grid = torch.stack([x[:, None].expand(4, 48, 64), y[:, :, None].expand(4, 48, 64)], dim=3)
+    wanted = F.grid_sample(masks, grid, align_corners=False)
+    found = regions.paste(masks, boxes, 48, 64)
+    assert torch.equal(found >= 0.5, wanted >= 0.5) and (wanted >= 0.5).flatten(1).any(1)[:2].all()
+    torch.testing.assert_close(found[found > 0], wanted[found > 0], atol=1e-4, rtol=0)
+
+
+def test_mask_rcnn_learns_the_masks_of_its_regions_and_pastes_what_it_finds(monkeypatch):
+    model = small("mask_rcnn_lit_ti", detections_per_img=3)
+    image, target = scene()
+    learned, pasted = [], []
+    monkeypatch.setattr(
+        regions, "mask_targets", lambda *of, made=regions.mask_targets: learned.append(made(*of)) or learned[-1]
+    )
+    monkeypatch.setattr(regions, "paste", lambda *of, made=regions.paste: pasted.append(made(*of)) or pasted[-1])
+    empty = target | {key: target[key][:0] for key in ("boxes", "labels", "masks")}
+    losses = model([image, image], [target, empty])
+    assert len(learned[0]) and not len(learned[1]) and learned[0].mean() > 0.2
+    assert {*losses} == {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
+    assert model([image], [empty])["loss_mask"] == 0
+    with torch.no_grad():
+        [found] = model.eval()([torch.rand(3, 50, 40)])
+    assert torch.equal(found["masks"], pasted[0]) and found["masks"].shape == (3, 1, 50, 40)
+
+
 def test_anchors_are_of_the_very_size_asked_for():
     [[first, *_], *_] = [small("retinanet_lit_ti").anchor_generator.cell_anchors[:1]]
     wide, high = (first[:, 2] - first[:, 0]).view(3, 3), (first[:, 3] - first[:, 1]).view(3, 3)
@@ -98,6 +165,33 @@ def test_anchors_are_of_the_very_size_asked_for():
     assert first[1, 2] != first[1, 2].round()  # torchvision's are whole pixels
     five = small("mask_rcnn_lit_ti").rpn.anchor_generator.cell_anchors
     assert [round(float(cell[1, 2] - cell[1, 0])) for cell in five] == [8 * s for s in (4, 8, 16, 32, 64)]
+
+
+@pytest.mark.parametrize("name, finest", [("retinanet_lit_ti", 8), ("mask_rcnn_lit_ti", 4)])
+@torch.no_grad()
+def test_anchors_lie_a_stride_apart_where_images_are_no_multiple_of_it(name, finest):
+    """800 x 1344 pixels make 7 x 11 of P7: torchvision divides, and has strides of 114 and 122 for 128."""
+    model = small(name)
+    made = model.rpn.anchor_generator if name.startswith("mask") else model.anchor_generator
+    strides = [finest << i for i in range(5)]
+    maps = [torch.zeros(1, 1, math.ceil(800 / stride), math.ceil(1344 / stride)) for stride in strides]
+    [boxes] = made(ImageList(torch.zeros(1, 3, 800, 1344), [(800, 1333)]), maps)
+    of_maps = boxes.split([made.num_anchors_per_location()[0] * image[0, 0].numel() for image in maps])
+    for stride, image, anchors in zip(strides, maps, of_maps):
+        middles = ((anchors[:, :2] + anchors[:, 2:]) / 2).view(*image.shape[2:], -1, 2)
+        x, y = torch.meshgrid(*(torch.arange(side) * float(stride) for side in image.shape[:1:-1]), indexing="xy")
+        wanted = torch.stack([x, y], dim=-1)[:, :, None]
+        torch.testing.assert_close(middles, wanted.expand_as(middles), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("height", [22, 33, 45, 65, 67])
+def test_regions_of_small_images_are_read_from_where_they_are(height):
+    """A batch is padded to 32 pixels: its finest map is larger than a quarter of the image."""
+    padded = 32 * math.ceil(height / 32)
+    maps = {str(i): torch.randn(1, 2, padded >> (2 + i), padded >> (2 + i)) for i in range(4)}
+    boxes = [torch.tensor([[2.0, 2, 20, 20]])]
+    found = pyramid.AlignedRoIAlign(["0", "1", "2", "3"], 7, sampling_ratio=0)(maps, boxes, [(height, height)])
+    torch.testing.assert_close(found, roi_align(maps["0"], boxes, 7, 1 / 4, 0, True))
 
 
 def test_regions_are_read_from_the_map_of_their_size_and_aligned():
@@ -132,6 +226,30 @@ def test_semantic_fpn_gives_every_pixel_a_score_for_every_class_and_learns_in_ev
     assert logits.shape == (2, 3, *size)
     logits.square().sum().backward()
     assert not [key for key, p in model.named_parameters() if p.grad is None]
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 300), (5, 1000)])
+def test_very_long_images_are_resized_to_a_pixel_at_least(name, size):
+    """At 64 x 64 pixels and at most 107, the short side of 5 x 1000 pixels would have half a pixel."""
+    model = small(name)
+    height, width = size
+    box = dict(boxes=torch.tensor([[0.0, 0, width, height]]), labels=torch.tensor([0]))
+    losses = model([torch.rand(3, *size)], [box | dict(masks=torch.ones(1, *size, dtype=torch.uint8))])
+    assert all(math.isfinite(loss.item()) for loss in losses.values())
+    with torch.no_grad():
+        [found] = model.eval()([torch.rand(3, *size)])
+    assert (found["boxes"][:, 2] <= width + 1e-3).all() and (found["boxes"][:, 3] <= height + 1e-3).all()
+    assert "masks" not in found or found["masks"].shape[2:] == size
+    assert model.transform.fixed_size is None
+
+
+@torch.no_grad()
+def test_semantic_fpn_pads_what_a_long_image_lacks_of_a_stride():
+    model = small("semantic_fpn_lit_ti").eval()
+    image = torch.randn(1, 3, 22, 96)
+    torch.testing.assert_close(model(image), model(F.pad(image, (0, 0, 0, 10)))[:, :, :22])
+    assert model(image[..., :1, :1]).shape == (1, 3, 1, 1)
 
 
 @torch.no_grad()

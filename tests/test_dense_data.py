@@ -1,5 +1,6 @@
 """Images with boxes, masks and semantic maps: read as they are meant, refused where broken, the same however they are divided."""
 
+import colorsys
 import contextlib
 import json
 import math
@@ -16,13 +17,15 @@ from PIL import Image
 from ffvit.data.dense import coco, headers, maps, masks, scenes
 from ffvit.data.dense.examples import eval_loader, train_batches
 from ffvit.data.dense.splits import load_splits
-from ffvit.data.dense.transforms import SemanticTransform
+from ffvit.data.dense.transforms import SemanticTransform, distorted, saturated
 from ffvit.data.embedded import digit_table
 from ffvit.data.images import seed_augmentation
 from ffvit.data.sources import embedded_splits
 from ffvit.data.splits import load_splits as classification
 from ffvit.settings.experiment import load_experiment
 from ffvit.system.errors import InputError
+from ffvit.tasks.detection import Detection
+from ffvit.tasks.semantic_segmentation import SemanticSegmentation
 
 DETECTION, INSTANCE, SEMANTIC = "detection", "instance_segmentation", "semantic_segmentation"
 WIDTH, HEIGHT = 12, 10
@@ -313,6 +316,8 @@ BROKEN = [
     (annotation(5, segmentation=[[1, 2, 3, 4]]), "annotation 5: a polygon has 4 numbers"),
     (annotation(5, segmentation=[[1, 2, 1e12, 4, 5, 6]]), "annotation 5: a polygon leaves the image"),
     (annotation(5, segmentation=[[1, 2, None, 4, 5, 6]]), "annotation 5: a polygon's corners are no numbers"),
+    (annotation(5, area=-5), "annotation 5: its area is -5.0"),
+    (annotation(5, area=math.inf), "annotation 5: its area is inf"),
 ]
 
 
@@ -322,6 +327,25 @@ def test_a_broken_annotation_is_named_with_file_and_image(tmp_path, broken, said
         load_splits(config(whole(tmp_path, annotation(1), broken)))
     assert "instances_train.json" in str(error.value)
     assert broken["image_id"] == 99 or "image 1 ('instances_train-1.png')" in str(error.value)
+
+
+@pytest.mark.parametrize("counts", [[120], "h3", [7, 0, 113]])
+def test_masks_without_a_pixel_are_refused_where_masks_are_needed_and_left_out_with_skip(tmp_path, counts):
+    for nothing in ({"size": [HEIGHT, WIDTH], "counts": counts}, [[3, 3, 3, 3, 3, 3]], [[2, 3, 7, 3, 4, 3]]):
+        some = annotation(1, segmentation=PLAIN), annotation(5, segmentation=nothing)
+        folder = whole(tmp_path, *some)
+        settings = config(folder, INSTANCE, validation_split="train", test_split="train", allow_overlap=True)
+        with pytest.raises(InputError, match="image 1 .*annotation 5: its mask has no pixel; bad_images='skip'"):
+            load_splits(settings)
+        kept = load_splits(replace(settings, bad_images="skip")).train[0]["objects"]
+        assert [json.loads(text) for text in kept["segmentation"]] == [PLAIN]
+        assert len(load_splits(replace(settings, task=DETECTION)).train[0]["objects"]["bbox"]) == 2
+
+
+@pytest.mark.parametrize("mask", [POLYGON, PLAIN, PACKED])
+def test_the_area_of_a_mask_is_that_of_its_pixels(mask):
+    text = masks.as_text(mask, WIDTH, HEIGHT)
+    assert masks.area(text, WIDTH, HEIGHT) == masks.decode(text, WIDTH, HEIGHT).sum() > 0
 
 
 def test_annotations_without_area_are_left_out_with_skip(tmp_path):
@@ -647,6 +671,21 @@ def test_evaluation_keeps_proportions_up_to_four_times_the_short_side_and_maps_t
     assert [target.shape for target in batch.target] == [(20, 40), (10, 100)]
 
 
+def test_segmentation_reads_how_images_are_resized(tmp_path):
+    folder = write_maps(tmp_path)
+    seen = []
+    for interpolation in ("bicubic", "bilinear"):
+        settings = load_experiment("aerial").config(
+            "semantic_fpn", dataset=str(folder), interpolation=interpolation, img_size=16, in_memory=False
+        )
+        SemanticSegmentation(settings).check()
+        seen.append(next(iter(eval_loader(load_splits(settings).test, settings, False))).images[0])
+    assert not seen[0].equal(seen[1])
+    assert load_experiment("ade20k-lit").config("semantic_fpn_lit_ti").interpolation == "bilinear"
+    with pytest.raises(InputError, match="interpolation is no matter of detection"):
+        Detection(load_experiment("bccd").config("retinanet", interpolation="bilinear")).check()
+
+
 def test_scale_range_and_distortion_change_what_is_seen_by_the_seed_alone():
     settings = config("digits-scenes", SEMANTIC, scale_range=[0.5, 2.0], photometric_distortion=True)
     image, target = picture(1, (30, 20)), torch.arange(600).view(20, 30) % 3
@@ -656,6 +695,34 @@ def test_scale_range_and_distortion_change_what_is_seen_by_the_seed_alone():
         seen.append(SemanticTransform(settings)(image, target))
     assert seen[0][0].equal(seen[1][0]) and seen[0][1].equal(seen[1][1])
     assert not seen[0][0].equal(seen[2][0])
+
+
+def test_photometric_distortion_has_the_reach_of_mmsegmentations_and_exchanges_no_channels():
+    seed_augmentation(0)
+    turned, grey = [], []
+    for _ in range(300):
+        seen = distorted(torch.tensor([200, 40, 40], dtype=torch.uint8)[:, None, None])[:, 0, 0]
+        turned.append((colorsys.rgb_to_hsv(*(seen / 255).tolist())[0] + 0.5) % 1 - 0.5)
+        grey.append(distorted(torch.full((3, 1, 1), 128, dtype=torch.uint8)).flatten().tolist())
+    assert max(map(abs, turned)) == pytest.approx(
+        0.1, abs=0.01
+    )  # of a whole turn; exchanged channels lie a third apart
+    assert np.mean([abs(hue) > 0.005 for hue in turned]) == pytest.approx(0.5, abs=0.1)
+    levels = [level for level, *same in grey if same == [level, level]]
+    assert len(levels) == 300 and levels.count(128) == pytest.approx(75, abs=25)  # neither brightness nor contrast
+    assert min(levels) < 0.55 * 128 and max(levels) > 1.45 * 128
+    assert min(levels) >= (128 - 32) * 0.5 - 1 and max(levels) <= (128 + 32) * 1.5 + 1
+    one = distorted(torch.full((1, 2, 2), 128, dtype=torch.uint8))
+    assert one.shape == (1, 2, 2) and one.dtype == torch.uint8
+
+
+def test_saturation_is_that_of_hsv():
+    pixels = torch.rand(3, 5, 6, generator=torch.Generator().manual_seed(0))
+    for factor in (0.5, 1.0, 1.5):
+        for seen, pixel in zip(saturated(pixels, factor).flatten(1).T, pixels.flatten(1).T):
+            hue, saturation, value = colorsys.rgb_to_hsv(*pixel.tolist())
+            wanted = colorsys.hsv_to_rgb(hue, min(1, factor * saturation), value)
+            assert seen.tolist() == pytest.approx(wanted, abs=1e-5)
 
 
 # Scenes

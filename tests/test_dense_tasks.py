@@ -4,8 +4,10 @@ import dataclasses
 import json
 from collections import defaultdict
 
+import datasets
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -124,23 +126,43 @@ def many(monkeypatch):
     return task, task.load_splits()
 
 
+def with_crowds_and_large(batches):
+    """Every other image eight times as large, and every fifth object a crowd."""
+    for batch in batches:
+        changed = []
+        for target in batch.target:
+            factor = 8 if target["image_id"] % 2 else 1
+            masks = target["masks"].repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+            boxes, area = target["boxes"] * factor, target["area"] * factor**2
+            crowds = (torch.arange(len(boxes)) + target["image_id"]) % 5 == 0
+            changed.append(target | dict(masks=masks, boxes=boxes, area=area, iscrowd=crowds))
+        yield batch._replace(target=changed)
+
+
 @pytest.mark.parity("pycocotools")
 def test_average_precision_is_pycocotools_to_every_digit(many, tmp_path, capsys):
     coco = pytest.importorskip("pycocotools.coco", reason="pycocotools, the reference, is not installed")
     cocoeval = pytest.importorskip("pycocotools.cocoeval")
     mask_api = pytest.importorskip("pycocotools.mask")
     task, splits = many
-    ours = task.evaluate(Guesser(task, splits), task.eval_batches(splits, "test"), 10)
+    batches = [*with_crowds_and_large(task.eval_batches(splits, "test"))]
 
-    truth, found = [], defaultdict(list)
-    model = Guesser(task, splits)
-    for batch in task.eval_batches(splits, "test"):
+    def guesser():
+        model = Guesser(task, splits)
+        model.true = [target for batch in batches for target in batch.target]
+        return model
+
+    ours = task.evaluate(guesser(), batches, 10)
+    truth, found, sides = [], defaultdict(list), {}
+    model = guesser()
+    for batch in batches:
         for target, guess in zip(batch.target, model(batch.images)):
             for i in range(len(target["labels"])):
                 rle = mask_api.encode(np.asfortranarray(target["masks"][i].numpy()))
                 box = target["boxes"][i].tolist()
                 truth.append(dict(id=len(truth) + 1, image_id=target["image_id"], category_id=int(target["labels"][i]), bbox=xywh(box),
-                                  area=float(target["area"][i]), iscrowd=0, segmentation=rle))  # fmt: skip
+                                  area=float(target["area"][i]), iscrowd=int(target["iscrowd"][i]), segmentation=rle))  # fmt: skip
+            sides[target["image_id"]] = target["masks"].shape[-1]
             for i in range(len(guess["labels"])):
                 one = dict(
                     image_id=target["image_id"], category_id=int(guess["labels"][i]), score=float(guess["scores"][i])
@@ -150,11 +172,12 @@ def test_average_precision_is_pycocotools_to_every_digit(many, tmp_path, capsys)
                 found["segm"].append(one | {"segmentation": rle})
     reference = coco.COCO()
     reference.dataset = dict(
-        images=[dict(id=i, height=64, width=64) for i in range(61)],
+        images=[dict(id=i, height=side, width=side) for i, side in sides.items()],
         annotations=truth,
         categories=[dict(id=i) for i in range(10)],
     )
     reference.createIndex()
+    assert len(sides) == 61 and sum(one["iscrowd"] for one in truth) == len(truth) - ours.objects > 10
     for part, kind in (("box", "bbox"), ("mask", "segm")):
         run = cocoeval.COCOeval(reference, reference.loadRes(found[kind]), kind)
         run.evaluate(), run.accumulate(), run.summarize()
@@ -163,11 +186,11 @@ def test_average_precision_is_pycocotools_to_every_digit(many, tmp_path, capsys)
             precision.ap,
             precision.ap50,
             precision.ap75,
-            *(precision.by_size[size] for size in ("small", "medium")),
+            *precision.by_size.values(),
         ]
-        assert 0 < precision.ap < 100
+        assert 0 < precision.ap < 100 and None not in precision.by_size.values()
         # Ours comes through torchmetrics, which has single precision.
-        assert said == pytest.approx([100 * value if value >= 0 else None for value in run.stats[:5]], abs=1e-4)
+        assert said == pytest.approx([100 * value if value >= 0 else None for value in run.stats[:6]], abs=1e-4)
 
 
 def xywh(box: list[float]) -> list[float]:
@@ -276,6 +299,23 @@ def test_more_objects_than_a_model_can_give_are_told():
     [validation, test] = task.remarks(task.load_splits())
     assert "validation images have more than 1 objects" in validation and "test images" in test
     assert not task_of(config).remarks(task.load_splits())
+    splits = task.load_splits()
+    crowds = lambda row: {"objects": row["objects"] | {"iscrowd": [True] * len(row["objects"]["bbox"])}}  # noqa: E731
+    assert (
+        len(task.remarks(dataclasses.replace(splits, test=splits.test.map(crowds)))) == 1
+    )  # which are not to be found
+
+
+def test_mask_rcnns_most_objects_have_either_name():
+    config = small("mask_rcnn")
+    given = config.model_args | {"box_detections_per_img": 1}
+    del given["detections_per_img"]
+    task = task_of(dataclasses.replace(config, model_args=given))
+    assert len(task.remarks(task.load_splits())) == 2
+    with torch.device("meta"):
+        assert timm.create_model("mask_rcnn", box_detections_per_img=300).roi_heads.detections_per_img == 300
+        assert timm.create_model("mask_rcnn", detections_per_img=300).roi_heads.detections_per_img == 300
+        assert timm.create_model("mask_rcnn").roi_heads.detections_per_img == 100
 
 
 def test_no_object_at_all_is_an_error_and_no_score():
@@ -291,6 +331,24 @@ def test_no_object_at_all_is_an_error_and_no_score():
     ]
     with pytest.raises(InputError, match="no object to find in 1 images"):
         task.evaluate(model, [empty], 3)
+    crowd = dict(boxes=torch.tensor([[0.0, 0, 5, 5]]), labels=torch.tensor([1]), iscrowd=torch.tensor([True]))
+    crowd |= dict(area=torch.tensor([25.0]), image_id=0)
+    with pytest.raises(InputError, match="no object to find in 1 images"):
+        task.evaluate(model, [empty._replace(target=[crowd])], 3)
+
+
+@pytest.mark.parametrize("head", ["retinanet", "semantic_fpn"])
+def test_a_batch_without_an_image_that_can_be_read_is_left_out(head):
+    """The last batch of an evaluation may be one image: here the fifth, after four."""
+    config = small(head, bad_images="skip", in_memory=False)
+    task = task_of(config)
+    splits = task.load_splits()
+    encoded = splits.test.cast_column("image", datasets.Image(decode=False))
+    spoil = lambda row, i: {"image": {"bytes": b"no image", "path": "fifth.png"} if i == 4 else row["image"]}  # noqa: E731
+    test = encoded.map(spoil, with_indices=True, features=encoded.features).cast_column("image", datasets.Image())
+    model = timm.create_model(config.model, num_classes=11, **config.model_args)
+    found = task.evaluate(model, task.eval_batches(dataclasses.replace(splits, test=test), "test"), 11)
+    assert found.images == 4 and [image.file for image in found.bad_images] == ["fifth.png"]
 
 
 def test_code_of_detection_is_of_its_backbone_and_of_no_matter_to_classification(monkeypatch):

@@ -5,10 +5,15 @@ torchvision's RetinaNet and Mask R-CNN, and a head of our own for Semantic FPN, 
 `timm.create_model("retinanet_lit_ti")`, after `import ffvit.models`; `timm.create_model("retinanet", backbone="resnet18")`
 puts another backbone under the same head.
 
-As in mmdetection, other than torchvision has it: anchors are not rounded; P7 is made of P6 as it is, without a ReLU;
-100 detections an image; 1,000 proposals in training; regions are aligned to half a pixel, and sampled as densely as they
-are large; the background has neither box nor mask. As in torchvision, and other than mmdetection has it: RetinaNet's loss
-is a mean over images of one over boxes, not one over the batch; Mask R-CNN's box loss is smooth below 1/9.
+As in mmdetection, other than torchvision has it: anchors are not rounded, and lie a stride apart; P7 is made of P6 as it
+is, without a ReLU; 100 detections an image; 1,000 proposals in training; regions and their masks are aligned to half a
+pixel, and sampled as densely as they are large; masks are pasted at the middles of pixels; the background has neither box
+nor mask, which would be 4,357 parameters more.
+As in torchvision, and other than mmdetection 2.11 has it: RetinaNet's loss is a mean over images of one over boxes, not
+one over the batch, and it keeps of each map the 1,000 surest pairs of anchor and class, not anchors; Mask R-CNN's losses of
+boxes are smooth below 1/9, and its head on regions has no matches of low quality. Images without objects are trained on,
+which mmdetection leaves out. Of segmentation, the loss is the mean over the pixels that have a class; mmsegmentation 0.13
+divides by all of them.
 Classes count from 0, the background not among them, in targets and in detections, of both detectors alike. Images come
 with mean and spread taken out, as all of timm's models have them; torchvision's detectors would do it themselves.
 """
@@ -29,6 +34,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from ffvit.models.exported import register_model
 from ffvit.models.on_pyramid import OnPyramid
 from ffvit.models.pyramid import P6P7, RATIOS, STRIDES, WIDTH, AlignedRoIAlign, Anchors, Pyramid, body_of
+from ffvit.models.regions import RegionHeads, Sizes
 
 
 class BoxPredictor(FastRCNNPredictor):
@@ -63,6 +69,10 @@ class Detector(OnPyramid, RetinaNet):
         ("bbox_head.retina_reg.", "head.regression_head.bbox_reg."),
     )
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.transform.__class__ = Sizes  # torchvision makes it by itself: it keeps its sizes
+
     def forward_alike(self, x: Tensor) -> Any:
         return self.head([*self.backbone(x).values()])
 
@@ -83,6 +93,12 @@ class Segmenter(OnPyramid, MaskRCNN):
         ("roi_head.mask_head.upsample.", "roi_heads.mask_predictor.conv5_mask."),
         ("roi_head.mask_head.conv_logits.", "roi_heads.mask_predictor.mask_fcn_logits."),
     )
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # torchvision makes both by itself: they keep what they are made of.
+        self.roi_heads.__class__ = RegionHeads
+        self.transform.__class__ = Sizes
 
     def forward_alike(self, x: Tensor) -> Any:
         return self.rpn.head([*self.backbone(x).values()])
@@ -143,6 +159,9 @@ class SemanticFPN(OnPyramid, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) images -> (B, num_classes, H, W) logits."""
+        height, width = x.shape[2:]
+        # Of a very long image, the short side may be less than the coarsest map's stride: that is padded, and cut off.
+        x = F.pad(x, (0, max(0, STRIDES[-1] - width), 0, max(0, STRIDES[-1] - height)))
         maps = list(self.backbone(x).values())
         total = torch.zeros((), device=x.device)
         for level, image in enumerate(maps):
@@ -152,7 +171,7 @@ class SemanticFPN(OnPyramid, nn.Module):
                     image = F.interpolate(image, scale_factor=2, mode="bilinear")
             # Sides that do not halve evenly come back a pixel too small or too large.
             total = total + F.interpolate(image, maps[0].shape[2:], mode="bilinear")
-        return F.interpolate(self.head(self.drop(total)), x.shape[2:], mode="bilinear")
+        return F.interpolate(self.head(self.drop(total)), x.shape[2:], mode="bilinear")[..., :height, :width]
 
 
 # What timm.create_model passes on to every model, and is nothing here.
@@ -200,13 +219,14 @@ def retinanet(
     """
     given, of_body = _split(kwargs, dict(drop_rate=drop_rate) | (backbone_args or {}))
     body = body_of(backbone, STRIDES[1:], pretrained, of_body)
-    sizes = tuple(tuple(anchor_scale * stride * 2 ** (i / 3) for i in range(3)) for stride in (8, 16, 32, 64, 128))
+    strides = (*STRIDES[1:], 64, 128)
+    sizes = tuple(tuple(anchor_scale * stride * 2 ** (i / 3) for i in range(3)) for stride in strides)
     norm = _norm(width, group_norm)
     pyramid = Pyramid(body, P6P7(body.feature_info.channels()[-1], width), width, norm)
     return Detector(
         pyramid,
         num_classes,
-        anchor_generator=Anchors(sizes, (RATIOS,) * 5),
+        anchor_generator=Anchors(sizes, RATIOS, strides),
         head=RetinaNetHead(width, len(RATIOS) * len(sizes[0]), num_classes, norm),
         **dict(detections_per_img=100) | _sizes(given),
     )
@@ -227,17 +247,19 @@ def mask_rcnn(
 ) -> Segmenter:
     """Mask R-CNN (He et al. 2017, arXiv:1703.06870). pretrained: the backbone's weights.
 
-    width: channels of pyramid and mask head. box_width: of the two layers of the box head. Others: see retinanet.
+    width: channels of pyramid and mask head. box_width: of the two layers of the box head. Others: see retinanet, whose
+    detections_per_img is torchvision's box_detections_per_img here; either will do.
     In training: (images, targets with boxes, labels and masks) -> losses; else images -> boxes, scores, labels, masks.
     """
     given, of_body = _split(kwargs, dict(drop_rate=drop_rate) | (backbone_args or {}))
     body = body_of(backbone, STRIDES, pretrained, of_body)
-    sizes = tuple((float(anchor_scale * stride),) for stride in (*STRIDES, 64))
+    strides = (*STRIDES, 64)
+    sizes = tuple((float(anchor_scale * stride),) for stride in strides)
     names, norm = ["0", "1", "2", "3"], _norm(width, group_norm)
-    given["box_detections_per_img"] = given.pop("detections_per_img", 100)
+    given.setdefault("box_detections_per_img", given.pop("detections_per_img", 100))
     return Segmenter(
         Pyramid(body, LastLevelMaxPool(), width, norm),
-        rpn_anchor_generator=Anchors(sizes, (RATIOS,) * 5),
+        rpn_anchor_generator=Anchors(sizes, RATIOS, strides),
         box_roi_pool=AlignedRoIAlign(names, 7, sampling_ratio=0),
         box_head=TwoMLPHead(width * 7**2, box_width),
         box_predictor=BoxPredictor(box_width, num_classes),

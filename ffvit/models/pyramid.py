@@ -55,7 +55,17 @@ class P6P7(ExtraFPNBlock):
 
 
 class Anchors(AnchorGenerator):
-    """torchvision's, of the very size asked for: it rounds to whole pixels."""
+    """torchvision's, of the very size asked for, at the strides asked for, a map each.
+
+    It rounds sizes to whole pixels, and takes for a stride how often the map goes into the image: 61 of 64 in 800 pixels.
+    """
+
+    def __init__(self, sizes: tuple[tuple[float, ...], ...], ratios: tuple[float, ...], strides: tuple[int, ...]):
+        super().__init__(sizes, (ratios,) * len(sizes))
+        self.strides = strides
+
+    def grid_anchors(self, grid_sizes: list[list[int]], strides: list[list[Tensor]]) -> list[Tensor]:
+        return super().grid_anchors(grid_sizes, [(stride, stride) for stride in self.strides])
 
     def generate_anchors(
         self, scales, aspect_ratios, dtype: torch.dtype = torch.float32, device: torch.device | None = None
@@ -67,22 +77,22 @@ class Anchors(AnchorGenerator):
 
 
 class AlignedRoIAlign(MultiScaleRoIAlign):
-    """torchvision's regions, aligned to half a pixel and sampled as densely as they are large (Detectron2, mmdetection)."""
+    """torchvision's regions, aligned to half a pixel and sampled as densely as they are large (Detectron2, mmdetection).
+
+    From maps of STRIDES: torchvision takes the image's size for the padded batch's, and then finds others for small images.
+    """
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         maps = [x[name] for name in self.featmap_names]
-        # Of the padded batch, so that each map's scale is its stride.
-        height, width = (max(sides) for sides in zip(*image_shapes))
-        scales = [2.0 ** round(math.log2(image.shape[-2] / height)) for image in maps]
         rois = torch.cat([torch.cat([b.new_full((len(b), 1), i), b], dim=1) for i, b in enumerate(boxes)])
         # Lin et al. 2017, equation 1: a region of 224 pixels is read from the map of stride 16.
         side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).clamp(min=0).sqrt()
-        finest, coarsest = (-math.log2(scales[i]) for i in (0, -1))
+        finest, coarsest = (math.log2(STRIDES[i]) for i in (0, -1))
         level = (4 + (side / 224 + 1e-6).log2()).floor().clamp(finest, coarsest) - finest
         found = maps[0].new_zeros(len(rois), maps[0].shape[1], *self.output_size)
-        for i, (image, scale) in enumerate(zip(maps, scales)):
+        for i, (image, stride) in enumerate(zip(maps, STRIDES)):
             [of_level] = torch.where(level == i)
-            taken = roi_align(image, rois[of_level], self.output_size, scale, sampling_ratio=0, aligned=True)
+            taken = roi_align(image, rois[of_level], self.output_size, 1 / stride, sampling_ratio=0, aligned=True)
             found[of_level] = taken.to(found.dtype)
         return found
 

@@ -135,7 +135,7 @@ def ade20k() -> dict:
     return dict(
         img_size=512, epochs=64, batch_size=16, base_lr=3.2e-3, weight_decay=1e-4, decays="all", optimizer="adamw",
         schedule="poly", min_lr=1e-6, warmup_epochs=0, schedule_per="update", drop_path_rate=None, drop_rate=0.1,
-        scale_range=(0.5, 2.0), photometric_distortion=True, hflip=0.5, num_workers=2,
+        scale_range=(0.5, 2.0), photometric_distortion=True, hflip=0.5, interpolation="bilinear", num_workers=2,
     )  # fmt: skip
 
 

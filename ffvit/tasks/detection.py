@@ -49,10 +49,11 @@ class Detection(Task):
         return load_splits(self.config)
 
     def remarks(self, splits: Splits) -> list[str]:
-        cap = self.config.model_args.get("detections_per_img", 100)
+        args = self.config.model_args  # torchvision's Mask R-CNN has a name of its own
+        cap = args.get("box_detections_per_img", args.get("detections_per_img", 100))
         found = []
         for part in ("validation", "test"):
-            counts = np.array([len(objects["bbox"]) for objects in getattr(splits, part)["objects"]])
+            counts = np.array([objects["iscrowd"].count(False) for objects in getattr(splits, part)["objects"]])
             if over := int((counts > cap).sum()):
                 found.append(
                     f"{over} of {len(counts)} {part} images have more than {cap} objects, up to {counts.max()}: a model gives {cap} "
@@ -107,6 +108,8 @@ class Detection(Task):
         for images, target, bad in batches:
             bad_images += bad
             readable = [i for i, true in enumerate(target) if true is not None]
+            if not readable:
+                continue
             predicted = model(send_to_device([images[i] for i in readable], device))
             predicted = [self._on_cpu(one) for one in predicted]
             score.update(predicted, [self._true(target[i]) for i in readable])
@@ -120,7 +123,7 @@ class Detection(Task):
         ) in score.metric_state:  # lists with an item an image; torchmetrics' own way asks for as many in each process
             setattr(score, state, together.gather(getattr(score, state)))
         images_scored = len(score.groundtruth_labels)
-        objects = sum(len(labels) for labels in score.groundtruth_labels)
+        objects = sum(int((crowds == 0).sum()) for crowds in score.groundtruth_crowds)  # a crowd is not to be found
         if not objects:
             first = (
                 f", the first image that could not be read ({bad_images[0].file}): {bad_images[0].reason}"

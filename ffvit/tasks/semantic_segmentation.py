@@ -27,7 +27,7 @@ MAX_CONFUSION_CLASSES = 100  # of a record; with more, the matrix would make a l
 class SemanticSegmentation(Task):
     """The likeliest class of every pixel, by logits at the image's size."""
 
-    UNREAD = OF_CLASSIFICATION
+    UNREAD = tuple(name for name in OF_CLASSIFICATION if name != "interpolation")
 
     def load_splits(self) -> Splits:
         return load_splits(self.config)

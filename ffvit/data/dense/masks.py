@@ -52,6 +52,14 @@ def decode(text: str, width: int, height: int) -> np.ndarray:
     return np.ascontiguousarray(columns.reshape(width, height).T)
 
 
+def area(text: str, width: int, height: int) -> int:
+    """Pixels of a mask, of polygons each by itself; text: see as_text. It is not decoded, which takes ten times as long."""
+    segmentation = json.loads(text)
+    if isinstance(segmentation, list):
+        return int(coco_masks.area(coco_masks.frPyObjects(segmentation, height, width)).sum())
+    return sum(_run_lengths(segmentation["counts"], width * height)[1::2])
+
+
 def encode(mask: np.ndarray) -> str:
     """The text of a mask's plain run lengths. mask: (height, width), true inside."""
     columns = np.asarray(mask, bool).T.ravel()

@@ -41,7 +41,8 @@ def checked_objects(
 
     annotations: COCO's, with bbox and category_id, and segmentation, iscrowd and area where they have them. numbers: class by
     category id. where: names the file and the image. Raises InputError for a broken annotation; with bad_images="skip"
-    those without area are left out, of which COCO's own training images have two.
+    those without area are left out, of which COCO's own training images have two, and, where masks are needed, those whose
+    mask has no pixel.
     """
     found: dict[str, list] = {name: [] for name in OBJECTS}
     for annotation in annotations:
@@ -56,9 +57,13 @@ def checked_objects(
             text = masks.as_text(annotation.get("segmentation"), width, height)
             if not text and config.task in NEED_MASKS:
                 raise ValueError(f"it has no mask, which {config.task} needs: set task='detection'")
+            if config.task in NEED_MASKS and not masks.area(text, width, height):
+                if config.bad_images == "skip":
+                    continue
+                raise ValueError("its mask has no pixel; bad_images='skip' leaves such annotations out")
             area = annotation.get("area")
             area = float(box[2] * box[3] if area is None else area)
-            if not math.isfinite(area):
+            if not 0 <= area < math.inf:
                 raise ValueError(f"its area is {area}")
         except (ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{where}, annotation {annotation.get('id')!r:.80}: {error}; {CURE}") from None

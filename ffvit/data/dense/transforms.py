@@ -1,7 +1,7 @@
 """What a model sees of an image and of its annotations, changed together: torchvision's v2 transforms on tv_tensors.
 
-As mmdetection and mmsegmentation train LIT (paper: Pan et al. 2022, arXiv:2105.14217), but for the photometric distortion,
-which is torchvision's: brightness times 0.875 to 1.125, where theirs adds up to 32.
+As mmdetection and mmsegmentation train LIT (paper: Pan et al. 2022, arXiv:2105.14217); but images are made smaller with
+antialiasing, as Pillow does it, which OpenCV does not.
 All is drawn from torch's generator.
 """
 
@@ -32,14 +32,13 @@ class DetectionTransform:
 
     def __init__(self, config: Config):
         self.config = config
-        steps: list[Any] = [v2.SanitizeBoundingBoxes()]
-        if config.photometric_distortion:
-            steps.append(v2.RandomPhotometricDistort())
-        self.steps = v2.Compose([*steps, v2.RandomHorizontalFlip(config.hflip)])
+        self.steps = v2.Compose([v2.SanitizeBoundingBoxes(), v2.RandomHorizontalFlip(config.hflip)])
 
     def __call__(self, image: PIL.Image.Image, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """target: "boxes" (tv_tensors.BoundingBoxes), "labels", "masks" (tv_tensors.Mask), and what stays as it is."""
-        changed, target = self.steps(tv_tensors.Image(F.pil_to_tensor(image)), target)
+        pixels = F.pil_to_tensor(image)
+        pixels = distorted(pixels) if self.config.photometric_distortion else pixels
+        changed, target = self.steps(tv_tensors.Image(pixels), target)
         return normalise(changed.as_subclass(Tensor), self.config), plain(target)
 
 
@@ -49,7 +48,6 @@ class SemanticTransform:
     def __init__(self, config: Config):
         self.config = config
         self.flip = v2.RandomHorizontalFlip(config.hflip)
-        self.distort = v2.RandomPhotometricDistort() if config.photometric_distortion else v2.Identity()
 
     def __call__(self, image: PIL.Image.Image, target: Tensor) -> tuple[Tensor, Tensor]:
         """target: (H, W) classes -> image (C, img_size, img_size), target int64 (img_size, img_size)."""
@@ -59,7 +57,8 @@ class SemanticTransform:
         target = F.resize(target[None].to(torch.uint8), [*pixels.shape[1:]], F.InterpolationMode.NEAREST_EXACT)[0]
         rows, columns = self._crop(target)
         changed, mask = self.flip(tv_tensors.Image(pixels[:, rows, columns]), tv_tensors.Mask(target[rows, columns]))
-        changed = normalise(self.distort(changed).as_subclass(Tensor), self.config)
+        changed = changed.as_subclass(Tensor)
+        changed = normalise(distorted(changed) if self.config.photometric_distortion else changed, self.config)
         missing = [0, self.config.img_size - mask.shape[1], 0, self.config.img_size - mask.shape[0]]
         padded = functional.pad(changed, missing)  # 0, after normalisation, is the mean colour
         return padded, functional.pad(mask.as_subclass(Tensor), missing, value=IGNORED).long()
@@ -74,6 +73,33 @@ class SemanticTransform:
             if (counts > 0).sum() > 1 and counts.max() < MOST_OF_ONE_CLASS * counts.sum():
                 break
         return found
+
+
+def distorted(image: Tensor) -> Tensor:
+    """(C, H, W) uint8 of changed colours: mmsegmentation's PhotoMetricDistortion, after Liu et al. 2016, arXiv:1512.02325.
+
+    Each in half of the cases: brightness plus up to 32 grey levels, contrast and saturation times 0.5 to 1.5, hue turned by
+    up to 36 degrees; contrast before or after the colours. torchvision's RandomPhotometricDistort multiplies brightness,
+    turns hue by half as much, and exchanges colour channels.
+    """
+    brightness, contrast, saturation, hue = ((2 * torch.rand(4) - 1) * (torch.rand(4) < 0.5)).tolist()  # of the most
+    contrast_first = torch.rand(()) < 0.5
+    pixels = (image / 255 + 32 / 255 * brightness).clamp(0, 1)
+    if contrast_first:
+        pixels = (pixels * (1 + contrast / 2)).clamp(0, 1)
+    if len(pixels) == 3:
+        pixels = saturated(pixels, 1 + saturation / 2)
+        pixels = F.adjust_hue(pixels, hue / 10) if hue else pixels
+    if not contrast_first:
+        pixels = (pixels * (1 + contrast / 2)).clamp(0, 1)
+    return (255 * pixels).round().to(torch.uint8)
+
+
+def saturated(image: Tensor, factor: float) -> Tensor:
+    """(3, H, W), its saturation in HSV times the factor, at most 1: a colour's distances from its largest channel with it."""
+    most = image.amax(dim=0)
+    spread = most - image.amin(dim=0)
+    return most - (most - image) * (most / spread.clamp(min=1e-6)).clamp(max=factor)
 
 
 def resized(image: PIL.Image.Image, side: float, config: Config) -> Tensor:
