@@ -128,14 +128,76 @@ def test_untrained_is_the_very_model_that_a_run_began_with(tmp_path):
 # What is shown
 
 
-def test_prediction_and_measurement_stand_side_by_side():
+def by_layer(spread, untrained_spread):
+    """Two layers, whose frequencies are lower than those of three untrained seeds."""
+    lower, higher = np.full(2, 0.1), np.full((3, 2), 0.3)
+    return patch_maps.ByLayer(np.array(spread), lower, np.array(untrained_spread), higher)
+
+
+SEEDS = [[2.0, 2.1], [2.1, 2.0], [2.2, 2.2]]  # of two layers
+
+
+def test_numbers_of_maps_are_by_layer_and_seed():
     far, near = np.ones((2, 4, 4)), np.zeros((2, 4, 4))
     near[:, 1, 1] = 1.0
-    local = patch_maps.measured([patch_maps.Units(near, near)], [patch_maps.Units(far, far)])
-    assert local.loc[0, ["spread", "untrained spread"]].tolist() == pytest.approx([0.0, math.sqrt(2.5)])
-    table = patch_mixer.table({patch_mixer.FF: local, patch_mixer.ATTENTION: local.assign(spread=9.0)})
-    assert table["Predicted: smaller"].tolist() == ["as predicted", "contradicted"]
-    assert "more local in 1 of 1 layers" in patch_mixer.conclusion({patch_mixer.FF: local}, (4, 4))
+    local, flat = patch_maps.Units(near, near), patch_maps.Units(far, far)
+    found = patch_maps.measured([local, flat], [[flat, local]] * 3)
+    assert found.spread == pytest.approx([0.0, math.sqrt(2.5)])
+    assert found.untrained_spread == pytest.approx(np.array([[math.sqrt(2.5), 0.0]] * 3))
+    assert found.frequency.shape == (2,) and found.untrained_frequency.shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    "spread, said",
+    [(1.9, "as predicted"), (2.0, "no difference"), (2.15, "no difference"), (2.3, "contradicted")],
+)
+def test_a_difference_is_one_where_it_is_beyond_the_untrained_seeds(spread, said):
+    table = patch_mixer.table({patch_mixer.FF: by_layer([spread, 1.0], SEEDS)})
+    assert table["Found"].tolist() == [said, *["as predicted"] * 3]
+    assert table["Untrained, 3 seeds"].tolist()[:2] == ["2.000 to 2.200", "2.000 to 2.200"]
+
+
+@pytest.mark.parametrize(
+    "spread, said, ends",
+    [
+        ([1.0, 1.5], "as predicted", "in the first is as predicted."),
+        ([1.5, 1.45], "no difference", "in the first is not shown: untrained seeds differ by as much."),
+        ([1.5, 1.0], "contradicted", "in the first is contradicted."),
+    ],
+)
+def test_that_attention_reaches_farther_with_depth_is_judged_too(spread, said, ends):
+    found = {patch_mixer.ATTENTION: by_layer(spread, SEEDS)}
+    last = patch_mixer.table(found).iloc[-1]
+    assert (last["Layer"], last["Untrained, 3 seeds"], last["Found"]) == ("last − first", "−0.100 to +0.100", said)
+    assert ends in patch_mixer.conclusion(found, (4, 4))
+    assert "last − first" not in set(patch_mixer.table({patch_mixer.FF: found[patch_mixer.ATTENTION]})["Layer"])
+
+
+def test_the_conclusion_counts_layers_and_leaves_out_those_without_a_difference():
+    told = patch_mixer.conclusion({patch_mixer.FF: by_layer([2.1, 2.3], SEEDS)}, (4, 4))
+    assert (
+        "training made the maps more local in 0 of 2 layers (less so in 1, no different in 1) and smoother in" in told
+    )
+    assert "smoother in 2 of 2 layers; the first layer reaches 2.10 patches, the last 2.30" in told
+
+
+def test_untrained_seeds_begin_with_the_runs_own_and_differ():
+    config = load_experiment("digits").config("ff", 3)
+    first, *others = (model.state_dict() for model in patch_mixer.untrained(config, 10))
+    own = trained_models.untrained(config, 10).state_dict()
+    name = "blocks.0.mix_patches.mix.fc1.weight"
+    assert torch.equal(first[name], own[name]) and len(others) == 38
+    assert not any(torch.equal(first[name], other[name]) for other in others)
+
+
+def test_the_layers_are_drawn_with_the_range_of_untrained_seeds():
+    figure = patch_mixer.layers_figure({patch_mixer.FF: by_layer([1.0, 1.5], SEEDS)}, (4, 4))
+    panel = figure.axes[0]
+    trained, mean = panel.lines[1:]
+    assert list(trained.get_ydata()) == [1.0, 1.5] and mean.get_ydata() == pytest.approx([2.1, 2.1])
+    low, high = panel.collections[0].get_datalim(panel.transData).intervaly
+    assert (low, high) == pytest.approx((2.0, 2.2))
+    plt.close(figure)
 
 
 @pytest.mark.parametrize("by_hand", [False, True])

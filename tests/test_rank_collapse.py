@@ -2,6 +2,7 @@
 
 import math
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -168,8 +169,19 @@ def test_the_conclusion_has_a_line_a_prediction():
     )
     assert told.splitlines() == [
         "Attention over tokens alone is under the bound in 1 of 2 cases; the proof's condition on the scores holds in 1 of them.",
-        "Alike after the last block, where skip connections are left out: twice over the tokens, trained.",
+        "Alike after the last block, where skip connections are left out: twice over the tokens, trained. What was predicted "
+        "of that is contradicted in 1 of 4 cases: twice over the tokens, untrained.",
         "Points lacking to FF only, more than 5 by the report: twice over the tokens +10.00 (n=3), as the report says.",
     ]
     told = rank_collapse.conclusion(experiment, {}, {"ff": depths["ff"]}, {"ff": depths["ff"]}, {})
     assert "the tokens of no model" in told and told.endswith("there is nothing to say.")
+    assert "contradicted in 0 of 2 cases." in told
+
+
+def test_what_stays_near_one_is_drawn_on_a_linear_axis_and_what_vanishes_on_a_logarithmic_one():
+    experiment = load_experiment("digits-attention-only")
+    depths = {"ff": Depths(np.array([1.0, 0.9]), np.array([1.0, 1e-12]))}
+    left, right = rank_collapse.depth_figure(experiment, depths, depths).axes
+    assert (left.get_yscale(), left.get_ylim()) == ("linear", (0, 1.2))
+    assert right.get_yscale() == "log" and min(right.lines[0].get_ydata()) == rank_collapse.FLOOR
+    plt.close("all")

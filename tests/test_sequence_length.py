@@ -27,7 +27,16 @@ def test_multiply_adds_are_those_of_the_formula(kind, num_tokens):
 def test_memory_is_that_of_the_formula_and_the_peak_is_above_it(measured):
     for m in measured:
         assert m.kept_mb == pytest.approx(block_costs.kept_mb(m.kind, m.num_tokens, SHAPE), rel=0.02), m
+        assert m.peak_mb == pytest.approx(block_costs.peak_mb(m.kind, m.num_tokens, SHAPE), rel=0.01), m
         assert m.peak_mb > m.kept_mb
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *block_costs.kinds(400)], ids=lambda kind: kind.label)
+@pytest.mark.parametrize("num_tokens", [24, 64, 150])
+def test_the_peak_is_that_of_the_formula_whichever_moment_is_the_largest(kind, num_tokens):
+    shape = block_costs.Shape(embed_dim=96, num_heads=2)
+    found = block_costs.measure(kind, num_tokens, shape)
+    assert found.peak_mb == pytest.approx(block_costs.peak_mb(kind, num_tokens, shape), rel=0.02)
 
 
 def test_memory_counts_what_is_freed_and_what_is_held():
@@ -61,12 +70,45 @@ def test_short_sequences_decide_no_power():
 
 def test_what_was_found_goes_by_the_interval(measured):
     table = study.powers(measured, SHAPE)
-    assert set(table["Grows"]) == {"multiply-adds", "time, as multiply-adds", "memory kept"}
+    assert set(table["Grows"]) == {"multiply-adds", "time, as multiply-adds", "memory kept", "peak of memory"}
     exact = table[table["Grows"] != "time, as multiply-adds"]
     assert set(exact["Found"]) == {"as predicted"}
     slower = [m._replace(macs=m.macs * m.num_tokens) for m in measured]
     found = study.powers(slower, SHAPE)
     assert set(found[found["Grows"] == "multiply-adds"]["Found"]) == {"higher than predicted"}
+
+
+@pytest.mark.parametrize(
+    "predicted, low, high, said",
+    [
+        (1.4, 1.1, 1.7, "as predicted"),
+        (1.4, 1.1, 1.9, "undecided"),  # 1.8 is in it as well
+        (1.75, 1.6, 1.9, "as predicted"),  # 1.8 is predicted too near to be told apart
+        (1.4, 1.5, 1.9, "higher than predicted"),
+        (1.8, 1.1, 1.5, "lower than predicted"),
+    ],
+)
+def test_an_interval_that_holds_two_of_the_predicted_powers_decides_nothing(predicted, low, high, said):
+    assert study._found(predicted, (low + high) / 2, low, high, [1.0, 1.4, 1.8]) == said
+
+
+def test_the_layer_whose_width_grows_pays_for_the_gradients_of_its_weights(measured):
+    predicted = study.powers(measured, SHAPE).set_index(["Patches mixed by", "Grows"])["Predicted power of N"]
+    assert float(predicted["feed-forward, width 4 N", "peak of memory"]) > 1.5
+    assert float(predicted["feed-forward, width 4 N", "memory kept"]) == 1
+    assert float(predicted["feed-forward, width 40", "peak of memory"]) <= 1
+
+
+def test_there_is_a_panel_for_each_cost(measured):
+    panels = study.figure(measured, SHAPE).axes
+    assert [panel.get_title("left") for panel in panels] == [
+        "Multiply-adds, forward",
+        "Time, forward and backward",
+        "Memory kept for backward",
+        "Peak, with gradients",
+    ]
+    peaks = [list(line.get_ydata()) for line in panels[3].lines[1::2]]
+    assert peaks == [[m.peak_mb for m in measured if m.kind == kind] for kind in KINDS]
 
 
 def test_the_summary_compares_with_the_fixed_width(measured):
@@ -77,6 +119,33 @@ def test_the_summary_compares_with_the_fixed_width(measured):
     assert f"feed-forward, width 4 N: {ratio:.1f} times the multiply-adds" in told[3]
 
 
-def test_a_device_that_does_not_tell_its_memory_is_refused():
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"tokens": [196, 0, 392]}, "tokens: give whole numbers from 1 on, got 0"),
+        ({"tokens": [196, 2.5, 392]}, "tokens: give whole numbers from 1 on, got 2.5"),
+        ({"tokens": [49, 196, 392]}, "a power takes 3 lengths of 196 tokens or more, got .49, 196, 392."),
+        ({"tokens": [196, 196, 196]}, "a power takes 3 lengths of 196 tokens or more"),
+        ({"shape": block_costs.Shape(192, 5)}, "num_heads=5 does not divide embed_dim=192: .* such as 192 among 3"),
+        ({"shape": block_costs.Shape(192, 0)}, "num_heads=0 does not divide embed_dim=192"),
+        ({"device": "gpu"}, "device 'gpu': memory is measured on cpu and cuda only; set device='cpu' or 'cuda'"),
+        ({"device": "mps"}, "device 'mps': memory is measured on cpu and cuda only"),
+        ({"device": "cuda"}, "device='cuda', but PyTorch finds no CUDA GPU: set device='cpu', or check nvidia-smi"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is(change, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    given = {"tokens": [196, 392, 784], "shape": SHAPE, "device": "cpu"}
+    study.check(**given)
+    with pytest.raises(InputError, match=message):
+        study.check(**given | change)
+
+
+def test_a_fixed_width_of_nothing_is_refused():
+    with pytest.raises(InputError, match="hidden_dim=0: the fixed width takes at least 1 hidden unit"):
+        block_costs.kinds(0)
+
+
+def test_a_block_is_measured_on_no_device_that_does_not_tell_its_memory():
     with pytest.raises(InputError, match="device 'mps': memory is measured on cpu and cuda only"):
         block_costs.measure(KINDS[0], 4, SHAPE, "mps")

@@ -48,11 +48,13 @@ class Measurement(NamedTuple):
     macs: int  # forward
     seconds: float  # forward and backward: on a CPU of one core's work, so that other processes hardly matter
     kept_mb: float  # between the two
-    peak_mb: float  # in the two, gradients of the weights included
+    peak_mb: float  # the most in the two, gradients of the weights included
 
 
 def kinds(hidden_dim: int) -> list[Kind]:
-    """The four to compare. hidden_dim: the fixed width."""
+    """The four to compare. hidden_dim: the fixed width. Raises InputError for none."""
+    if hidden_dim < 1:
+        raise InputError(f"hidden_dim={hidden_dim}: the fixed width takes at least 1 hidden unit, such as 384")
     return [
         Kind("attention, step by step", "attention", fused=False),
         Kind("attention, one kernel", "attention"),
@@ -84,10 +86,41 @@ def kept_mb(kind: Kind, num_tokens: int, shape: Shape) -> float:
     return (10 * n * d + over_patches) * FLOAT / MB
 
 
+def peak_mb(kind: Kind, num_tokens: int, shape: Shape) -> float:
+    """What a block holds at most in the two passes, beside its weights and its input.
+
+    The largest of some moments of the backward pass, which goes through the features' branch first. At each there are
+    what is still kept, gradients of tokens and hidden units, and those of all weights so far: they stay.
+    """
+    n, d, h = num_tokens, shape.embed_dim, _width(kind, num_tokens)
+    kept = kept_mb(kind, n, shape) * MB / FLOAT
+    moments = [
+        kept + 4 * n * d + 4 * d * d,  # features, second matrix: all that was kept, and gradients of 4 hidden units
+        kept - 4 * n * d + 8 * d * d,  # first matrix: instead of 10 N D, normed tokens and 5 N D of gradients
+    ]
+    if kind.patches == "ff":
+        moments += [
+            8 * d * d + h * n + 3 * h * d + 2 * n * d,  # patches, second matrix: hidden units and gradients
+            8 * d * d + 2 * h * n + h * d + 3 * n * d,  # first matrix: the gradients of all weights are there
+        ]
+    else:
+        moments.append(12 * d * d + 6 * n * d)  # queries, keys and values: the same
+        if not kind.fused:  # softmax: of each head N^2 weights, their gradients, and those of the scores
+            moments.append(9 * d * d + 3 * shape.num_heads * n * n + 7 * n * d)
+    return max(moments) * FLOAT / MB
+
+
+def check_device(device: str) -> None:
+    """Raise InputError for a device that is not there, or cannot tell its memory."""
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"device '{device}': memory is measured on cpu and cuda only; set device='cpu' or 'cuda'")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device='cuda', but PyTorch finds no CUDA GPU: set device='cpu', or check nvidia-smi")
+
+
 def measure(kind: Kind, num_tokens: int, shape: Shape, device: str = "cpu") -> Measurement:
-    """Forward and backward of one image's tokens through one block. Raises InputError for a device that cannot tell its memory."""
-    if torch.device(device).type not in ("cpu", "cuda"):
-        raise InputError(f"device '{device}': memory is measured on cpu and cuda only")
+    """Forward and backward of one image's tokens through one block. Raises InputError as check_device does."""
+    check_device(device)
     block = _block(kind, num_tokens, shape).to(device)
     x = torch.randn(1, num_tokens, shape.embed_dim, device=device, requires_grad=True)
     times = []
@@ -107,7 +140,7 @@ def measure(kind: Kind, num_tokens: int, shape: Shape, device: str = "cpu") -> M
 
 
 def _width(kind: Kind, num_tokens: int) -> int:
-    return kind.hidden_dim or 4 * num_tokens
+    return 4 * num_tokens if kind.hidden_dim is None else kind.hidden_dim
 
 
 def _block(kind: Kind, num_tokens: int, shape: Shape) -> Block:

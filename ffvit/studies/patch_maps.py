@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from timm.layers import Attention, Mlp
 from torch import Tensor, nn
@@ -18,6 +17,15 @@ from ffvit.data.loader import Batch
 from ffvit.models.ff import PatchFeatureMixer
 from ffvit.studies.trained_models import NONE_READABLE, Watched, unfused, watching
 from ffvit.system.errors import InputError
+
+
+class ByLayer(NamedTuple):
+    """Spread and frequency of the maps of a model, layer by layer, after training, and before, of several seeds."""
+
+    spread: np.ndarray  # (layers,)
+    frequency: np.ndarray
+    untrained_spread: np.ndarray  # (seeds, layers)
+    untrained_frequency: np.ndarray
 
 
 class Units(NamedTuple):
@@ -109,16 +117,16 @@ def without_order(grid: tuple[int, int]) -> tuple[float, float]:
     return float(spread(np.ones(grid))), float(frequency(impulse))
 
 
-def measured(trained: list, untrained: list) -> pd.DataFrame:
-    """By layer: spread and frequency of a model's maps after training, and before.
+def measured(trained: list, untrained: list[list]) -> ByLayer:
+    """Of a model's maps after training, and of as many untrained ones as there are seeds: a list over the layers each.
 
     Of units (Units), each counts by its squared weights; of attention (arrays of attention_of), each head and query alike.
     """
-    rows = []
-    for layer, (after, before) in enumerate(zip(trained, untrained), 1):
-        (s, f), (s0, f0) = _numbers(after), _numbers(before)
-        rows.append({"layer": layer, "spread": s, "untrained spread": s0, "frequency": f, "untrained frequency": f0})
-    return pd.DataFrame(rows)
+    after, before = (
+        np.array([_numbers(m) for m in trained]),
+        np.array([[_numbers(m) for m in maps] for maps in untrained]),
+    )
+    return ByLayer(after[:, 0], after[:, 1], before[..., 0], before[..., 1])
 
 
 def _over_grid(weights: Tensor, grid: tuple[int, int]) -> np.ndarray:

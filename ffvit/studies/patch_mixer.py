@@ -3,6 +3,7 @@
 Layers, units and heads count from 1.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -12,19 +13,24 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
+from torch import nn
 
 from ffvit.evidence.drawing import COLORS, finish
 from ffvit.evidence.escape import drawn
 from ffvit.models import ff, from_config
+from ffvit.settings.config import Config
 from ffvit.settings.experiment import Experiment
-from ffvit.studies.patch_maps import Units, frequency, spread, without_order
+from ffvit.studies import trained_models
+from ffvit.studies.patch_maps import ByLayer, Units, frequency, spread, without_order
 from ffvit.studies.trained_models import TITLE
 from ffvit.system.errors import InputError
 
 UNITS, HEADS = 6, 4  # of a layer, in a picture beside others
 MOST_UNITS = 60  # of a layer, in a picture of its own
 FF, ATTENTION = "hidden units", "attention"  # whose maps
+SEEDS = 39  # of untrained models: one more would lie outside their range once in 20 times, 2 / (39 + 1)
+PREDICTED, CONTRADICTED, NO_DIFFERENCE = "as predicted", "contradicted", "no difference"
 
 
 def subjects(experiment: Experiment) -> tuple[str, str]:
@@ -43,39 +49,46 @@ def subjects(experiment: Experiment) -> tuple[str, str]:
     return found["ff"], found["attention"]
 
 
-def table(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Prediction beside measurement, a row a layer. found: what `measured` says, by whose maps: FF or ATTENTION."""
+def untrained(config: Config, num_classes: int) -> list[nn.Module]:
+    """The model as its run began, and as it begins with other seeds."""
+    return [trained_models.untrained(replace(config, seed=config.seed + more), num_classes) for more in range(SEEDS)]
+
+
+def table(found: dict[str, ByLayer]) -> pd.DataFrame:
+    """Prediction beside measurement, a row each. found: what `measured` says, by whose maps: FF or ATTENTION."""
     rows = []
-    for whose, numbers in found.items():
-        for row in numbers.to_dict("records"):
-            local = row["spread"] < row["untrained spread"]
-            smooth = row["frequency"] < row["untrained frequency"]
-            rows.append(
-                {
-                    "Maps of": whose,
-                    "Layer": row["layer"],
-                    "Spread (patches)": f"{row['spread']:.2f}",
-                    "Untrained": f"{row['untrained spread']:.2f}",
-                    "Predicted: smaller": "as predicted" if local else "contradicted",
-                    "Frequency (cycles per patch)": f"{row['frequency']:.3f}",
-                    "Untrained ": f"{row['untrained frequency']:.3f}",
-                    "Predicted: lower": "as predicted" if smooth else "contradicted",
-                }
-            )
+    for whose, of in found.items():
+        asked = [
+            ("spread smaller (patches)", ".3f", of.spread, of.untrained_spread),
+            ("frequency lower (cycles per patch)", ".4f", of.frequency, of.untrained_frequency),
+        ]
+        rows += [
+            _row(whose, str(layer + 1), words, form, after[layer], before[:, layer], below=True)
+            for words, form, after, before in asked
+            for layer in range(len(after))
+        ]
+        if whose == ATTENTION:
+            words = "spread larger in the last layer (patches)"
+            rows.append(_row(whose, "last − first", words, "+.3f", *_growth(of), below=False))
     return pd.DataFrame(rows)
 
 
-def conclusion(found: dict[str, pd.DataFrame], grid: tuple[int, int]) -> str:
+def conclusion(found: dict[str, ByLayer], grid: tuple[int, int]) -> str:
     """What was found, in words whose numbers are computed."""
     said = []
-    for whose, n in found.items():
-        local, smooth = n["spread"] < n["untrained spread"], n["frequency"] < n["untrained frequency"]
-        first, last = n["spread"].iloc[0], n["spread"].iloc[-1]
-        order = "less far than" if first < last else "farther than" if first > last else "as far as"
-        said.append(
-            f"{whose[0].upper()}{whose[1:]}: training made the maps more local in {local.sum()} of {len(n)} layers and smoother in "
-            f"{smooth.sum()}; the first layer reaches {order} the last ({first:.2f} and {last:.2f} patches)"
+    for whose, of in found.items():
+        local, smooth = (
+            [_found(value, seeds, below=True) for value, seeds in zip(after, before.T)]
+            for after, before in ((of.spread, of.untrained_spread), (of.frequency, of.untrained_frequency))
         )
+        said.append(
+            f"{whose[0].upper()}{whose[1:]}: training made the maps more local in {_counted(local)} and smoother in "
+            f"{_counted(smooth)}; the first layer reaches {of.spread[0]:.2f} patches, the last {of.spread[-1]:.2f}"
+        )
+    if ATTENTION in found:
+        verdict = _found(*_growth(found[ATTENTION]), below=False)
+        ends = {NO_DIFFERENCE: "not shown: untrained seeds differ by as much"}.get(verdict, verdict)
+        said.append(f"That attention reaches farther in the last layer than in the first is {ends}")
     return f"{'. '.join(said)}. A map without order has {without_order(grid)[0]:.2f} patches."
 
 
@@ -110,29 +123,27 @@ def maps_figure(units: list[Units], attention: list[np.ndarray], labels: tuple[s
     return figure
 
 
-def layers_figure(found: dict[str, pd.DataFrame], grid: tuple[int, int]) -> Figure:
-    """Spread and frequency by layer: trained beside untrained, and what a map without order has."""
+def layers_figure(found: dict[str, ByLayer], grid: tuple[int, int]) -> Figure:
+    """Spread and frequency by layer: trained beside untrained (mean and range), and a map without order."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     words = {"spread": "spread (patches)", "frequency": "frequency (cycles per patch)"}
     for panel, (number, label), reference in zip(panels, words.items(), without_order(grid)):
         panel.axhline(reference, color="0.5", lw=1, ls=":")
-        for (whose, numbers), color, marker in zip(found.items(), COLORS, "os"):
+        for (whose, of), color, marker in zip(found.items(), COLORS, "os"):
             style: dict[str, Any] = dict(color=color, marker=marker, markersize=6)
-            panel.plot(numbers["layer"], numbers[number], label=f"{whose}, trained", **style)
+            after, before = getattr(of, number), getattr(of, f"untrained_{number}")
+            layers = np.arange(len(after)) + 1
+            panel.plot(layers, after, label=f"{whose}, trained", **style)
             panel.plot(
-                numbers["layer"], numbers[f"untrained {number}"], ls="--", markerfacecolor="white",
-                label=f"{whose}, untrained", **style,
-            )  # fmt: skip
-        panel.set(
-            xlabel="layer",
-            ylabel=label,
-            ylim=(0, 1.1 * panel.get_ylim()[1]),
-            xticks=sorted({*next(iter(found.values()))["layer"]}),
-        )
+                layers, before.mean(axis=0), ls="--", markerfacecolor="white", label=f"{whose}, untrained", **style
+            )
+            panel.fill_between(layers, before.min(axis=0), before.max(axis=0), color=color, alpha=0.2, lw=0)
+        panel.set(xlabel="layer", ylabel=label, ylim=(0, 1.1 * panel.get_ylim()[1]), xticks=layers)
         panel.set_title("How far a map reaches" if number == "spread" else "How fast it changes")
     finish(*panels)
     handles = panels[0].get_legend_handles_labels()[0]
     handles.append(Line2D([], [], color="0.5", lw=1, ls=":", label="a map without order"))
+    handles.append(Patch(color="0.5", alpha=0.3, lw=0, label=f"bands: {len(before)} untrained seeds"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -169,6 +180,37 @@ def layer_figure(units: list[Units], layer: int) -> Figure:
         f"Layer {layer}: what {len(shown)} of its {len(of_layer.taken)} hidden units take, the strongest first", **TITLE
     )
     return figure
+
+
+def _row(whose: str, layer: str, words: str, form: str, value: float, seeds: np.ndarray, below: bool) -> dict[str, str]:
+    """seeds: the same number of untrained models."""
+    ends = f"{seeds.min():{form}} to {seeds.max():{form}}"
+    return {
+        "Maps of": whose,
+        "Layer": layer,
+        "Predicted": words,
+        "Trained": f"{value:{form}}".replace("-", "−"),
+        f"Untrained, {len(seeds)} seeds": ends.replace("-", "−"),
+        "Found": _found(value, seeds, below),
+    }
+
+
+def _found(value: float, seeds: np.ndarray, below: bool) -> str:
+    """Whether a number lies below, or above, those of untrained models, as predicted."""
+    if seeds.min() <= value <= seeds.max():
+        return NO_DIFFERENCE
+    return PREDICTED if (value < seeds.min()) == below else CONTRADICTED
+
+
+def _growth(of: ByLayer) -> tuple[float, np.ndarray]:
+    """Spread of the last layer less that of the first, trained, and untrained of each seed."""
+    return of.spread[-1] - of.spread[0], of.untrained_spread[:, -1] - of.untrained_spread[:, 0]
+
+
+def _counted(verdicts: list[str]) -> str:
+    others = {CONTRADICTED: "less so", NO_DIFFERENCE: "no different"}
+    told = [f"{words} in {verdicts.count(verdict)}" for verdict, words in others.items() if verdict in verdicts]
+    return f"{verdicts.count(PREDICTED)} of {len(verdicts)} layers" + (f" ({', '.join(told)})" if told else "")
 
 
 def _signed(panel: Axes, weights: np.ndarray) -> None:

@@ -25,6 +25,7 @@ from ffvit.evidence.seed_statistics import difference, interval
 from ffvit.settings.experiment import Experiment
 from ffvit.studies import trained_models
 from ffvit.studies.claim_checks import close
+from ffvit.studies.finding import CONTRADICTED
 from ffvit.studies.predictions import FAILS, HOLDS, UNDECIDED, judge, mean_words
 from ffvit.studies.token_residuals import Bound, Depths, by_depth, theorem
 
@@ -82,17 +83,15 @@ def residuals(
     rows = []
     for name in trained:
         for state, depths in {"untrained": untrained[name], "trained": trained[name]}.items():
-            skips, none = depths.with_skips[-1], depths.without_skips[-1]
             bound = bounds.get(f"{name}, {state}")
-            fits = skips > ALIKE and (none < ALIKE) == (name != _reference(experiment))  # of FF only, the opposite
             rows.append(
                 {
                     "Reading": experiment.variants[name].label,
                     "Weights": state,
                     "Depth 0": f"{depths.with_skips[0]:.2g}",
-                    "Last, with skips": f"{skips:.2g}",
-                    "Last, without": f"{none:.2g}",
-                    f"Predicted: without < {ALIKE:g} < with; FF only not": "as predicted" if fits else "contradicted",
+                    "Last, with skips": f"{depths.with_skips[-1]:.2g}",
+                    "Last, without": f"{depths.without_skips[-1]:.2g}",
+                    f"Predicted: without < {ALIKE:g} < with; FF only not": _as_predicted(experiment, name, depths),
                     "Attention over tokens alone, under the bound": _under(bound),
                 }
             )
@@ -108,17 +107,20 @@ def conclusion(
 ) -> str:
     """What became of the three predictions, a line each, in words whose numbers are computed."""
     labels = {name: experiment.variants[name].label for name in trained}
-    alike = [
-        f"{label}, {state}"
+    followed = [
+        (name, f"{label}, {state}", depths)
         for name, label in labels.items()
         for state, depths in (("untrained", untrained[name]), ("trained", trained[name]))
-        if depths.without_skips[-1] < ALIKE
     ]
+    alike = [words for _, words, depths in followed if depths.without_skips[-1] < ALIKE]
+    wrong = [words for name, words, depths in followed if _as_predicted(experiment, name, depths) == CONTRADICTED]
     under = [_is_under(bound) for bound in bounds.values()]
     said = [
         f"Attention over tokens alone is under the bound in {sum(under)} of {len(bounds)} cases; the proof's condition on the "
         f"scores holds in {sum(bound.holds for bound in bounds.values())} of them.",
-        f"Alike after the last block, where skip connections are left out: {'; '.join(alike) or 'the tokens of no model'}.",
+        f"Alike after the last block, where skip connections are left out: {'; '.join(alike) or 'the tokens of no model'}. "
+        f"What was predicted of that is contradicted in {len(wrong)} of {len(followed)} cases{': ' if wrong else ''}"
+        f"{'; '.join(wrong)}.",
     ]
     reference = _reference(experiment)
     readings = [name for name in labels if name != reference and {name, reference} <= found.keys()]
@@ -134,8 +136,11 @@ def conclusion(
 
 
 def depth_figure(experiment: Experiment, trained: dict[str, Depths], untrained: dict[str, Depths]) -> Figure:
-    """Relative residual against depth: on the left with skip connections, on the right without; dashed: untrained."""
-    figure, panels = plt.subplots(1, 2, figsize=(9.6, 4.0), layout="constrained", sharey=True)
+    """Relative residual against depth: on the left with skip connections, on the right without; dashed: untrained.
+
+    What stays near 1 is told apart on a linear axis, what falls to nothing on a logarithmic one.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(9.6, 4.0), layout="constrained")
     kinds: dict[str, Callable[[Depths], np.ndarray]] = {
         "With skip connections": lambda d: d.with_skips,
         "Without": lambda d: d.without_skips,
@@ -146,10 +151,10 @@ def depth_figure(experiment: Experiment, trained: dict[str, Depths], untrained: 
             for line, mark, of_state in (("-", color, depths), ("--", "white", untrained[name])):
                 values = np.maximum(of(of_state), FLOOR)
                 panel.plot(values, ls=line, color=color, marker=marker, markersize=4.5, lw=1.4, markerfacecolor=mark)
-        panel.axhline(ALIKE, color="0.5", lw=1, ls=":")
-        panel.set(xlabel="block", yscale="log", ylim=(FLOOR / 2, 4))
-        panel.set_title(title)
-    panels[0].set_ylabel("relative residual ‖res(X)‖ / ‖X‖")
+        panel.set(xlabel="block", title=title)
+    panels[0].set(ylabel="relative residual ‖res(X)‖ / ‖X‖", ylim=(0, max(1.2, panels[0].get_ylim()[1])))
+    panels[1].set(yscale="log", ylim=(FLOOR / 2, 4))
+    panels[1].axhline(ALIKE, color="0.5", lw=1, ls=":")
     finish(*panels)
     handles = [
         Line2D([], [], color=style_of(experiment, name)[0], marker=style_of(experiment, name)[2], markersize=5,
@@ -199,13 +204,20 @@ def _reference(experiment: Experiment) -> str:
     return experiment.pairs()[0][1]
 
 
+def _as_predicted(experiment: Experiment, name: str, depths: Depths) -> str:
+    """Whether tokens become alike without skip connections and only there; of FF only, the opposite was predicted."""
+    alike = depths.without_skips[-1] < ALIKE
+    fits = depths.with_skips[-1] > ALIKE and alike == (name != _reference(experiment))
+    return "as predicted" if fits else CONTRADICTED
+
+
 def _as_the_report(points: list[float], limit: float) -> str:
     """Whether a model does as badly beside FF only as the report says of attention only."""
     if not points:
         return ""
     if interval(points) is None:
         return "undecided: no interval"
-    return {HOLDS: "as the report says", FAILS: "contradicted", UNDECIDED: "undecided"}[judge(points, limit)]
+    return {HOLDS: "as the report says", FAILS: CONTRADICTED, UNDECIDED: "undecided"}[judge(points, limit)]
 
 
 def _is_under(bound: Bound) -> bool:

@@ -5,7 +5,7 @@ when its hidden width is a multiple of it, as usual, and can be linear when that
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -16,12 +16,33 @@ from scipy import stats
 
 from ffvit.evidence.drawing import COLORS, DASHES, MARKERS
 from ffvit.evidence.seed_statistics import LEVEL
-from ffvit.studies.block_costs import REPEATS, Kind, Measurement, Shape, kept_mb, macs
+from ffvit.studies.block_costs import REPEATS, Kind, Measurement, Shape, check_device, kept_mb, macs, peak_mb
 from ffvit.system import provenance
 from ffvit.system.errors import InputError
 
 FIT_FROM = 196  # tokens: with fewer, what starting an operation takes hides what it computes
 FEWEST = 3  # lengths for a power with an interval
+APART = 0.1  # powers that are predicted nearer to one another are not told apart
+# What grows: by formula, and measured.
+COSTS: dict[str, tuple[Callable[[Kind, int, Shape], float], Callable[[Measurement], float]]] = {
+    "multiply-adds": (macs, lambda m: m.macs),
+    "time, as multiply-adds": (macs, lambda m: m.seconds),
+    "memory kept": (kept_mb, lambda m: m.kept_mb),
+    "peak of memory": (peak_mb, lambda m: m.peak_mb),
+}
+
+
+def check(tokens: list, shape: Shape, device: str) -> None:
+    """Raise InputError for what cannot be measured, or would decide no power, before anything is measured."""
+    if wrong := [n for n in tokens if not isinstance(n, int) or n < 1]:
+        raise InputError(f"tokens: give whole numbers from 1 on, got {wrong[0]!r}")
+    _require_lengths(tokens)
+    if min(shape) < 1 or shape.embed_dim % shape.num_heads:
+        raise InputError(
+            f"num_heads={shape.num_heads} does not divide embed_dim={shape.embed_dim}: heads share the features in "
+            "equal parts, such as 192 among 3"
+        )
+    check_device(device)
 
 
 def exponent(tokens: Sequence[int], values: Sequence[float]) -> tuple[float, float, float]:
@@ -29,35 +50,32 @@ def exponent(tokens: Sequence[int], values: Sequence[float]) -> tuple[float, flo
 
     Raises InputError where there are fewer than FEWEST lengths to find it by.
     """
+    _require_lengths(tokens)
     points = [(math.log(n), math.log(v)) for n, v in zip(tokens, values) if n >= FIT_FROM]
-    if len(points) < FEWEST:
-        raise InputError(f"tokens: a power takes {FEWEST} lengths of {FIT_FROM} tokens or more, got {list(tokens)}")
     fit = stats.linregress(*zip(*points))
     reach = stats.t.ppf((1 + LEVEL) / 2, len(points) - 2) * fit.stderr
     return float(fit.slope), float(fit.slope - reach), float(fit.slope + reach)
 
 
 def powers(measured: list[Measurement], shape: Shape) -> pd.DataFrame:
-    """Three rows a kind: with which power of the tokens its costs grow, by formula and measured."""
+    """Four rows a kind: with which power of the tokens its costs grow, by formula and measured."""
+    by_kind = _by_kind(measured)
+    predicted = {
+        what: {kind: _power_of(formula, kind, mine, shape) for kind, mine in by_kind}
+        for what, (formula, _) in COSTS.items()
+    }
     rows = []
-    for kind, mine in _by_kind(measured):
-        tokens = [m.num_tokens for m in mine]
-        by_macs = exponent(tokens, [macs(kind, n, shape) for n in tokens])[0]
-        by_kept = exponent(tokens, [kept_mb(kind, n, shape) for n in tokens])[0]
-        for what, predicted, values in (
-            ("multiply-adds", by_macs, [float(m.macs) for m in mine]),
-            ("time, as multiply-adds", by_macs, [m.seconds for m in mine]),
-            ("memory kept", by_kept, [m.kept_mb for m in mine]),
-        ):
-            power, low, high = exponent(tokens, values)
+    for kind, mine in by_kind:
+        for what, (_, value) in COSTS.items():
+            power, low, high = exponent([m.num_tokens for m in mine], [value(m) for m in mine])
             rows.append(
                 {
                     "Patches mixed by": kind.label,
                     "Grows": what,
-                    "Predicted power of N": f"{predicted:.2f}",
+                    "Predicted power of N": f"{predicted[what][kind]:.2f}",
                     "Measured": f"{power:.2f}",
                     "95 % interval": f"{low:.2f} to {high:.2f}",
-                    "Found": _found(predicted, power, low, high),
+                    "Found": _found(predicted[what][kind], power, low, high, [*predicted[what].values()]),
                 }
             )
     return pd.DataFrame(rows)
@@ -73,8 +91,9 @@ def at_lengths(measured: list[Measurement], shape: Shape) -> pd.DataFrame:
             "Counted (M)": f"{m.macs / 1e6:,.1f}",
             "Time (ms)": f"{1000 * m.seconds:,.1f}",
             "Memory kept by formula (MB)": f"{kept_mb(m.kind, m.num_tokens, shape):,.2f}",
-            "Measured (MB)": f"{m.kept_mb:,.2f}",
-            "Peak with gradients (MB)": f"{m.peak_mb:,.1f}",
+            "Kept (MB)": f"{m.kept_mb:,.2f}",
+            "Peak by formula (MB)": f"{peak_mb(m.kind, m.num_tokens, shape):,.1f}",
+            "Peak (MB)": f"{m.peak_mb:,.1f}",
         }
         for m in measured
     )
@@ -96,29 +115,30 @@ def summary(measured: list[Measurement]) -> str:
 
 def figure(measured: list[Measurement], shape: Shape) -> Figure:
     """Multiply-adds, time and memory against the number of tokens. Lines: by formula, of time from mark to mark."""
-    drawn, panels = plt.subplots(1, 3, figsize=(10.5, 4.2), layout="constrained")
+    drawn, axes = plt.subplots(2, 2, figsize=(9.6, 7.4), layout="constrained")
     for i, (kind, mine) in enumerate(_by_kind(measured)):
         tokens = [m.num_tokens for m in mine]
         shown = (
             ([macs(kind, n, shape) / 1e6 for n in tokens], [m.macs / 1e6 for m in mine]),
             ([1000 * m.seconds for m in mine], [1000 * m.seconds for m in mine]),
             ([kept_mb(kind, n, shape) for n in tokens], [m.kept_mb for m in mine]),
+            ([peak_mb(kind, n, shape) for n in tokens], [m.peak_mb for m in mine]),
         )
         look: Any = dict(color=COLORS[i], marker=MARKERS[i], markersize=5, linestyle="none")
-        for panel, (line, marks) in zip(panels, shown):
+        for panel, (line, marks) in zip(axes.flat, shown):
             panel.plot(tokens, line, color=COLORS[i], linestyle=DASHES[i], lw=1.3)
             panel.plot(tokens, marks, **look)
-        panels[0].plot([], [], **look | dict(linestyle=DASHES[i]), label=kind.label)
+        axes[0, 0].plot([], [], **look | dict(linestyle=DASHES[i]), label=kind.label)
     for panel, title, unit in zip(
-        panels,
-        ("Multiply-adds, forward", "Time, forward and backward", "Memory kept for backward"),
-        ("millions", "ms", "MB"),
+        axes.flat,
+        ("Multiply-adds, forward", "Time, forward and backward", "Memory kept for backward", "Peak, with gradients"),
+        ("millions", "ms", "MB", "MB"),
     ):
         panel.set(xscale="log", yscale="log", xlabel="tokens N", ylabel=unit, title=title)
         panel.set_xticks(tokens, [f"{n:,}" for n in tokens], rotation=45)
         panel.minorticks_off()
         panel.grid(True)
-    handles, labels = panels[0].get_legend_handles_labels()
+    handles, labels = axes[0, 0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return drawn
 
@@ -134,10 +154,22 @@ def source(shape: Shape, device: str) -> str:
     )
 
 
-def _found(predicted: float, power: float, low: float, high: float) -> str:
-    if low <= predicted <= high or abs(power - predicted) < 0.005:
-        return "as predicted"
-    return f"{'higher' if power > predicted else 'lower'} than predicted"
+def _power_of(formula: Callable, kind: Kind, mine: list[Measurement], shape: Shape) -> float:
+    tokens = [m.num_tokens for m in mine]
+    return exponent(tokens, [formula(kind, n, shape) for n in tokens])[0]
+
+
+def _found(predicted: float, power: float, low: float, high: float, of_all: list[float]) -> str:
+    """of_all: the power that is predicted of each kind."""
+    if not low <= predicted <= high and abs(power - predicted) >= 0.005:
+        return f"{'higher' if power > predicted else 'lower'} than predicted"
+    others = [p for p in of_all if abs(p - predicted) > APART]
+    return "undecided" if any(low <= p <= high for p in others) else "as predicted"
+
+
+def _require_lengths(tokens: Sequence[int]) -> None:
+    if len({n for n in tokens if n >= FIT_FROM}) < FEWEST:
+        raise InputError(f"tokens: a power takes {FEWEST} lengths of {FIT_FROM} tokens or more, got {list(tokens)}")
 
 
 def _by_kind(measured: list[Measurement]) -> list[tuple[Kind, list[Measurement]]]:
