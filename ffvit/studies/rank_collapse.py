@@ -129,7 +129,11 @@ def conclusion(
         f"{labels[name]} {mean_words(points)}, {_as_the_report(points, close())}" for name, points in lacks.items()
     ]
     if verdicts:
-        said.append(f"Points lacking to FF only, more than {close():g} by the report: {'; '.join(verdicts)}.")
+        least = min(lacks, key=lambda name: statistics.mean(lacks[name]))
+        said.append(
+            f"Points lacking to FF only, more than {close():g} by the report: {'; '.join(verdicts)}. The least lacks {labels[least]}"
+            f"; expected was {labels[readings[0]]}."
+        )
     else:
         said.append("No reading has runs beside those of FF only: of accuracy there is nothing to say.")
     return "\n".join(said)
