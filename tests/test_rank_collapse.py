@@ -171,7 +171,8 @@ def test_the_conclusion_has_a_line_a_prediction():
         "Attention over tokens alone is under the bound in 1 of 2 cases; the proof's condition on the scores holds in 1 of them.",
         "Alike after the last block, where skip connections are left out: twice over the tokens, trained. What was predicted "
         "of that is contradicted in 1 of 4 cases: twice over the tokens, untrained.",
-        "Points lacking to FF only, more than 5 by the report: twice over the tokens +10.00 (n=3), as the report says.",
+        "Points lacking to FF only, more than 5 by the report: twice over the tokens +10.00 (n=3), as the report says. "
+        "The least lacks twice over the tokens; expected was twice over the tokens.",
     ]
     told = rank_collapse.conclusion(experiment, {}, {"ff": depths["ff"]}, {"ff": depths["ff"]}, {})
     assert "the tokens of no model" in told and told.endswith("there is nothing to say.")
