@@ -34,6 +34,7 @@ from ffvit.system.files import ROOT, write_atomically
 STUDY, STAGES, SCENES = "cifar10-small", "digits-lit", "digits-scenes"
 # Small ones, whose ledgers have what the study has not.
 ARGUMENTS = ("digits-ablations", "digits-resolution", "digits-attention-only", "definitions")
+DENSE = ("nuclei", "bccd", "aerial")  # experiments of real images whose scores say where
 FIRST_ARGUMENT = "13_convolutions"  # the notebooks from here on, by number, are about the report's arguments
 PLACES = {
     "findings": "README.md",
@@ -208,10 +209,16 @@ def where_text() -> str:
     table = where.table(experiment, records)
     shown = table[[c for c in table if c not in ("Part", "Head", "Training images", "95 % interval", *where.LAST)]]
     name = f"[{escape.markdown(experiment.title)}](../experiments/{SCENES}.toml)"
+    astray = [
+        f"- [{other}](../experiments/{other}.toml), {escape.markdown(sentence)}\n"
+        for other in DENSE
+        for sentence in where.apart(load_experiment(other), belonging(load_experiment(other), load_records(other)))
+    ]
     return (
         f"{markdown(notebook_rows('where', '../'))}\n{name}, {len(records)} of {len(experiment.configs())} runs recorded, test images:\n\n"
         f"{markdown(shown.astype(str).to_dict('records'))}\n"
         f"![The score of each head on validation scenes of digits, by epoch](../figures/{SCENES}/dense_curves.png)\n"
+        + (f"\nOf the experiments on real images, to be read seed by seed:\n\n{''.join(astray)}" if astray else "")
     )
 
 

@@ -397,6 +397,148 @@ def test_an_official_retinanet_scores_as_its_parts_do(tmp_path):
     torch.testing.assert_close(found, torch.cat(wanted, dim=1))
 
 
+def moved(name: str, tmp_path) -> tuple[nn.Module, dict[str, torch.Tensor], nn.Module]:
+    """A model of random weights, the same by the official names, and a model that loaded these."""
+    torch.manual_seed(0)
+    model = small(name).eval()
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value.add_(torch.randn_like(value).abs() / 30) if value.is_floating_point() else None
+    state = official(model)
+    torch.save({"state_dict": state}, tmp_path / "official.pth")
+    return model, state, load_weights(small(name), tmp_path / "official.pth").eval()
+
+
+@pytest.mark.parity("mmdetection's heads on regions, written down")
+@torch.no_grad()
+def test_official_heads_on_regions_score_and_draw_as_their_parts_do(tmp_path):
+    """Shared2FCBBoxHead and FCNMaskHead: the background is the last class, and has neither box nor mask."""
+    model, state, loaded = moved("mask_rcnn_lit_ti", tmp_path)
+    heads, of = loaded.roi_heads, "roi_head.bbox_head."
+
+    def layer(apply, name: str, x: torch.Tensor, **kwargs) -> torch.Tensor:
+        return apply(x, state[f"{name}.weight"], state[f"{name}.bias"], **kwargs)
+
+    maps = {str(i): torch.randn(1, 256, 32 >> i, 32 >> i) for i in range(4)}
+    regions_of = [torch.tensor([[3.0, 5, 40, 70], [10, 20, 110.5, 90], [0, 0, 128, 128]])]
+    read = roi_align(maps["0"], regions_of, 7, 1 / 4, 0, True)  # all of them are below 112 pixels, but the last
+    read[2:] = roi_align(maps["1"], [regions_of[0][2:]], 7, 1 / 8, 0, True)
+    for i in range(2):
+        read = F.relu(layer(F.linear, f"{of}shared_fcs.{i}", read.flatten(1)))
+    scores, deltas = heads.box_predictor(heads.box_head(heads.box_roi_pool(maps, regions_of, [(128, 128)])))
+    torch.testing.assert_close(scores.roll(-1, 1), layer(F.linear, f"{of}fc_cls", read))
+    torch.testing.assert_close(deltas[:, 4:], layer(F.linear, f"{of}fc_reg", read))
+    assert not deltas[:, :4].any()
+
+    read = roi_align(maps["0"], regions_of, 14, 1 / 4, 0, True)
+    read[2:] = roi_align(maps["1"], [regions_of[0][2:]], 14, 1 / 8, 0, True)
+    drawn = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(maps, regions_of, [(128, 128)])))
+    for i in range(4):
+        read = F.relu(layer(F.conv2d, f"roi_head.mask_head.convs.{i}.conv", read, padding=1))
+    read = F.relu(layer(F.conv_transpose2d, "roi_head.mask_head.upsample", read, stride=2))
+    torch.testing.assert_close(drawn[:, 1:], layer(F.conv2d, "roi_head.mask_head.conv_logits", read))
+
+
+@pytest.mark.parity("mmsegmentation's FPNHead, written down")
+@torch.no_grad()
+def test_an_official_semantic_fpn_says_of_every_pixel_what_its_parts_do(tmp_path):
+    model, state, loaded = moved("semantic_fpn_lit_ti", tmp_path)
+    images = torch.randn(1, 3, 64, 96)
+
+    def conv(name: str, x: torch.Tensor, **kwargs) -> torch.Tensor:
+        return F.conv2d(x, state[f"{name}.weight"], state.get(f"{name}.bias"), **kwargs)
+
+    merged = [conv(f"neck.lateral_convs.{i}.conv", image) for i, image in enumerate(model.backbone.body(images))]
+    for i in (2, 1, 0):
+        merged[i] = merged[i] + F.interpolate(merged[i + 1], merged[i].shape[2:])
+    total = 0
+    for level, image in enumerate(merged):
+        image = conv(f"neck.fpn_convs.{level}.conv", image, padding=1)
+        for unit in range(max(1, level)):
+            name = f"decode_head.scale_heads.{level}.{2 * unit}"
+            norms = (state[f"{name}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+            image = F.relu(F.batch_norm(conv(f"{name}.conv", image, padding=1), *norms))
+            image = F.interpolate(image, scale_factor=2, mode="bilinear") if level else image
+        total = total + image
+    wanted = F.interpolate(conv("decode_head.conv_seg", total), (64, 96), mode="bilinear")
+    torch.testing.assert_close(loaded(images), wanted)
+
+
+def shapes_of_lit_s(tables: tuple[int, int], norms: list[int]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the official LIT-S below detectors. tables: sides of stages 3's and 4's. norms: of output."""
+    widths, found = (96, 192, 384, 768), {"patch_embed.proj.weight": (96, 3, 4, 4), "patch_embed.proj.bias": (96,)}
+    vectors = {"patch_embed.norm": 96} | {f"norm{i}": widths[i] for i in norms}
+    matrices = {}
+    for stage, (width, depth) in enumerate(zip(widths, (2, 2, 6, 2))):
+        for block in (f"layers.{stage}.blocks.{i}" for i in range(depth)):
+            vectors |= {f"{block}.norm2": width} | ({f"{block}.norm1": width} if stage > 1 else {})
+            matrices |= {f"{block}.mlp.fc1": (4 * width, width), f"{block}.mlp.fc2": (width, 4 * width)}
+            if stage > 1:
+                matrices |= {f"{block}.attn.qkv": (3 * width, width), f"{block}.attn.proj": (width, width)}
+                table = f"{block}.attn.relative_position_bias_table"
+                found[table] = (tables[stage - 2] ** 2, width // 32)
+    for stage, width in enumerate(widths[:3]):
+        merging = f"layers.{stage}.downsample"
+        matrices |= {f"{merging}.dconv": (2 * width, width, 2, 2), f"{merging}.dconv.conv_offset": (8, width, 2, 2)}
+        vectors[f"{merging}.norm_layer"] = 2 * width
+        found |= {f"{merging}.norm_layer.running_{part}": (2 * width,) for part in ("mean", "var")}
+        found[f"{merging}.norm_layer.num_batches_tracked"] = ()
+    found |= {f"{name}.{part}": (width,) for name, width in vectors.items() for part in ("weight", "bias")}
+    return {f"backbone.{name}": shape for name, shape in (found | with_biases(matrices)).items()}
+
+
+def with_biases(matrices: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": shape for name, shape in matrices.items()} | {
+        f"{name}.bias": shape[:1] for name, shape in matrices.items()
+    }
+
+
+def necks(widths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    found = {f"neck.lateral_convs.{i}.conv": (256, width, 1, 1) for i, width in enumerate(widths)}
+    return found | {f"neck.fpn_convs.{i}.conv": (256, 256, 3, 3) for i in range(len(widths))}
+
+
+WIDE = (256, 256, 3, 3)
+OF_RETINANET = necks((192, 384, 768)) | {"neck.fpn_convs.3.conv": (256, 768, 3, 3), "neck.fpn_convs.4.conv": WIDE}
+OF_RETINANET |= {f"bbox_head.{kind}_convs.{i}.conv": WIDE for kind in ("cls", "reg") for i in range(4)}
+OF_RETINANET |= {"bbox_head.retina_cls": (720, 256, 3, 3), "bbox_head.retina_reg": (36, 256, 3, 3)}
+OF_MASK_RCNN = necks((96, 192, 384, 768)) | {"rpn_head.rpn_conv": WIDE, "rpn_head.rpn_cls": (3, 256, 1, 1)}
+OF_MASK_RCNN |= {"rpn_head.rpn_reg": (12, 256, 1, 1), "roi_head.bbox_head.shared_fcs.0": (1024, 12544)}
+OF_MASK_RCNN |= {"roi_head.bbox_head.shared_fcs.1": (1024, 1024), "roi_head.bbox_head.fc_cls": (81, 1024)}
+OF_MASK_RCNN |= {"roi_head.bbox_head.fc_reg": (320, 1024), "roi_head.mask_head.conv_logits": (80, 256, 1, 1)}
+OF_MASK_RCNN |= {f"roi_head.mask_head.convs.{i}.conv": WIDE for i in range(4)}
+OF_MASK_RCNN |= {"roi_head.mask_head.upsample": (256, 256, 2, 2)}
+UNITS = [(f"decode_head.scale_heads.{i}.{2 * j}", 128 if j else 256) for i in range(4) for j in range(max(1, i))]
+OF_SEMANTIC_FPN = {f"{unit}.conv.weight": (128, width, 3, 3) for unit, width in UNITS}
+OF_SEMANTIC_FPN |= {
+    f"{u}.bn.{part}": (128,) for u, _ in UNITS for part in ("weight", "bias", "running_mean", "running_var")
+}
+OF_SEMANTIC_FPN |= {f"{unit}.bn.num_batches_tracked": () for unit, _ in UNITS}
+OF_SEMANTIC_FPN |= with_biases(necks((96, 192, 384, 768)) | {"decode_head.conv_seg": (150, 128, 1, 1)})
+FILES_OF_S = {
+    "retinanet_lit_s": shapes_of_lit_s((99, 49), [1, 2, 3]) | with_biases(OF_RETINANET),
+    "mask_rcnn_lit_s": shapes_of_lit_s((99, 49), [1, 2, 3]) | with_biases(OF_MASK_RCNN),
+    "semantic_fpn_lit_s": shapes_of_lit_s((63, 31), [0, 1, 2, 3]) | OF_SEMANTIC_FPN,
+}
+
+
+@pytest.mark.parity("the names and shapes of mmdetection's and mmsegmentation's files")
+@pytest.mark.parametrize("name", FILES_OF_S)
+def test_a_file_of_lit_s_with_the_official_names_and_shapes_loads_key_by_key(name, tmp_path):
+    """Each tensor holds one number, its own: a file of a few kilobytes, of which every number is somewhere afterwards."""
+    shapes = FILES_OF_S[name]
+    state = {key: torch.tensor(float(i)).expand(shape) for i, (key, shape) in enumerate(shapes.items())}
+    state |= {key: value.long() for key, value in state.items() if key.endswith("num_batches_tracked")}
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    assert sum(value.numel() for key, value in state.items() if not key.endswith(buffers)) == PARAMETERS[name]
+    torch.save({"meta": {}, "state_dict": state}, tmp_path / "official.pth")
+    loaded = load_weights(timm.create_model(name), tmp_path / "official.pth").state_dict()
+    kept = [value for key, value in loaded.items() if not key.endswith("relative_position_index")]
+    assert len(kept) == len(state) and all((value == value.flatten()[0]).all() for value in kept)
+    assert sorted(float(value.flatten()[0]) for value in kept) == [*range(len(state))]
+    assert loaded["backbone.body.model.norm3.weight"][0] == [*shapes].index("backbone.norm3.weight")
+
+
 @pytest.mark.parametrize("name", ["retinanet_lit_s", "semantic_fpn_lit_ti"])
 @torch.no_grad()
 def test_weights_of_a_detector_load_at_another_image_size(name, tmp_path):

@@ -351,6 +351,8 @@ def test_the_area_of_a_mask_is_that_of_its_pixels(mask):
 def test_annotations_without_area_are_left_out_with_skip(tmp_path):
     folder = whole(tmp_path, annotation(1), annotation(5, box=(2, 2, 0, 4)))
     assert load_splits(config(folder, bad_images="skip")).train[0]["objects"]["bbox"] == [[2, 2, 4, 5]]
+    published = load_experiment("coco-lit").config("retinanet_lit_ti", dataset=str(folder))  # COCO's own has two such
+    assert load_splits(published).train[0]["objects"]["bbox"] == [[2, 2, 4, 5]]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections import defaultdict
 
 import datasets
@@ -95,6 +96,25 @@ def test_two_processes_end_like_one(head, tmp_path):
     )
     assert [e["train_loss"] for e in first] == pytest.approx([e["train_loss"] for e in second], rel=0.05)
     assert first[-1][f"validation_{headline(head)}"] == pytest.approx(second[-1][f"validation_{headline(head)}"], abs=5)
+
+
+PUBLISHED = [("coco-lit", f"{head}_{size}") for head in ("retinanet_lit", "mask_rcnn_lit") for size in ("ti", "s")]
+PUBLISHED += [("ade20k-lit", f"semantic_fpn_lit_{size}") for size in ("ti", "s")]
+
+
+@pytest.mark.machine
+@pytest.mark.parametrize("experiment, model", PUBLISHED)
+def test_published_trainings_begin_on_images_as_coco_has_them(experiment, model, shared, tmp_path, capsys):
+    """With narrow models, on small images, from random weights: all else is as published."""
+    given = dict(dataset=str(shared / "data/dense/coco-permissive"), initial_weights="", device="cpu", num_processes=1)
+    given |= dict(batch_size=2, num_workers=0, img_size=64, mixed_precision="no")
+    given |= dict(reduce_zero_label=False)
+    config = load_experiment(experiment).config(model, **given)
+    more = FEW if model.startswith("mask") else {"head_width": 8} if experiment == "ade20k-lit" else {}
+    body = TINY | dict(img_size=64)
+    config = dataclasses.replace(config, model_args=config.model_args | more | dict(width=8, backbone_args=body))
+    train(config, tmp_path / "run", dry_run=True)
+    assert re.search(r"estimate: [\d,]+ updates of [\d,]+ ms and \d+ validations", capsys.readouterr().out)
 
 
 class Guesser(nn.Module):

@@ -143,6 +143,27 @@ def test_an_experiment_of_one_layout_says_that_it_compares_nothing():
     assert "Part" not in where.table(alone, runs)
 
 
+def test_a_model_whose_seeds_lie_far_apart_is_told():
+    assert where.apart(SMALL, RUNS) == []
+    astray = [r for r in RUNS if not r["run_id"].startswith("retinanet_all-")] + made(
+        SMALL, "retinanet_all", 36.5, 52.0
+    )
+    said = (
+        "RetinaNet, attention in all: its seeds lie 15.5 points apart, from 36.50 to 52.00, and their mean says little."
+    )
+    assert where.apart(SMALL, astray) == [said]
+    assert said in where.summary(SMALL, astray, where.predicted(SMALL, astray)).splitlines()
+
+
+def test_a_panel_of_scores_that_hardly_differ_shows_five_points():
+    alike = experiment(compare=False)
+    runs = made(alike, "semantic_fpn", 62.4, 62.6) + made(alike, "retinanet", 40.0, 48.0)
+    boxes, masks, pixels = where.by_layout(alike, runs).axes
+    low, high = pixels.get_ylim()
+    assert high - low == pytest.approx(5) and (low + high) / 2 == pytest.approx(62.5)
+    assert 8 < boxes.get_ylim()[1] - boxes.get_ylim()[0] < 10
+
+
 def test_a_panel_a_head_and_layouts_from_none_to_all():
     figure = where.by_layout(SMALL, RUNS)
     titles = [panel.get_title(loc="left") for panel in figure.axes]

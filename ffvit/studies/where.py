@@ -35,6 +35,8 @@ ALSO = {
 LAST = ("Processor time (min)", "Hardware")  # columns
 NONE, ALL = (), (1, 2, 3, 4)
 MARGIN = 1.0  # points: what attention in early stages must add to be worth its cost
+APART = 5.0  # points between two seeds of a model, from which on its mean says little
+LEAST_SPAN = 5.0  # points that a panel shows, so that what differs by less looks alike
 
 Layout = tuple[int, ...] | str  # the stages of a LIT that have attention; of another backbone its name
 
@@ -120,12 +122,25 @@ def predicted(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows).rename(columns={"Measured": f"{experiment.scope}: left less right (points)"})
 
 
+def apart(experiment: Experiment, records: list[dict]) -> list[str]:
+    """In sentences, models whose seeds lie more than APART from one another: a training went astray, or the rate is too high."""
+    found = everything(experiment, records)
+    spread = {name: (min(m.percent), max(m.percent)) for name, m in found.items()}
+    return [
+        f"{_label(experiment.variants[name])}: its seeds lie {high - low:.1f} points apart, from {low:.2f} to {high:.2f}, and "
+        "their mean says little."
+        for name, (low, high) in spread.items()
+        if high - low > APART
+    ]
+
+
 def summary(experiment: Experiment, records: list[dict], predicted: pd.DataFrame) -> str:
     """What was found, in sentences: the headline of every model that was run, and which predictions hold."""
     found, labels = everything(experiment, records), study_tables.headlines(experiment, experiment.variants)
     told = [f"{_label(experiment.variants[name])}: {labels[name]} {m}." for name, m in found.items()] or [
         "Nothing was run yet."
     ]
+    told += apart(experiment, records)
     if "Found" not in predicted:
         told.append(
             "No two models differ in attention's stages alone: this says how well the heads work, and nothing about stages."
@@ -137,7 +152,7 @@ def summary(experiment: Experiment, records: list[dict], predicted: pd.DataFrame
 
 
 def by_layout(experiment: Experiment, records: list[dict]) -> Figure:
-    """The headline on the test images by where there is attention: a panel a head, a dot a seed."""
+    """The headline on the test images by where there is attention: a panel a head, of LEAST_SPAN at least, a dot a seed."""
     found, looks = everything(experiment, records), _looks(experiment)
     figure, panels = _panels(experiment, height=4.2)
     for panel, head, label, layouts in panels:
@@ -147,6 +162,9 @@ def by_layout(experiment: Experiment, records: list[dict]) -> Figure:
             if name in found:
                 mean_and_seeds(panel, x, found[name].percent, looks[layout])
         panel.set(title=head, ylabel=f"test {label}", xlim=(-0.6, len(layouts) - 0.4))
+        low, high = panel.get_ylim()
+        if shown and high - low < LEAST_SPAN:
+            panel.set_ylim((low + high - LEAST_SPAN) / 2, (low + high + LEAST_SPAN) / 2)
         panel.set_xticks(range(len(layouts)), _ticks(experiment, layouts), rotation=20 if len(layouts) > 3 else 0)
         panel.set_xlabel("attention in")
         finish(panel)
