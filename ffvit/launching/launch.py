@@ -28,8 +28,6 @@ from ffvit.system.machine import LOADING_MB, TRAINING_MB, multiplies_bf16, requi
 
 FASTER = 0.95  # of the time, or less: steps differ by some 5 % from one run to the next
 RUNS_PER_GPU = "FFVIT_RUNS_PER_GPU"  # how many runs share a GPU; a variable of the environment, so that kernels have it
-# On CPUs, glibc gives the memory of every update back to the system and takes it again, page by page.
-KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
 
 
 def launch(
