@@ -79,16 +79,42 @@ lab: $(READY) ## Open JupyterLab on the notebooks
 faults: $(READY) ## Kill, fill and break runs in every way we know, and see that each goes on
 	@$(BIN)python benchmarks/faults.py
 
-benchmark: $(READY) ## Measure a step, the start, the loop beside a bare one, images, and pyramids
-	@$(BIN)python benchmarks/speed.py --keep runs/speed.json $${DEVICE:+--device "$$DEVICE"}
-	@$(BIN)python benchmarks/speed.py --write runs/speed.json && rm runs/speed.json
-	@$(BIN)python benchmarks/startup.py
-	@$(BIN)python benchmarks/overhead.py
-	@$(BIN)python benchmarks/steps.py
-	@$(BIN)python benchmarks/images.py --keep runs/images.json --dataset "$$DATASET" $${DEVICE:+--device "$$DEVICE"}
-	@$(BIN)python benchmarks/images.py --write runs/images.json && rm runs/images.json
-	@$(BIN)python benchmarks/same_recipe.py
-	@$(BIN)python benchmarks/pyramids.py
+# A script has its mark when it has ended, and what it measured so far beside it, so that the same command goes on with the
+# one that was interrupted; when all have ended, all of that goes. A GPU is often lent for ten minutes: on one, only what has
+# rows of it is measured, and of the steps what fits.
+ifeq ($(DEVICE),cuda)
+MEASURED := speed images pyramids steps
+LIMIT := --seconds 240
+else
+MEASURED := speed startup overhead steps images same_recipe pyramids
+LIMIT :=
+endif
+MARKS := runs/benchmark$(addprefix -,$(filter cuda cpu,$(DEVICE)))
+ON_DEVICE := $${DEVICE:+--device "$$DEVICE"}
+MARK = mkdir -p $(@D) && touch $@
+
+benchmark: $(MEASURED:%=$(MARKS)/%) ## Measure a step, the start, the loop beside a bare one, images, and pyramids
+	@if [ -e $(MARKS)/speed ]; then rm -r $(MARKS); else echo "steps are left to measure: the same command goes on with them"; fi
+
+$(MARKS)/speed: | $(READY)
+	@$(BIN)python benchmarks/speed.py --keep $@.json $(LIMIT) $(ON_DEVICE); ended=$$?; \
+	[ $$ended = 0 ] || [ $$ended = 75 ] || exit $$ended; \
+	$(BIN)python benchmarks/speed.py --write $@.json && if [ $$ended = 0 ]; then $(MARK); fi
+
+$(MARKS)/images: | $(READY)
+	@$(BIN)python benchmarks/images.py --keep $@.json --dataset "$$DATASET" $(ON_DEVICE)
+	@$(BIN)python benchmarks/images.py --write $@.json && $(MARK)
+
+$(MARKS)/same_recipe: | $(READY)
+	@$(BIN)python benchmarks/same_recipe.py --keep $@.json && $(MARK)
+
+$(MARKS)/steps $(MARKS)/pyramids: | $(READY)
+	@$(BIN)python benchmarks/$(@F).py $(ON_DEVICE) && $(MARK)
+
+$(MARKS)/startup $(MARKS)/overhead: | $(READY)
+	@$(BIN)python benchmarks/$(@F).py && $(MARK)
+
+.NOTPARALLEL: # what is timed needs the machine to itself
 
 readme: $(READY) ## Put what comes from records into the README again
 	@$(BIN)python benchmarks/page.py

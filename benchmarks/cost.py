@@ -7,7 +7,7 @@ where the cores make fewer ready; what follows from measurements so is marked wi
 import csv
 from pathlib import Path
 
-from images import CROPPED, DEVICE, OURS
+from images import CROPPED, DEVICE, OURS, SAMPLES
 
 from ffvit.evidence.reported import load_reported
 from ffvit.settings.config import Config
@@ -31,9 +31,10 @@ WAYS = {
 def text(folder: Path = ROOT / "benchmarks") -> str:
     """The section, a table for each GPU that steps were measured on."""
     speed, images = (_read(folder / f"{name}.csv") for name in ("speed", "images"))
-    gpus = sorted({row["machine"] for row in speed if row["machine"].startswith("GPU")})
-    core = {name: _rate(images, way, on) for name, (way, on) in WAYS.items()}
-    cores = sorted({row["machine"].removeprefix("a core of ") for row in images if row["way"] == OURS})
+    gpus = sorted({row["machine"] for row in speed if row["machine"].startswith("GPU") and row["images/s"]})
+    real = [row for row in images if row["taken from"] != SAMPLES]
+    core = {name: _rate(real, way, on) for name, (way, on) in WAYS.items()}
+    cores = sorted({row["machine"].removeprefix("a core of ") for row in real if row["way"] == OURS})
     parts = []
     for gpu in gpus:
         on_device = _rate([row for row in images if row["machine"] == gpu], DEVICE, "any")
@@ -52,7 +53,8 @@ def text(folder: Path = ROOT / "benchmarks") -> str:
         + "\n≈ is extrapolated: no run of these was made. The last columns are ways to make images ready: how many cores feed one GPU; and how "
         f"long it takes with {CORES} cores, with what decides that, its step or its images. Eight GPUs "
         f"take an eighth, with {8 * CORES} cores, where they wait for nothing else. Rates of images are those of a core of "
-        f"{', '.join(cores)}, and cores differ. Where a step was {NOT_RUN}, `make benchmark DEVICE=cuda` measures it. Validation, "
+        f"{', '.join(cores)}, and cores differ. A step is the fastest that was measured of its model: compiled ones beside eager "
+        f"ones are no comparison like for like. Where a step was {NOT_RUN}, `make benchmark DEVICE=cuda` measures it. Validation, "
         "checkpoints, reading files and what GPUs tell one another are left out.\n"
     )
 
@@ -92,6 +94,7 @@ def _row(config: Config, speed: list[dict], core: dict[str, float | None], on_de
 def _rate(images: list[dict], way: str, photographs: str) -> float | None:
     """Images a second, the lowest where several machines were measured; None where none was."""
     found = [row["images/s"] for row in images if (row["way"], row["photographs"]) == (way, photographs)]
+    found = [rate for rate in found if rate]  # a row may be blank
     return min(map(_number, found)) if found else None
 
 

@@ -17,16 +17,17 @@ import time
 from pathlib import Path
 
 import torch
-from page import write
+from page import of_other_machines, write
+from speed import machine, measured, where
 from torch.nn import functional as F
 
 from ffvit.data.batches import TrainBatches
 from ffvit.data.images import eval_transform, train_transform
 from ffvit.data.splits import load_splits
-from ffvit.launching.launch import KEEP_MEMORY
 from ffvit.models import from_config
 from ffvit.settings.config import Config
 from ffvit.settings.experiment import load_experiment
+from ffvit.system.machine import keep_memory
 from ffvit.training import progress
 from ffvit.training.optim import peak_lr
 from ffvit.training.train import train
@@ -114,26 +115,27 @@ def bare(case: str) -> float:
 def measure(loop: str, case: str) -> dict:
     """Seconds and peak memory of one loop in a process of its own."""
     command = [sys.executable, str(Path(__file__).resolve()), "--loop", loop, "--case", case]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **KEEP_MEMORY}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def compare(case: str, pairs: int) -> dict:
-    measured = {"ours": [], "bare": []}
+    found = {"ours": [], "bare": []}
     for pair in range(pairs):
         for loop in ("ours", "bare") if pair % 2 else ("bare", "ours"):
-            measured[loop].append(measure(loop, case))
-    print(f"{case}: {measured}", file=sys.stderr)
+            found[loop].append(measure(loop, case))
+    print(f"{case}: {found}", file=sys.stderr)
 
     def ratios(what: str) -> list[float]:
-        return [o[what] / b[what] for o, b in zip(measured["ours"], measured["bare"])]
+        return [o[what] / b[what] for o, b in zip(found["ours"], found["bare"])]
 
     def median(loop: str, what: str) -> float:
-        return statistics.median(m[what] for m in measured[loop])
+        return statistics.median(m[what] for m in found[loop])
 
-    time_ratios = ratios("seconds")
+    time_ratios, here = ratios("seconds"), machine(torch.device("cpu"))
     return {
+        "machine": where(here),
         "case": case,
         "bare loop (s)": f"{median('bare', 'seconds'):.2f}",
         "ours (s)": f"{median('ours', 'seconds'):.2f}",
@@ -143,6 +145,7 @@ def compare(case: str, pairs: int) -> dict:
         "ours (MB)": f"{median('ours', 'memory_mb'):.0f}",
         "memory, ours / bare": f"{statistics.median(ratios('memory_mb')):.3f}",
         "pairs": str(pairs),
+        "measured": measured(here),
     }
 
 
@@ -153,11 +156,13 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=PAIRS)
     options = parser.parse_args()
     if options.loop:
+        keep_memory()
         seconds = {"ours": ours, "bare": bare}[options.loop](options.case)
         print(json.dumps({"seconds": seconds, "memory_mb": progress.peak_memory_mb(torch.device("cpu"))}))
     else:
         rows = [compare(case, options.pairs) for case in CASES]
-        write("overhead", "Our training loop against a bare PyTorch loop", rows, NOTE)
+        every = rows + of_other_machines("overhead", rows)
+        write("overhead", "Our training loop against a bare PyTorch loop", every, NOTE)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Each generated part has a place of its own in one page, between <!-- name --> and <!-- end of name -->. A benchmark gives
 its rows to `write`, which keeps them as benchmarks/<name>.csv, as a page that says where they come from, and in docs/.
-`make readme` also counts again what the published models cost (ffvit/evidence/counted.csv).
+`make readme` also counts again what the published models cost (ffvit/evidence/counted.csv), and draws benchmarks/speed.png.
 """
 
 import csv
@@ -44,6 +44,7 @@ PLACES = {
     "claims": "docs/claims.md",
     "claims elsewhere": "docs/claims.md",
     "faults": "docs/faults.md",
+    "aims": "docs/speed.md",
     "cost": "docs/speed.md",
     "images": "docs/speed.md",
     "overhead": "docs/speed.md",
@@ -63,20 +64,23 @@ SHOWN = {
     "faults": ["fault", "must show", "shown"],
     "images": ["photographs", "way", "machine", "images/s", "times timm", "times timm, photographs as they are"],
     "overhead": [
-        *("case", "bare loop (s)", "ours (s)", "time, ours / bare", "lowest to highest", "memory, ours / bare"),
+        *("machine", "case", "bare loop (s)", "ours (s)"),
+        *("time, ours / bare", "lowest to highest", "memory, ours / bare"),
     ],
-    "pyramids": ["what", "model", *(f"{size} ({unit})" for size in SIZES for unit in ("ms", "MB"))],
+    "pyramids": ["machine", "what", "model", *(f"{size} ({unit})" for size in SIZES for unit in ("ms", "MB"))],
     "same_recipe": ["seed", "image, top-1 (%)", "batch, top-1 (%)", "difference"],
     "speed": [
         *("machine", "model", "step", "form", "run", "precision"),
         *("images/s", "times published", "share of the limit", "peak memory (GB)"),
     ],
-    "startup": ["what", "budget (s)", "it took (s)", "lowest to highest"],
+    "startup": ["machine", "what", "budget (s)", "it took (s)", "lowest to highest", "within"],
     "steps": [
-        *("cell", "waiting, on the device", "waiting, one by one"),
-        *("images/s, on the device", "images/s, one by one"),
+        *("machine", "batch", "cell", "waiting, on the device", "lowest to highest, on the device"),
+        *("waiting, one by one", "lowest to highest, one by one", "images/s, on the device", "images/s, one by one"),
     ],
 }
+FILL_IN = "make benchmark DEVICE=cuda"
+BLANK = f"not yet: {FILL_IN}"  # in the column "measured"
 
 
 def write(name: str, title: str, rows: list[dict[str, str]], note: str) -> None:
@@ -91,11 +95,31 @@ def write(name: str, title: str, rows: list[dict[str, str]], note: str) -> None:
     show(name, of_benchmark(name))
 
 
-def of_other_machines(name: str, new: list[dict[str, str]]) -> list[dict[str, str]]:
-    """What a benchmark's csv says of machines that none of the new rows is of."""
+def measured_before(name: str) -> list[dict[str, str]]:
+    """The rows of a benchmark's csv that are not blank."""
     csv_file = ROOT / "benchmarks" / f"{name}.csv"
     old = list(csv.DictReader(csv_file.open(newline=""))) if csv_file.exists() else []
-    return [row for row in old if row["machine"] not in {row["machine"] for row in new}]
+    return [row for row in old if row["measured"] != BLANK]
+
+
+def of_other_machines(name: str, new: list[dict[str, str]]) -> list[dict[str, str]]:
+    """What a benchmark's csv says of machines that none of the new rows is of."""
+    return [row for row in measured_before(name) if row["machine"] not in {row["machine"] for row in new}]
+
+
+def with_blanks(rows: list[dict[str, str]], cases: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows, and a blank one for each case of a GPU that is not among them, which says by which command it is filled in.
+
+    cases: the columns that name them.
+    """
+    gpus = sorted({row["machine"] for row in rows if row["machine"].startswith("GPU")}) or ["GPU: any"]
+    blanks = [
+        dict.fromkeys(rows[0], "") | case | {"machine": gpu, "measured": BLANK}
+        for gpu in gpus
+        for case in cases
+        if not any(row["machine"] == gpu and case.items() <= row.items() for row in rows)
+    ]
+    return rows + blanks
 
 
 def markdown(rows: list[dict[str, str]]) -> str:
@@ -115,7 +139,8 @@ def origin(name: str) -> str:
 
 def generated() -> dict[str, str]:
     """Every generated part, by the name of its place."""
-    import cost  # here: benchmarks, which import this file for `write`, need none of what it needs
+    import aims  # here: benchmarks, which import this file for `write`, need none of what they need
+    import cost
 
     table, *others = (ledger.ledger(load_experiment(name), load_records(name)) for name in (STUDY, *ARGUMENTS))
     measured_there = ledger.elsewhere(table, dict(zip(ARGUMENTS, others)))
@@ -130,15 +155,22 @@ def generated() -> dict[str, str]:
         "stages": stages_text(),
         "study": study_text(),
         "how-far": how_far_text(),
+        "aims": markdown(aims.rows()),
         "cost": cost.text(),
         **{name: of_benchmark(name) for name in SHOWN},
     }
 
 
 def of_benchmark(name: str) -> str:
+    """The rows that are not blank, and how many are."""
     with open(ROOT / "benchmarks" / f"{name}.csv", newline="") as file:
-        rows = [{column: row[column] for column in SHOWN[name]} for row in csv.DictReader(file)]
-    return f"{markdown(rows)}\nAll of it, with how it was made: [benchmarks/{name}.md](../benchmarks/{name}.md).\n"
+        every = list(csv.DictReader(file))
+    rows = [{column: row[column] for column in SHOWN[name]} for row in every if row.get("measured") != BLANK]
+    blank = len(every) - len(rows)
+    left = f" {blank} of its rows, of a GPU, are blank until `{FILL_IN}` fills them in." * (blank > 0)
+    return (
+        f"{markdown(rows)}\nAll of it, with how it was made: [benchmarks/{name}.md](../benchmarks/{name}.md).{left}\n"
+    )
 
 
 def findings(table: pd.DataFrame) -> str:
@@ -280,7 +312,7 @@ def how_far_text() -> str:
     # What a person adds is theirs, and not on the project's pages.
     names = sorted(Path(line).stem for line in listed.stdout.splitlines() or (ROOT / "experiments").glob("*.toml"))
     with open(ROOT / "benchmarks/speed.csv", newline="") as file:
-        machines = sorted({row["machine"] for row in csv.DictReader(file)})
+        machines = sorted({row["machine"] for row in csv.DictReader(file) if row["images/s"]})
     tables = [how_far.parity(ROOT / "tests"), how_far.sizes(names), how_far.circumstances(names)]
     held, recorded, ways = (markdown(table.astype(str).to_dict("records")) for table in tables)
     return (
@@ -320,6 +352,9 @@ def show(name: str, text: str) -> None:
 
 
 if __name__ == "__main__":
+    import picture
+
+    picture.draw()
     write_atomically(counted.CSV, counted_again())
     for name, text in generated().items():
         show(name, text)

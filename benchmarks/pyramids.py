@@ -1,10 +1,11 @@
 """What LIT costs where pyramids are used: `make benchmark` times an image through backbones and detectors, beside ResNet-50's.
 
-One image in evaluation, in fp32, from the size of classification to COCO's, with weights as they are drawn; each case in a
-process of its own, which tells its peak memory. LIT-S has tables of relative positions: as they are for the image's size,
+One image in evaluation, in fp32, from the size of classification to COCO's, with weights as they are drawn; on a CPU each case
+in a process of its own, which tells its peak memory. LIT-S has tables of relative positions: as they are for the image's size,
 and resized from 224 pixels in every forward, as the official code does.
 """
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -15,10 +16,12 @@ from pathlib import Path
 import timm
 import torch
 import torchvision
-from page import write
+from page import of_other_machines, with_blanks, write
+from speed import machine, measured, where
 from torch import nn
 
 import ffvit.models  # noqa: F401, makes LIT known to timm
+from ffvit.system.machine import keep_memory
 from ffvit.training.progress import peak_memory_mb
 
 SIZES = [(224, 224), (512, 512), (800, 1344)]
@@ -53,10 +56,12 @@ def make(name: str, size: tuple[int, int]) -> nn.Module:
 
 
 @torch.inference_mode()
-def measure(name: str, size: tuple[int, int]) -> dict:
+def measure(name: str, size: tuple[int, int], device: torch.device) -> dict:
     """{"ms": of a round each, "mb": peak memory}"""
     torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     model = make(name, size).eval().to(device)
     image = torch.rand(1, 3, *size, device=device)
     listed = isinstance(model, torchvision.models.detection.generalized_rcnn.GeneralizedRCNN) or "retinanet" in name
@@ -70,25 +75,49 @@ def measure(name: str, size: tuple[int, int]) -> dict:
     return {"ms": took[1:], "mb": peak_memory_mb(device)}
 
 
+def measure_alone(name: str, size: tuple[int, int]) -> dict:
+    """The same on the CPU, in a process of its own. Raises RuntimeError."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--alone", name, *map(str, size)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def row_of(kind: str, name: str, device: torch.device) -> dict[str, str]:
+    here = machine(device)
+    row = {"machine": where(here), "what": kind, "model": name}
+    for size in SIZES:
+        try:
+            found = measure(name, size, device) if device.type == "cuda" else measure_alone(name, size)
+        except RuntimeError as error:  # this case's result: no memory, an operation that is not there
+            found = {}
+            print(error, file=sys.stderr)
+        print(f"{name} at {size}: {found or 'failed'}", file=sys.stderr)
+        words = f"{size[0]} x {size[1]}"
+        row[f"{words} (ms)"] = f"{statistics.median(found['ms']):,.0f}" if found else "failed"
+        row[f"{words} (MB)"] = f"{found['mb']:,}" if found else ""
+    return row | {"measured": measured(here)}
+
+
+def gpu_cases() -> list[dict[str, str]]:
+    """The columns that name what is measured on a GPU."""
+    return [{"what": kind, "model": name} for kind, names in MODELS.items() for name in names]
+
+
 def main() -> None:
-    if len(sys.argv) > 1:
-        print(json.dumps(measure(sys.argv[1], (int(sys.argv[2]), int(sys.argv[3])))))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--alone", nargs=3, metavar=("MODEL", "HEIGHT", "WIDTH"), help="one case, in this process")
+    options = parser.parse_args()
+    keep_memory()
+    if options.alone:
+        name, *size = options.alone
+        print(json.dumps(measure(name, tuple(map(int, size)), torch.device("cpu"))))
         return
-    rows = []
-    for kind, names in MODELS.items():
-        for name in names:
-            row = {"what": kind, "model": name}
-            for size in SIZES:
-                command = [sys.executable, str(Path(__file__).resolve()), name, *map(str, size)]
-                done = subprocess.run(command, capture_output=True, text=True)
-                told = f"{name} at {size}: {done.stdout or done.stderr}"
-                print(told, file=sys.stderr)
-                found = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
-                words = f"{size[0]} x {size[1]}"
-                row[f"{words} (ms)"] = f"{statistics.median(found['ms']):,.0f}" if found else "failed"
-                row[f"{words} (MB)"] = f"{found['mb']:,}" if found else ""
-            rows.append(row)
-    write("pyramids", "What does LIT cost where pyramids are used?", rows, NOTE)
+    rows = [row_of(kind, name, torch.device(options.device)) for kind, names in MODELS.items() for name in names]
+    every = with_blanks(rows + of_other_machines("pyramids", rows), gpu_cases())
+    write("pyramids", "What does LIT cost where pyramids are used?", every, NOTE)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Is augment="batch" the same recipe as timm's, image by image? Short trainings either way, to be compared by accuracy.
 
-    python benchmarks/same_recipe.py --dataset ~/cifar10    # killed, the same command goes on
+    python benchmarks/same_recipe.py --dataset ~/cifar10    # killed, the same command goes on with what --keep has
 
+Without --dataset, ../shared/data/cifar10 where that is, else the hub's; where neither can be opened, nothing is trained.
 DeiT's augmentation (crops, RandAugment, erasing) on part of CIFAR-10, a small FF-only model, some seeds, each seed once
 either way: the same first weights, the same images in the same order, other random numbers of the augmentation.
 """
@@ -14,12 +15,16 @@ from pathlib import Path
 
 from page import write
 
+from ffvit.data.sources import open_splits
 from ffvit.evidence.seed_statistics import interval_words
 from ffvit.settings.config import Config
 from ffvit.settings.experiment import load_experiment
+from ffvit.system.errors import InputError
 from ffvit.system.files import ROOT, write_atomically
+from ffvit.system.machine import keep_memory
 from ffvit.training.train import train
 
+NEAR, HUB = ROOT.parent / "shared" / "data" / "cifar10", "uoft-cs/cifar10"
 SEEDS = (0, 1, 2)
 WAYS = ("image", "batch")
 SETTINGS = dict(
@@ -79,13 +84,19 @@ def _spread(values: list[float], sign: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", default="uoft-cs/cifar10", help="where CIFAR-10 lies, or its name on the hub")
+    near = str(NEAR) if NEAR.is_dir() else HUB
+    parser.add_argument("--dataset", default=near, help="where CIFAR-10 lies, or its name on the hub")
     parser.add_argument("--keep", type=Path, default=ROOT / "runs" / "same_recipe.json", help="where results are kept")
     options = parser.parse_args()
+    try:
+        open_splits(["train", "test"], config(WAYS[0], SEEDS[0], options.dataset))
+    except InputError as error:
+        print(f"same_recipe is left out, its table stays as it is: {error}")
+        return
+    keep_memory()
     kept = json.loads(options.keep.read_text()) if options.keep.exists() else {}
     measure_all(kept, options.keep, options.dataset)
     write("same_recipe", "Is augmentation in batches the same recipe?", rows(kept), NOTE)
-    options.keep.unlink()
 
 
 if __name__ == "__main__":

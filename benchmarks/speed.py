@@ -4,8 +4,9 @@
     python benchmarks/speed.py --write runs/speed.json    # what was measured, also elsewhere, into the tables
 
 Measuring needs PyTorch, timm and this folder, not what the tables need. On a GPU: the published sizes in bf16; on a CPU:
-the tiny one, in small batches. Cases come in order of value, so that --seconds cuts off what matters least; a case that
-fails is a row that says how. NOTES.md has what each idea was expected to give.
+the tiny one, in small batches. Cases come in order of value, so that --seconds cuts off what matters least; the exit code is
+75 then, and the same command goes on with it. A case that fails is a row that says how. Writing draws speed.png, too.
+NOTES.md has what each idea was expected to give.
 """
 
 import argparse
@@ -91,14 +92,23 @@ CPU_CASES = [
 # What a case takes at most, roughly, before any like it was measured; compilation takes most of it.
 EXPECTED_S = {"eager": 6, BLOCK: 14, "compiled": 45, "CUDA graphs": 50}
 BACKWARD = 3  # a step of training has the products of the forward pass three times
+NAMED_BY = (
+    "machine",
+    "model",
+    "step",
+    "form",
+    "run",
+    "precision",
+    "batch",
+)  # the columns that tell a row from all others
 NOTE = (
     "Steps on random images that are on the device already: forward pass, loss, backward pass, AdamW. Medians of five rounds. "
     "The limit is what one large product of random matrices of the same type reached in the same run; a step's share of "
     "it counts multiply-adds by formula, three times as many for training, and nothing that a form adds to them. "
     "Published is the report's Figure 2, eager; compiled by block compiles one block, which the others share, and leaves "
     "the rest eager. The first step has the compilation in it, shorter where a case before left some. What each form is, "
-    "and what was expected of it: [NOTES.md](NOTES.md). Every row says where it was measured; the line below, where "
-    "this page was written."
+    "and what was expected of it: [NOTES.md](NOTES.md). Peak memory is that of a GPU: a CPU's would need a process a case. "
+    "Every row says where it was measured; the line below, where this page was written."
 )
 
 
@@ -117,8 +127,11 @@ def main() -> None:
             write([json.loads(path.read_text()) for path in options.write])
             return
         if options.device == "cpu":
+            from ffvit.system.machine import keep_memory  # here: a GPU needs neither it nor what it imports
+
             keep_memory()
-        measure_all(cases_of(options), torch.device(options.device), options.keep, deadline, options.small)
+        left = measure_all(cases_of(options), torch.device(options.device), options.keep, deadline, options.small)
+        sys.exit(os.EX_TEMPFAIL if left else 0)
     except (OSError, ValueError) as error:
         parser.error(str(error))
 
@@ -128,9 +141,13 @@ def cases_of(options: argparse.Namespace) -> list[Case]:
     return [replace(case, batch=2) for case in cases] if options.small else cases
 
 
-def measure_all(cases: list[Case], device: torch.device, keep: Path, deadline: float, small: bool = False) -> None:
-    """Measure those that are not kept yet, each kept as soon as it is made, as long as there is time for it."""
+def measure_all(
+    cases: list[Case], device: torch.device, keep: Path, deadline: float, small: bool = False
+) -> list[Case]:
+    """Measure those that are not kept yet, each kept as soon as it is made. Returns those that there was no time for."""
     kept = resumed(keep, machine(device), small)
+    now = measured(kept["machine"])
+    left_out = []
     for precision in DTYPES:
         if precision not in kept["matrix_rates"]:
             kept["matrix_rates"][precision] = matrix_rate(device, precision)
@@ -145,18 +162,18 @@ def measure_all(cases: list[Case], device: torch.device, keep: Path, deadline: f
         left, needs = deadline - time.monotonic(), took_s[case.run]
         if needs > left:
             say(f"left out: {case.name}: {max(0, left):.0f} s are left, it may need {needs:.0f}")
+            left_out.append(case)
             continue
-        measured = measure(case, device, 32 if small else 224)
-        took_s[case.run] = measured["took_s"]
-        kept["cases"][case.name] = asdict(case) | measured
+        found = measure(case, device, 32 if small else 224)
+        took_s[case.run] = found["took_s"]
+        kept["cases"][case.name] = asdict(case) | found | {"measured": now}
         write_atomically(keep, json.dumps(kept, indent=1))
-        what = measured.get("failed") or f"{measured['images_per_s']:,.1f} images/s, {measured['ms']:.1f} ms a step"
-        say(
-            f"{case.name}: {what}; {measured['took_s']:.1f} s, of which {measured.get('first_step_s', 0):.1f} the first step"
-        )
-        if "failed" in measured and is_lost(device):
+        what = found.get("failed") or f"{found['images_per_s']:,.1f} images/s, {found['ms']:.1f} ms a step"
+        say(f"{case.name}: {what}; {found['took_s']:.1f} s, of which {found.get('first_step_s', 0):.1f} the first step")
+        if "failed" in found and is_lost(device):
             sys.exit("the device takes nothing more from this process; the same command goes on with the next case")
     say(f"{len(kept['cases'])} cases are kept in {keep}")
+    return left_out
 
 
 def say(line: str) -> None:
@@ -164,45 +181,58 @@ def say(line: str) -> None:
 
 
 def machine(device: torch.device) -> dict:
-    """What a reader needs to judge the numbers."""
+    """What a reader needs to judge the numbers, and what has to be the same for measuring to go on."""
     versions = {
         "python": ".".join(map(str, sys.version_info[:3])),
         "torch": torch.__version__,
         "timm": timm.__version__,
     }
-    commit = provenance.git_state()["commit"]
-    return {"hardware": provenance.hardware(device), "versions": versions, "commit": commit}
+    return {"hardware": provenance.hardware(device), "versions": versions}
+
+
+def where(here: dict) -> str:
+    """ "GPU: NVIDIA H200", "CPU: 2 cores of AMD EPYC": the column "machine" of what was measured there."""
+    hardware = here["hardware"]
+    return f"GPU: {hardware['gpu']}" if hardware["gpu"] else f"CPU: {hardware['cpu_cores']} cores of {hardware['cpu']}"
+
+
+def measured(here: dict) -> str:
+    """The column "measured" of what is measured now: the day, the commit, the versions."""
+    commit = (provenance.git_state()["commit"] or "unknown")[:10]
+    versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
+    return f"{datetime.date.today()}, commit {commit}, {versions}"
 
 
 def resumed(keep: Path, here: dict, small: bool) -> dict:
     """What is kept, or its beginning. Raises ValueError for measurements of another machine, or other shapes."""
     if not keep.exists():
-        day = datetime.date.today().isoformat()
-        return {"machine": here, "date": day, "small": small, "matrix_rates": {}, "cases": {}}
+        return {"machine": here, "small": small, "matrix_rates": {}, "cases": {}}
     kept = json.loads(keep.read_text())
     if kept["machine"] != here or kept["small"] != small:
         raise ValueError(
-            f"{keep} has measurements of {kept['machine']}{', small ones' * kept['small']}: give another --keep"
+            f"{keep} has measurements of {kept['machine']}{', small ones' * kept['small']}: give another --keep, or remove it"
         )
     return kept
 
 
 def write(all_kept: list[dict]) -> None:
-    """benchmarks/speed.csv and its pages; rows of machines that are not measured now stay as they are."""
-    import page  # here: it needs what the tables need
+    """benchmarks/speed.csv, its pages and its picture; what was measured before stays, but for the cases measured now."""
+    import page  # here: they need what the tables need
+    import picture
 
     new = [row for kept in all_kept for row in rows(kept)]
-    stay = page.of_other_machines("speed", new)
-    page.write("speed", "How fast is a step?", sorted(new + stay, key=lambda row: "GPU" not in row["machine"]), NOTE)
+    again = {tuple(row[column] for column in NAMED_BY) for row in new}
+    stay = [row for row in page.measured_before("speed") if tuple(row[column] for column in NAMED_BY) not in again]
+    every = page.with_blanks(new + stay, [names(asdict(case)) for case in GPU_CASES])
+    every.sort(key=lambda row: ("GPU" not in row["machine"], row["machine"]))
+    page.write("speed", "How fast is a step?", every, NOTE)
+    picture.draw()
 
 
 def rows(kept: dict) -> list[dict[str, str]]:
     """A row a case, in words. Raises ValueError for small shapes, which say nothing."""
     if kept["small"]:
         raise ValueError("measured with --small: those are no measurements")
-    hardware, versions = kept["machine"]["hardware"], kept["machine"]["versions"]
-    where = f"GPU: {hardware['gpu']}" if hardware["gpu"] else f"CPU: {hardware['cpu_cores']} cores of {hardware['cpu']}"
-    how = ", ".join(f"{name} {version}" for name, version in versions.items())
     published = {
         (case["model"], case["task"], case["precision"]): case.get("images_per_s")
         for case in kept["cases"].values()
@@ -211,18 +241,25 @@ def rows(kept: dict) -> list[dict[str, str]]:
     macs = {model: exact_costs(model)["macs"] for model in {case["model"] for case in kept["cases"].values()}}
     return [
         {
-            "machine": where,
-            "model": case["model"],
-            "step": case["task"],
-            "form": case["form"] + ("" if case["fused"] else ", AdamW not fused"),
-            "run": case["run"],
-            "precision": case["precision"],
-            "batch": str(case["batch"]),
+            "machine": where(kept["machine"]),
+            **names(case),
             **numbers(case, macs[case["model"]], kept["matrix_rates"], published),
-            "measured": f"{kept['date']}, commit {(kept['machine']['commit'] or 'unknown')[:10]}, {how}",
+            "measured": case["measured"],
         }
         for case in kept["cases"].values()
     ]
+
+
+def names(case: dict) -> dict[str, str]:
+    """The columns of NAMED_BY, without the machine."""
+    return {
+        "model": case["model"],
+        "step": case["task"],
+        "form": case["form"] + ("" if case["fused"] else ", AdamW not fused"),
+        "run": case["run"],
+        "precision": case["precision"],
+        "batch": str(case["batch"]),
+    }
 
 
 def numbers(case: dict, macs: int, rates: dict[str, float], published: dict) -> dict[str, str]:
@@ -243,14 +280,6 @@ def numbers(case: dict, macs: int, rates: dict[str, float], published: dict) -> 
         "peak memory (GB)": f"{memory:.1f}" if memory else "",
         "first step (s)": f"{case['first_step_s']:.1f}" if fast else "",
     }
-
-
-def keep_memory() -> None:
-    """On a CPU, start again as `ffvit train` starts: glibc reads how it keeps memory only at the start."""
-    from ffvit.launching.launch import KEEP_MEMORY  # here: a GPU needs neither it nor what it imports
-
-    if not KEEP_MEMORY.items() <= os.environ.items():
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
 
 
 if __name__ == "__main__":

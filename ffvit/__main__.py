@@ -9,6 +9,7 @@ import traceback
 
 from ffvit.system.errors import CURES, InputError, Stopped, TrainingError, in_words, suggest
 from ffvit.system.lifetime import STOPPED
+from ffvit.system.machine import keep_memory
 
 COMMANDS = {
     "train": "train one model, in processes of its own",
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(HELP)
         return 0 if given else 2
+    keep_memory()
     code = _run(*given)
     if code and given[0] == "worker":
         # At once: the usual way out waits for the other processes of the training, which may be no more.

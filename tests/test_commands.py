@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import platform
 import pty
 import re
 import signal
@@ -26,6 +27,7 @@ from ffvit.launching.children import Children, watched
 from ffvit.launching.jobs import Job, Outlook
 from ffvit.launching.launch import launch
 from ffvit.settings.experiment import load_experiment
+from ffvit.system import machine
 from ffvit.system.errors import InputError, Stopped, TrainingError
 from ffvit.system.files import ROOT
 from ffvit.training import progress
@@ -157,6 +159,63 @@ def test_a_locale_of_ascii_reads_and_prints_what_is_not(tmp_path):
     call = f"from ffvit.launching.children import Children; import os; Children().run(['-c', {said!r}], os.environ, {str(log)!r})"
     subprocess.run([sys.executable, "-c", call], env=os.environ | IN_ASCII, check=True)
     assert log.read_text(encoding="utf-8") == "f\u00fcr sich"
+
+
+# The memory that a process keeps
+
+FAULTS = """
+import resource
+from types import SimpleNamespace
+from ffvit.__main__ import main
+from ffvit.settings import parameters
+from ffvit.system import machine
+parameters.get_ipython = lambda: SimpleNamespace(user_ns={"In": []})
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        b"x" * 2**26
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+before = faults()
+CALL
+faults()
+print(before, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+@pytest.mark.parametrize("call", ["main(['status', 'nothing'])", "parameters.check_parameters()"])
+def test_commands_and_notebooks_take_memory_again_without_asking_the_system_for_it(call):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    block = FAULTS.replace("CALL", call)
+    done = subprocess.run([sys.executable, "-c", block], env=environment, capture_output=True, text=True, cwd=ROOT)
+    before, after = map(int, done.stdout.split())
+    assert after < before / 10, done.stdout
+
+
+class Library:
+    """A C library whose mallopt takes no more than `most`."""
+
+    def __init__(self, most: int):
+        self.most, self.asked = most, []
+
+    def mallopt(self, option, value):
+        self.asked.append((option, value))
+        return int(option == machine.M_TRIM_THRESHOLD or value <= self.most)
+
+
+def test_an_older_glibc_keeps_what_it_can_and_other_libraries_are_left_alone(monkeypatch):
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
+    older, odd = Library(most=2**25), Library(most=0)
+    for library, taken in ((older, True), (odd, False), (object(), False)):
+        monkeypatch.setattr(machine.ctypes, "CDLL", lambda name, library=library: library)
+        assert machine.keep_memory() == taken
+    assert older.asked == [(-3, 2**30), (-3, 2**25), (-1, 2**30)]
+    # To be told when to trim fixes the other threshold too, at a size so small that all would be slower than before.
+    assert (-1, 2**30) not in odd.asked
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000")  # a person has chosen
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: older)
+    assert not machine.keep_memory() and len(older.asked) == 3
 
 
 # Runs side by side
@@ -440,10 +499,10 @@ def test_durations_are_told_as_one_says_them(seconds, told):
 # make
 
 
-@pytest.mark.parametrize("target", ["status", "missing", "tune", "reproduce", "figures"])
+@pytest.mark.parametrize("target", ["status", "missing", "tune", "reproduce", "figures", "benchmark"])
 def test_variables_of_make_are_values_and_never_commands(target, tmp_path):
     touched = tmp_path / "touched"
-    names = ("EXPERIMENT", "DATASET", "PROFILE", "JOBS", "RUNS_PER_GPU")
+    names = ("EXPERIMENT", "DATASET", "PROFILE", "JOBS", "RUNS_PER_GPU", "DEVICE")
     hostile = f'x"; touch {touched}; "$(shell touch {touched})`touch {touched}`$$(touch {touched})'
     values = [f"{name}={hostile}" for name in names]
     bin_here = {"CONDA_DEFAULT_ENV": "ffvit", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

@@ -24,15 +24,19 @@ def sets():
         patch.syspath_prepend(str(FOLDER))
         import images
 
-        return [images.Photographs(name, files[:2]) for name, files in images.photographs("")]
+        patch.setattr(images, "NEAR", ROOT / "nowhere")
+        return [images.few(photographs, 2) for photographs in images.photographs("")]
 
 
 def test_every_way_gives_images_of_the_recipe(sets):
     import images
 
-    assert [name for name, _ in sets] == ["as they are", "prepared"]
+    assert [(name, taken_from) for name, _, taken_from in sets] == [
+        ("as they are", images.SAMPLES),
+        ("prepared", images.SAMPLES),
+    ]
     assert sum(map(len, sets[1].files)) < sum(map(len, sets[0].files)) / 2
-    for _, files in sets:
+    for _, files, _ in sets:
         made = {name: way(files[0], 3) for name, way in images.ways().items()}
         for name in (images.TIMM, images.TORCHVISION, images.OURS):
             assert made[name].shape == (3, 224, 224) and made[name].dtype == torch.float32, name
@@ -52,42 +56,92 @@ def test_measuring_goes_on_with_the_next_round_and_not_with_other_photographs(se
     )
     keep = tmp_path / "kept.json"
     images.measure_all(sets, CPU, keep, 2)
+    monkeypatch.setattr("speed.provenance.git_state", lambda: {"commit": "b" * 40})  # committed in between
     images.measure_all(sets, CPU, keep, 3)
-    assert made == [0, 0, 1, 2] and len(json.loads(keep.read_text())["rounds"]) == 3  # the first is not kept
-    others = [images.Photographs(name, files[:1]) for name, files in sets]
+    rounds = json.loads(keep.read_text())["rounds"]
+    assert made == [0, 0, 1, 2] and len(rounds) == 3  # the first is not kept
+    assert ["commit bbbbbbbbbb" in of_round["measured"] for of_round in rounds] == [False, False, True]
+    others = [images.few(photographs, 1) for photographs in sets]
     with pytest.raises(ValueError, match="other photographs: give another --keep"):
         images.measure_all(others, CPU, keep, 4)
 
 
-def kept(images, gpu=None):
+def kept(images, gpu=None, taken_from="150 of a dataset"):
     rates = {images.TIMM: 200.0, images.OURS: 190.0, images.CROPPED: 500.0}
+    found = {"as they are": rates, "prepared": {way: 2 * rate for way, rate in rates.items()}}
+    if gpu:
+        found = {name: {images.ON_GPU: 4000.0} for name in found}
+    found["any"] = {images.DEVICE: 9000.0}
     rounds = [
         {
-            "as they are": {way: rate * factor for way, rate in rates.items()},
-            "prepared": {way: 2 * rate * factor for way, rate in rates.items()},
-            "any": {images.DEVICE: 9000.0 * factor},
+            "rates": {name: {way: rate * factor for way, rate in rates.items()} for name, rates in found.items()},
+            "measured": f"2000-01-01, commit {factor}",
         }
         for factor in (1.0, 0.5, 1.5)
     ]
-    hardware = {"cpu": "Test CPU", "cpu_cores": 4, "gpu": gpu}
-    where = {"hardware": hardware, "versions": {"torch": "1"}, "commit": None}
+    where = {"hardware": {"cpu": "Test CPU", "cpu_cores": 4, "gpu": gpu}, "versions": {"torch": "1"}}
     sizes = {"as they are": 100_000, "prepared": 30_000}
-    return {"machine": where, "date": "2000-01-01", "small": False, "bytes": sizes, "rounds": rounds}
+    return {"machine": where, "small": False, "bytes": sizes, "taken from": taken_from, "rounds": rounds}
 
 
 def test_rows_are_medians_beside_timms_and_small_ones_are_none(sets):
     import images
 
-    rows = {(row["photographs"], row["way"]): row for row in images.rows(kept(images, gpu="One"))}
+    rows = {(row["photographs"], row["way"]): row for row in images.rows(kept(images))}
     assert rows["as they are", images.CROPPED]["times timm"] == "2.50"
     prepared = rows["prepared", images.CROPPED]
     assert (prepared["images/s"], prepared["times timm"]) == ("1,000", "2.50")
     assert prepared["times timm, photographs as they are"] == "5.00" and prepared["KB an image"] == "30"
     assert prepared["lowest to highest"] == "500 to 1,500" and prepared["machine"] == "a core of Test CPU"
-    device = rows["any", images.DEVICE]
-    assert (device["machine"], device["times timm"], device["images/s"]) == ("GPU: One", "", "9,000")
+    assert rows["any", images.DEVICE]["machine"] == "a core of Test CPU"
+    assert prepared["measured"] == "2000-01-01, commit 1.0; 2000-01-01, commit 0.5; 2000-01-01, commit 1.5"
+    on_gpu = images.rows(kept(images, gpu="One"))
+    assert [(row["machine"], row["way"], row["times timm"], row["images/s"]) for row in on_gpu] == [
+        ("GPU: One", images.ON_GPU, "", "4,000"),
+        ("GPU: One", images.ON_GPU, "", "4,000"),
+        ("GPU: One", images.DEVICE, "", "9,000"),
+    ]
+    assert [{"photographs": row["photographs"], "way": row["way"]} for row in on_gpu] == images.GPU_CASES
     with pytest.raises(ValueError, match="--small"):
         images.rows(kept(images) | {"small": True})
+
+
+def test_rows_of_a_datasets_photographs_are_never_replaced_by_those_of_the_samples(monkeypatch, tmp_path, capsys):
+    import images
+    import page
+
+    def written(*kept):
+        found = []
+        monkeypatch.setattr(page, "write", lambda name, title, rows, note: found.extend(rows))
+        images.write(list(kept))
+        with open(tmp_path / "benchmarks/images.csv", "w", newline="") as file:
+            table = csv.DictWriter(file, list(found[0]))
+            table.writeheader()
+            table.writerows(found)
+        return {(row["machine"], row["taken from"]) for row in found if row["measured"] != page.BLANK}
+
+    (tmp_path / "benchmarks").mkdir()
+    monkeypatch.setattr(page, "ROOT", tmp_path)
+    samples = {"taken_from": images.SAMPLES}
+    assert written(kept(images, **samples)) == {("a core of Test CPU", images.SAMPLES)}
+    assert written(kept(images)) == {("a core of Test CPU", "150 of a dataset")}
+    both = {("a core of Test CPU", "150 of a dataset"), ("GPU: One", images.SAMPLES)}
+    assert written(kept(images, **samples), kept(images, "One", **samples)) == both  # of a GPU there were none
+    assert "left out, for there are rows of a dataset's photographs" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_decodes_and_does_its_part(sets):
+    import images
+
+    found = images.measure_round(sets, torch.device("cuda"), 0)
+    assert found.keys() == {"as they are", "prepared", "any"} and found["any"][images.DEVICE] > 0
+    assert all(found[name][images.ON_GPU] > 0 for name in ("as they are", "prepared"))
+    [(_, [file, _], _), _] = sets
+    encoded = torch.frombuffer(bytearray(file), dtype=torch.uint8)
+    mode = images.ImageReadMode.RGB
+    [on_gpu], on_cpu = images.decode_jpeg([encoded], mode, device="cuda"), images.decode_jpeg(encoded, mode)
+    assert (on_gpu.cpu().float() - on_cpu.float()).abs().mean() < 2  # another decoder rounds otherwise
 
 
 def tables(folder, images_rows, steps):
@@ -123,7 +177,12 @@ def test_the_cost_of_table_1_follows_from_the_two_tables(tmp_path, gpu):
     import cost
     import images
 
-    text = cost.text(tables(tmp_path, images.rows(kept(images, gpu)), STEPS))
+    measured = images.rows(kept(images)) + (images.rows(kept(images, gpu)) if gpu else [])
+    slow = [
+        row | {"images/s": "1", "taken from": images.SAMPLES} for row in measured
+    ]  # two photographs of another kind
+    measured += [row for row in slow if row["photographs"] != "any"]
+    text = cost.text(tables(tmp_path, measured, STEPS))
     found = cells(text)
     ours = found["FF only, base"]
     hours = 310 * 1_281_167 / 1000 / 3600
@@ -174,3 +233,13 @@ def test_trainings_either_way_are_of_the_same_settings_but_for_the_way():
     one, other = (same_recipe.config(way, 1, "digits").to_dict() for way in same_recipe.WAYS)
     assert {name for name in one if one[name] != other[name]} == {"augment"}
     assert one["random_erasing"] and one["auto_augment"] and one["seed"] == 1
+
+
+def test_trainings_either_way_are_left_out_in_a_line_where_the_images_cannot_be_opened(monkeypatch, capsys):
+    import same_recipe
+
+    monkeypatch.setattr("sys.argv", ["same_recipe.py", "--dataset", "./nowhere"])
+    monkeypatch.setattr(same_recipe, "write", None)  # its table stays as it is
+    same_recipe.main()
+    told = capsys.readouterr().out
+    assert "same_recipe is left out, its table stays as it is: dataset './nowhere'" in told and told.count("\n") == 1

@@ -1,7 +1,10 @@
-"""benchmarks/speed.py: every form is the same function, and measuring goes on whatever a case does."""
+"""benchmarks/speed.py, steps.py and pyramids.py, and `make benchmark`: every form is the same function, measuring goes on
+whatever a case does, and rows say where they were measured."""
 
 import copy
+import csv
 import json
+import os
 import subprocess
 import sys
 import time
@@ -106,7 +109,7 @@ def test_a_compiled_form_gives_what_the_eager_model_gives(model, form):
     got = outputs_and_gradients(other, parameters, images, target)
     torch.compiler.reset()
     for name, tensor in expected.items():
-        torch.testing.assert_close(got[name], tensor, atol=1e-5, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(got[name], tensor, atol=1e-5, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def small(**case):
@@ -180,14 +183,16 @@ def counted(monkeypatch):
     return speed, made
 
 
-def test_an_interrupted_benchmark_goes_on_where_it_was(counted, tmp_path):
+def test_an_interrupted_benchmark_goes_on_where_it_was_also_at_another_commit(counted, tmp_path, monkeypatch):
     speed, made = counted
     keep, cases = tmp_path / "kept.json", speed.CPU_CASES[:4]
-    speed.measure_all(cases[:3], CPU, keep, float("inf"))
+    assert speed.measure_all(cases[:3], CPU, keep, float("inf")) == []
+    monkeypatch.setattr(speed.provenance, "git_state", lambda: {"commit": "b" * 40})  # committed in between
     speed.measure_all(cases, CPU, keep, float("inf"))
     assert made == [case.name for case in cases]
     kept = json.loads(keep.read_text())
     assert list(kept["cases"]) == made
+    assert ["commit bbbbbbbbbb" in case["measured"] for case in kept["cases"].values()] == [False, False, False, True]
     with pytest.raises(ValueError, match="another --keep"):
         speed.measure_all(cases, CPU, keep, float("inf"), small=True)
 
@@ -195,8 +200,8 @@ def test_an_interrupted_benchmark_goes_on_where_it_was(counted, tmp_path):
 def test_no_case_begins_that_would_end_too_late(counted, tmp_path, capsys):
     speed, made = counted
     cases = [small(run="compiled"), small(), small(run="CUDA graphs")]
-    speed.measure_all(cases, CPU, tmp_path / "kept.json", time.monotonic() + 20)
-    assert made == [cases[1].name]  # 45 and 50 seconds do not fit, 6 do
+    left = speed.measure_all(cases, CPU, tmp_path / "kept.json", time.monotonic() + 20)
+    assert made == [cases[1].name] and left == [cases[0], cases[2]]  # 45 and 50 seconds do not fit, 6 do
     assert capsys.readouterr().out.count("left out") == 2
 
 
@@ -244,21 +249,23 @@ def test_small_shapes_are_no_measurements(counted, tmp_path):
 def test_rows_of_other_machines_stay_when_one_is_measured_again(counted, tmp_path, monkeypatch):
     speed, _ = counted
     import page
+    import picture
 
     written: list = []
     monkeypatch.setattr(page, "write", lambda name, title, rows, note: written.extend(rows))
+    monkeypatch.setattr(picture, "draw", lambda: None)
     monkeypatch.setattr(page, "ROOT", tmp_path)
     keep = tmp_path / "kept.json"
     speed.measure_all([small()], CPU, keep, float("inf"))
     mine = speed.rows(json.loads(keep.read_text()))
+    again, other = mine[0] | {"images/s": "old"}, mine[0] | {"batch": "64"}
+    gpu, blank = mine[0] | {"machine": "GPU: one"}, mine[0] | {"machine": "GPU: none", "measured": page.BLANK}
     (tmp_path / "benchmarks").mkdir()
-    columns = ",".join(mine[0])
-    gpu = ",".join(["GPU: one"] + ["x"] * (len(mine[0]) - 1))
-    old = ",".join([f'"{mine[0]["machine"]}"'] + ["old"] * (len(mine[0]) - 1))
-    (tmp_path / "benchmarks" / "speed.csv").write_text(f"{columns}\n{gpu}\n{old}\n")
+    speed_csv(tmp_path / "benchmarks", [gpu, again, other, blank])
     speed.write([json.loads(keep.read_text())])
-    assert [row["machine"] for row in written] == ["GPU: one", mine[0]["machine"]]
-    assert written[1] == mine[0]
+    assert [row for row in written if row["measured"] != page.BLANK] == [gpu, mine[0], other]
+    blanks = written[1:-2]  # of the GPU that has a row
+    assert len(blanks) == len(speed.GPU_CASES) and {row["machine"] for row in blanks} == {"GPU: one"}
 
 
 def test_cases_have_names_of_their_own_and_are_explained():
@@ -283,6 +290,205 @@ def test_measuring_imports_nothing_that_only_tables_and_data_need():
     )
     done = subprocess.run([sys.executable, "-c", block], cwd=FOLDER, capture_output=True, text=True)
     assert done.stderr.strip() == "set()"
+
+
+def test_a_case_of_a_gpu_is_measured_or_blank_and_says_by_which_command():
+    import page
+
+    case = {"model": "a", "run": "eager"}
+    mine = {"machine": "CPU: mine", **case, "images/s": "1", "measured": "today"}
+    theirs = mine | {"machine": "GPU: one"}
+    blank = {"machine": "GPU: one", "model": "b", "run": "eager", "images/s": "", "measured": page.BLANK}
+    assert page.with_blanks([theirs, mine], [case, {"model": "b", "run": "eager"}]) == [theirs, mine, blank]
+    assert page.with_blanks([mine], [case])[1:] == [
+        theirs | {"machine": "GPU: any", "images/s": "", "measured": page.BLANK}
+    ]
+    assert "make benchmark DEVICE=cuda" in page.BLANK
+
+
+@pytest.mark.parametrize("name", ["speed", "steps", "pyramids", "images"])
+def test_every_case_of_a_gpu_has_a_row(name):
+    import images
+    import page
+    import pyramids
+    import speed
+    import steps
+
+    cases = {
+        "speed": [speed.names(vars(case)) for case in speed.GPU_CASES],
+        "steps": steps.gpu_cases(),
+        "pyramids": pyramids.gpu_cases(),
+        "images": images.GPU_CASES,
+    }[name]
+    with open(FOLDER / f"{name}.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert page.with_blanks(rows, cases) == rows
+    assert {row["machine"].startswith("GPU") for row in rows if row["measured"] == page.BLANK} <= {True}
+
+
+def test_pages_count_the_rows_that_are_blank_and_leave_them_out(monkeypatch, tmp_path):
+    import page
+
+    monkeypatch.setattr(page, "ROOT", tmp_path)
+    monkeypatch.setitem(page.SHOWN, "one", ["machine", "ms"])
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks/one.csv").write_text(f"machine,ms,measured\nCPU,1,today\nGPU: any,,{page.BLANK}\n")
+    text = page.of_benchmark("one")
+    assert "| CPU | 1 |" in text and "GPU: any" not in text
+    assert "1 of its rows, of a GPU, are blank until `make benchmark DEVICE=cuda` fills them in." in text
+
+
+def row(machine: str, model: str, form: str, run: str, share: float | None, **more: str) -> dict[str, str]:
+    words = {"machine": machine, "model": model, "form": form, "run": run, "step": "training", "precision": "bf16"}
+    return words | {"batch": "16", "share of the limit": f"{share} %" if share else ""} | more
+
+
+def speed_csv(folder: Path, rows: list[dict[str, str]]) -> Path:
+    with open(folder / "speed.csv", "w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    return folder
+
+
+def test_aims_are_judged_by_ours_or_else_by_the_fastest_form(tmp_path):
+    import aims
+
+    gpu, cpu = "GPU: One", "CPU: 2 cores of Test"
+    rows = [
+        row(gpu, aims.BASE, "published", "eager", 20.0),
+        row(gpu, aims.BASE, "transposed", "compiled", 38.0),
+        row(gpu, aims.BASE, "tokens first", "compiled by block", 45.0),
+        row(cpu, aims.TINY, "published", "eager", 60.0),
+        row(cpu, aims.TINY, "ours", "eager", 75.0),
+        row(cpu, aims.TINY, "tokens first", "eager", 99.0),
+        row(cpu, aims.TINY, "ours", "eager", 50.0, step="inference"),
+        row(cpu, aims.TINY, "ours", "compiled by block", 66.0, step="inference"),
+        row(cpu, aims.TINY, "ours", "compiled by block", None, precision="fp32"),
+    ]
+    found = aims.rows(speed_csv(tmp_path, rows))
+    told = [(r["as a share of the limit"], r["measured"], r["by"], r["verdict"]) for r in found]
+    assert told == [
+        ("40 %", "45.0 %", "tokens first, compiled by block", "reached"),
+        ("50 %", "45.0 %", "tokens first, compiled by block", "missed"),
+        ("60 %", "2.25 times", "tokens first, compiled by block", "missed"),
+        ("", "not yet", "", ""),
+        ("75 %", "75.0 %", "ours, eager", "reached"),
+        ("75 %", "1.25 times", "ours, eager", "reached"),
+        ("", "not yet", "", ""),
+        ("65 %", "1.32 times", "ours, compiled by block", "reached"),
+        ("", "not yet", "", ""),
+    ]
+
+
+def test_the_picture_has_every_share_that_was_measured_in_the_panel_of_its_machine(tmp_path):
+    import picture
+
+    rows = [
+        row("GPU: One", "ff_base_patch16_224", "ours", "eager", 20.0),
+        row("GPU: One", "ff_base_patch16_224", "ours", "compiled", 40.0),
+        row("GPU: One", "ff_base_patch16_224", "ours", "eager", 30.0, batch="32"),
+        row("GPU: One", "mixer_b16_224", "timm", "eager", 25.0),
+        row("GPU: One", "mixer_b16_224", "timm", "compiled", None),
+        row("CPU: 2 cores of Test", "ff_tiny_patch16_224", "ours", "eager", 70.0, step="inference"),
+    ]
+    figure = picture.picture(picture.table(speed_csv(tmp_path, rows) / "speed.csv"))
+    gpu, cpu = figure.axes
+    assert (gpu.get_title(loc="left"), cpu.get_title(loc="left")) == ("One, bf16", "2 cores of Test, bf16")
+    assert sorted(x for x, _ in gpu.collections[0].get_offsets()) == [20.0, 25.0, 30.0, 40.0]
+    figure.canvas.draw()
+    assert [label.get_text() for label in gpu.get_yticklabels()] == [
+        "ff_base, ours",
+        "ff_base, ours, batch 32",
+        "mixer_b16",
+    ]
+    assert [label.get_text() for label in cpu.get_yticklabels()] == ["ff_tiny, inference, ours"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["eager", "compiled"]
+
+
+def test_waiting_is_told_as_it_was_measured_below_zero_too():
+    import steps
+
+    took = {"there already": [1.0, 1.0, 1.2], "on the device": [0.8, 1.0, 0.8], "one by one": [2.0, 1.0, 4.0]}
+    row = steps.numbers(took, batch=32)
+    assert (row["batch there (ms)"], row["on the device (ms)"], row["one by one (ms)"]) == ("1000.0", "800.0", "2000.0")
+    assert (row["waiting, on the device"], row["waiting, one by one"]) == ("-25.0 %", "50.0 %")
+    assert row["lowest to highest, on the device"] == "-50.0 to 0.0 %"
+    assert row["lowest to highest, one by one"] == "0.0 to 70.0 %"
+    assert (row["images/s, on the device"], row["images/s, one by one"]) == ("40", "16")
+
+
+def test_a_case_of_pyramids_that_fails_is_a_row_that_says_so(monkeypatch):
+    import pyramids
+
+    def measured(name, size):
+        if size == pyramids.SIZES[0]:
+            raise RuntimeError("no memory")
+        return {"ms": [1.0, 2.0, 9.0], "mb": 1000}
+
+    monkeypatch.setattr(pyramids, "measure_alone", measured)
+    row = pyramids.row_of("backbone", "lit_ti", CPU)
+    assert (row["224 x 224 (ms)"], row["224 x 224 (MB)"]) == ("failed", "")
+    assert (row["512 x 512 (ms)"], row["512 x 512 (MB)"]) == ("2", "1,000") and row["machine"].startswith("CPU: ")
+
+
+def test_what_make_benchmark_is_given_does_not_reach_the_pipeline_that_is_timed(monkeypatch):
+    import startup
+
+    made = (ROOT / "Makefile").read_text()
+    variables = made.partition("VALUES := ")[2].partition("\n")[0].split()
+    for name in (*variables, "MAKEFLAGS"):
+        monkeypatch.setenv(name, "/photographs")
+    assert "/photographs" not in startup.environment().values() and "PATH" in startup.environment()
+
+
+@pytest.fixture
+def make_benchmark(tmp_path):
+    """Calls it in an empty folder, with a `python` that only writes down what it is asked; gives those lines, and make's."""
+    fake = tmp_path / "bin" / "python"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\necho "$@" >> asked\ncase "$*" in *"$ENDS"*) exit "$WITH";; esac\n')
+    fake.chmod(0o755)
+    here = {"CONDA_DEFAULT_ENV": "ffvit", "PATH": f"{fake.parent}:{os.environ['PATH']}"}
+
+    def call(*values: str, ends: str = "nothing", code: int = 0) -> tuple[list[str], subprocess.CompletedProcess]:
+        (tmp_path / "asked").unlink(missing_ok=True)
+        done = subprocess.run(
+            ["make", "-f", str(ROOT / "Makefile"), "benchmark", *values],
+            cwd=tmp_path,
+            env=os.environ | here | {"ENDS": ends, "WITH": str(code)},
+            capture_output=True,
+            text=True,
+        )
+        return (tmp_path / "asked").read_text().splitlines(), done
+
+    return call, tmp_path / "runs"
+
+
+def scripts_of(asked: list[str]) -> list[str]:
+    names = [line.split()[0].removeprefix("benchmarks/").removesuffix(".py") for line in asked]
+    return list(dict.fromkeys(names))
+
+
+def test_make_benchmark_goes_on_with_the_script_that_was_interrupted(make_benchmark):
+    call, runs = make_benchmark
+    everything = ["speed", "startup", "overhead", "steps", "images", "same_recipe", "pyramids"]
+    asked, done = call(ends="overhead.py", code=1)
+    assert scripts_of(asked) == everything[:3] and done.returncode
+    asked, done = call()
+    assert scripts_of(asked) == everything[2:] and done.returncode == 0, done.stderr
+    assert not list(runs.iterdir())  # so that the next time all are measured anew
+    assert scripts_of(call()[0]) == everything
+
+
+def test_on_a_gpu_every_script_is_told_so_and_steps_that_are_left_come_with_the_next_call(make_benchmark):
+    call, runs = make_benchmark
+    asked, done = call("DEVICE=cuda", ends="speed.py --keep", code=75)
+    assert scripts_of(asked) == ["speed", "images", "pyramids", "steps"] and done.returncode == 0, done.stderr
+    assert all(line.endswith("--device cuda") for line in asked if "--write" not in line)
+    assert "--seconds" in asked[0] and "--write" in asked[1] and "the same command goes on" in done.stdout
+    asked, done = call("DEVICE=cuda")
+    assert scripts_of(asked) == ["speed"] and not list(runs.iterdir())
 
 
 @pytest.mark.machine

@@ -28,7 +28,7 @@ from ffvit.launching.launch import _own_gpus, launch
 from ffvit.models import from_config, weights
 from ffvit.settings import run_folder
 from ffvit.settings.experiment import load_experiment
-from ffvit.system import lifetime
+from ffvit.system import lifetime, machine
 from ffvit.system.errors import InputError, Stopped, TrainingError
 from ffvit.system.files import ROOT, RUNS
 from ffvit.system.lifetime import STOPPED
@@ -791,6 +791,53 @@ def test_dry_run_says_what_a_run_costs_and_leaves_nothing(tmp_path, capsys):
         r"estimate: 20,000 updates of \d+ ms and 1000 validations of .* process-hours, until 20\d\d-", told
     )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "settings, epoch_s, has_it, told",
+    [
+        ({}, {"no": 20.0, "bf16": 12.0}, True, "mixed_precision=bf16 would take 0.60 of the time: 12.0 s an epoch, not 20.0"),
+        ({}, {"no": 20.0, "bf16": 19.5}, True, None),  # as much as two dry runs differ
+        ({}, {"no": 20.0, "bf16": TrainingError("not in bf16")}, True, None),
+        ({}, {"no": 20.0}, False, None),
+        ({"mixed_precision": "bf16"}, {"bf16": 12.0}, True, None),
+    ],
+)  # fmt: skip
+def test_dry_run_on_a_cpu_says_where_bf16_takes_less_time(monkeypatch, settings, epoch_s, has_it, told):
+    def estimate(children, config, environment, on_line):
+        on_line(f"estimate in {config.mixed_precision}")
+        if isinstance(found := epoch_s[config.mixed_precision], Exception):
+            raise found
+        return {"hardware": {"device": "cpu"}, "epoch_s": found}
+
+    monkeypatch.setattr(launching, "estimate", estimate)
+    monkeypatch.setattr(launching, "multiplies_bf16", lambda: has_it)
+    config, lines = digits(**settings), []
+    found = launch(config, on_line=lines.append, dry_run=True)
+    assert found["epoch_s"] == epoch_s[config.mixed_precision]
+    assert lines == [f"estimate in {config.mixed_precision}", *([told] if told else [])]
+
+
+def test_dry_run_on_a_gpu_is_one_dry_run(monkeypatch):
+    monkeypatch.setattr(launching, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(launching, "estimate", lambda *_: {"hardware": {"device": "cuda"}, "epoch_s": 1.0})
+    lines: list[str] = []
+    launch(digits(), on_line=lines.append, dry_run=True)
+    assert not lines
+
+
+@pytest.mark.parametrize(
+    "flags, has_it",
+    [("fma avx512_bf16", True), ("amx_bf16 amx_tile", True), ("avx512f avx2", False), (None, False)],
+)
+def test_a_processor_that_multiplies_bf16_is_found_by_its_flags(monkeypatch, flags, has_it):
+    def read(self, **_):
+        if flags is None:
+            raise FileNotFoundError(self)
+        return f"processor : 0\nflags : fpu {flags}\n"
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert machine.multiplies_bf16() == has_it
 
 
 def out_of_memory_above(count, monkeypatch):

@@ -16,7 +16,7 @@ from website import chapters, current, front, ledger_pages, record_pages, source
 from website.current import SITE
 
 SOURCE, DOCTREES, LOCK = (ROOT / "build" / name for name in ("site", "doctrees", "site.lock"))
-PICTURE = re.compile(r"/((?:figures|results)/[^\s)\\]+\.(?:png|svg))")
+PICTURE = re.compile(r"/((?:benchmarks|figures|results)/[^\s)\\]+\.(?:png|svg))")
 BUILDERS = min(4, os.cpu_count() or 1)
 
 

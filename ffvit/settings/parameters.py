@@ -11,13 +11,18 @@ from IPython import get_ipython
 
 from ffvit.settings.config import SETTINGS
 from ffvit.system.errors import InputError, suggest
+from ffvit.system.machine import keep_memory
 
 TYPES = {t.__name__: t for t in (str, int, float, bool, dict, list)}
 INJECTED = "# Parameters"  # papermill's first line in the cell it adds
 
 
 def check_parameters() -> None:
-    """Stop the notebook for a parameter it does not have, or one of the wrong type. Call it right after the parameters."""
+    """Stop the notebook for a parameter it does not have, or one of the wrong type. Call it right after the parameters.
+
+    Its kernel keeps the memory that it frees, as `ffvit` does.
+    """
+    keep_memory()
     namespace = get_ipython().user_ns
     check(namespace["In"], namespace)
 
