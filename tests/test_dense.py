@@ -525,7 +525,7 @@ FILES_OF_S = {
 @pytest.mark.parity("the names and shapes of mmdetection's and mmsegmentation's files")
 @pytest.mark.parametrize("name", FILES_OF_S)
 def test_a_file_of_lit_s_with_the_official_names_and_shapes_loads_key_by_key(name, tmp_path):
-    """Each tensor holds one number, its own: a file of a few kilobytes, of which every number is somewhere afterwards."""
+    """Each tensor holds one number, its own: a small file, of which every number is somewhere afterwards."""
     shapes = FILES_OF_S[name]
     state = {key: torch.tensor(float(i)).expand(shape) for i, (key, shape) in enumerate(shapes.items())}
     state |= {key: value.long() for key, value in state.items() if key.endswith("num_batches_tracked")}

@@ -180,8 +180,9 @@ def test_average_precision_is_pycocotools_to_every_digit(many, tmp_path, capsys)
             for i in range(len(target["labels"])):
                 rle = mask_api.encode(np.asfortranarray(target["masks"][i].numpy()))
                 box = target["boxes"][i].tolist()
-                truth.append(dict(id=len(truth) + 1, image_id=target["image_id"], category_id=int(target["labels"][i]), bbox=xywh(box),
-                                  area=float(target["area"][i]), iscrowd=int(target["iscrowd"][i]), segmentation=rle))  # fmt: skip
+                crowd, area = int(target["iscrowd"][i]), float(target["area"][i])
+                truth.append(dict(id=len(truth) + 1, image_id=target["image_id"], category_id=int(target["labels"][i]),
+                                  bbox=xywh(box), area=area, iscrowd=crowd, segmentation=rle))  # fmt: skip
             sides[target["image_id"]] = target["masks"].shape[-1]
             for i in range(len(guess["labels"])):
                 one = dict(
@@ -364,7 +365,8 @@ def test_a_batch_without_an_image_that_can_be_read_is_left_out(head):
     task = task_of(config)
     splits = task.load_splits()
     encoded = splits.test.cast_column("image", datasets.Image(decode=False))
-    spoil = lambda row, i: {"image": {"bytes": b"no image", "path": "fifth.png"} if i == 4 else row["image"]}  # noqa: E731
+    broken = {"bytes": b"no image", "path": "fifth.png"}
+    spoil = lambda row, i: {"image": broken if i == 4 else row["image"]}  # noqa: E731
     test = encoded.map(spoil, with_indices=True, features=encoded.features).cast_column("image", datasets.Image())
     model = timm.create_model(config.model, num_classes=11, **config.model_args)
     found = task.evaluate(model, task.eval_batches(dataclasses.replace(splits, test=test), "test"), 11)

@@ -5,15 +5,15 @@ torchvision's RetinaNet and Mask R-CNN, and a head of our own for Semantic FPN, 
 `timm.create_model("retinanet_lit_ti")`, after `import ffvit.models`; `timm.create_model("retinanet", backbone="resnet18")`
 puts another backbone under the same head.
 
-As in mmdetection, other than torchvision has it: anchors are not rounded, and lie a stride apart; P7 is made of P6 as it
-is, without a ReLU; 100 detections an image; 1,000 proposals in training; regions and their masks are aligned to half a
-pixel, and sampled as densely as they are large; masks are pasted at the middles of pixels; the background has neither box
-nor mask, which would be 4,357 parameters more.
+As in mmdetection, other than torchvision has it: anchors are not rounded, and lie a stride apart; P7 is made of P6 as
+it is, without a ReLU; 100 detections an image; 1,000 proposals in training; regions and their masks are aligned to half
+a pixel, and sampled as densely as they are large; masks are pasted at the middles of pixels; the background has neither
+box nor mask, which would be 4,357 parameters more.
 As in torchvision, and other than mmdetection 2.11 has it: RetinaNet's loss is a mean over images of one over boxes, not
-one over the batch, and it keeps of each map the 1,000 surest pairs of anchor and class, not anchors; Mask R-CNN's losses of
-boxes are smooth below 1/9, and its head on regions has no matches of low quality. Images without objects are trained on,
-which mmdetection leaves out. Of segmentation, the loss is the mean over the pixels that have a class; mmsegmentation 0.13
-divides by all of them.
+one over the batch, and it keeps of each map the 1,000 surest pairs of anchor and class, not anchors; Mask R-CNN's
+losses of boxes are smooth below 1/9, and its head on regions has no matches of low quality. Images without objects are
+trained on, which mmdetection leaves out. Of segmentation, the loss is the mean over the pixels that have a class;
+mmsegmentation 0.13 divides by all of them.
 Classes count from 0, the background not among them, in targets and in detections, of both detectors alike. Images come
 with mean and spread taken out, as all of timm's models have them; torchvision's detectors would do it themselves.
 """

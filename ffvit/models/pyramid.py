@@ -57,7 +57,7 @@ class P6P7(ExtraFPNBlock):
 class Anchors(AnchorGenerator):
     """torchvision's, of the very size asked for, at the strides asked for, a map each.
 
-    It rounds sizes to whole pixels, and takes for a stride how often the map goes into the image: 61 of 64 in 800 pixels.
+    It rounds sizes to whole pixels, and divides the image by the map for a stride: at 800 pixels 61, where it is 64.
     """
 
     def __init__(self, sizes: tuple[tuple[float, ...], ...], ratios: tuple[float, ...], strides: tuple[int, ...]):
@@ -77,9 +77,9 @@ class Anchors(AnchorGenerator):
 
 
 class AlignedRoIAlign(MultiScaleRoIAlign):
-    """torchvision's regions, aligned to half a pixel and sampled as densely as they are large (Detectron2, mmdetection).
+    """torchvision's regions, aligned to half a pixel, sampled as densely as they are large (Detectron2, mmdetection).
 
-    From maps of STRIDES: torchvision takes the image's size for the padded batch's, and then finds others for small images.
+    From maps of STRIDES: torchvision takes an image's size for the padded batch's, and finds others for small images.
     """
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:

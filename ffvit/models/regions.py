@@ -1,7 +1,7 @@
-"""Between an image and what a detector finds: sizes, what Mask R-CNN learns of a mask, and how one becomes an image's pixels.
+"""Between an image and what a detector finds: its size, what Mask R-CNN learns of a mask, and how one is pasted.
 
-Masks are, as in mmdetection, at pixels' middles throughout: torchvision's targets lie half a pixel beside the regions that
-are read, and its pasting rounds boxes to whole pixels, which together costs small objects a fifth of their IoU.
+Masks are, as in mmdetection, at pixels' middles throughout: torchvision's targets lie half a pixel beside the regions
+that are read, and its pasting rounds boxes to whole pixels, which together costs small objects a fifth of their IoU.
 """
 
 import math
@@ -54,7 +54,7 @@ def mask_targets(masks: Tensor, regions: Tensor, matched: Tensor, side: int) -> 
 
 
 def paste(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
-    """(n, 1, M, M) probabilities in boxes (n, 4) -> (n, 1, height, width): read at the middle of each pixel, 0 outside."""
+    """(n, 1, M, M) probabilities in boxes (n, 4) -> (n, 1, height, width): read at each pixel's middle, 0 outside."""
     found = masks.new_zeros(len(masks), 1, height, width, dtype=torch.float32)
     for i, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
         left, right = max(0, math.floor(x0)), min(width, math.ceil(x1))

@@ -123,12 +123,12 @@ def predicted(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
 
 
 def apart(experiment: Experiment, records: list[dict]) -> list[str]:
-    """In sentences, models whose seeds lie more than APART from one another: a training went astray, or the rate is too high."""
+    """In a sentence each, models whose seeds lie more than APART from one another, as where a training went astray."""
     found = everything(experiment, records)
     spread = {name: (min(m.percent), max(m.percent)) for name, m in found.items()}
     return [
-        f"{_label(experiment.variants[name])}: its seeds lie {high - low:.1f} points apart, from {low:.2f} to {high:.2f}, and "
-        "their mean says little."
+        f"{_label(experiment.variants[name])}: its seeds lie {high - low:.1f} points apart, "
+        f"from {low:.2f} to {high:.2f}, and their mean says little."
         for name, (low, high) in spread.items()
         if high - low > APART
     ]
@@ -152,7 +152,7 @@ def summary(experiment: Experiment, records: list[dict], predicted: pd.DataFrame
 
 
 def by_layout(experiment: Experiment, records: list[dict]) -> Figure:
-    """The headline on the test images by where there is attention: a panel a head, of LEAST_SPAN at least, a dot a seed."""
+    """The headline on the test images by where there is attention: a panel a head, a dot a seed."""
     found, looks = everything(experiment, records), _looks(experiment)
     figure, panels = _panels(experiment, height=4.2)
     for panel, head, label, layouts in panels:

@@ -53,7 +53,7 @@ def decode(text: str, width: int, height: int) -> np.ndarray:
 
 
 def area(text: str, width: int, height: int) -> int:
-    """Pixels of a mask, of polygons each by itself; text: see as_text. It is not decoded, which takes ten times as long."""
+    """Pixels of a mask, of polygons each by itself; text: see as_text. Decoding it would take ten times as long."""
     segmentation = json.loads(text)
     if isinstance(segmentation, list):
         return int(coco_masks.area(coco_masks.frPyObjects(segmentation, height, width)).sum())

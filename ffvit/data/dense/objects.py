@@ -41,8 +41,8 @@ def checked_objects(
 
     annotations: COCO's, with bbox and category_id, and segmentation, iscrowd and area where they have them. numbers: class by
     category id. where: names the file and the image. Raises InputError for a broken annotation; with bad_images="skip"
-    those without area are left out, of which COCO's own training images have two, and, where masks are needed, those whose
-    mask has no pixel.
+    those without area are left out, of which COCO's own training images have two, and, where masks are needed, those
+    whose mask has no pixel.
     """
     found: dict[str, list] = {name: [] for name in OBJECTS}
     for annotation in annotations:

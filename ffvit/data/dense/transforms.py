@@ -76,11 +76,11 @@ class SemanticTransform:
 
 
 def distorted(image: Tensor) -> Tensor:
-    """(C, H, W) uint8 of changed colours: mmsegmentation's PhotoMetricDistortion, after Liu et al. 2016, arXiv:1512.02325.
+    """(C, H, W) uint8 of changed colours: mmsegmentation's PhotoMetricDistortion (Liu et al. 2016, arXiv:1512.02325).
 
-    Each in half of the cases: brightness plus up to 32 grey levels, contrast and saturation times 0.5 to 1.5, hue turned by
-    up to 36 degrees; contrast before or after the colours. torchvision's RandomPhotometricDistort multiplies brightness,
-    turns hue by half as much, and exchanges colour channels.
+    Each in half of the cases: brightness plus up to 32 grey levels, contrast and saturation times 0.5 to 1.5, hue
+    turned by up to 36 degrees; contrast before or after the colours. torchvision's RandomPhotometricDistort multiplies
+    brightness, turns hue by half as much, and exchanges colour channels.
     """
     brightness, contrast, saturation, hue = ((2 * torch.rand(4) - 1) * (torch.rand(4) < 0.5)).tolist()  # of the most
     contrast_first = torch.rand(()) < 0.5
@@ -96,7 +96,7 @@ def distorted(image: Tensor) -> Tensor:
 
 
 def saturated(image: Tensor, factor: float) -> Tensor:
-    """(3, H, W), its saturation in HSV times the factor, at most 1: a colour's distances from its largest channel with it."""
+    """(3, H, W), its saturation in HSV times the factor, 1 at most: channels' distances from the largest grow so."""
     most = image.amax(dim=0)
     spread = most - image.amin(dim=0)
     return most - (most - image) * (most / spread.clamp(min=1e-6)).clamp(max=factor)
