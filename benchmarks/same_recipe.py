@@ -69,7 +69,7 @@ def rows(kept: dict[str, float]) -> list[dict[str, str]]:
         {
             "seed": str(seed),
             **{f"{way}, top-1 (%)": f"{found[way][i]:.2f}" for way in WAYS},
-            "difference": f"{pairs[i]:+.2f}",
+            "difference": f"{pairs[i]:+.2f}".replace("-", "−"),
         }
         for i, seed in enumerate(SEEDS)
     ]
@@ -79,7 +79,7 @@ def rows(kept: dict[str, float]) -> list[dict[str, str]]:
 
 
 def _spread(values: list[float], sign: str) -> str:
-    return f"{statistics.mean(values):{sign}.2f} ± {statistics.stdev(values):.2f}"
+    return f"{statistics.mean(values):{sign}.2f} ± {statistics.stdev(values):.2f}".replace("-", "−")
 
 
 def main() -> None:

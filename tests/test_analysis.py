@@ -5,6 +5,7 @@ import json
 import math
 
 import matplotlib.pyplot as plt
+import PIL.Image
 import pytest
 
 from ffvit.evidence import drawing
@@ -12,7 +13,7 @@ from ffvit.evidence.measured import everything, measured, sources
 from ffvit.evidence.records import load_records
 from ffvit.evidence.seed_statistics import Difference, difference, holm, interval
 from ffvit.settings.experiment import Experiment, load_experiment
-from ffvit.studies import mistakes, report_results, study_plots, study_tables
+from ffvit.studies import mistakes, other_domains, report_results, study_plots, study_tables
 from ffvit.system.errors import InputError
 from ffvit.system.files import RESULTS
 
@@ -65,6 +66,13 @@ def texts(figure):
 def test_interval_is_students():
     half = 2.7764 * math.sqrt(2.5) / math.sqrt(5)  # t of 4 degrees of freedom, sd and n of 1, ..., 5
     assert interval([1, 2, 3, 4, 5]) == pytest.approx((3 - half, 3 + half), abs=1e-3)
+
+
+def test_what_is_below_zero_has_a_minus_and_no_hyphen():
+    records = [*several("ff", 70, 71), *several("vit", 80, 83)]
+    found = row(study_tables.pairs(STUDY, records), Difference="FF only − ViT", Part="The models at one shape")
+    assert found["CIFAR-10 top-1 (points)"] == "−11.00 (n=2)"
+    assert found["95 % interval"] == "−23.71 to +1.71"
 
 
 def test_a_single_seed_has_neither_interval_nor_test():
@@ -272,6 +280,27 @@ def test_a_cell_looks_the_same_in_every_part_and_whatever_is_missing():
     assert thick.get_linewidth() > thin.get_linewidth()
 
 
+def named(figure):
+    """What the legends of a figure say."""
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+def test_thin_lines_are_named_by_what_they_are():
+    said = named(study_plots.accuracy_by_cost(STUDY, [made("vit"), made("vit_long")]))
+    assert "thin: three times as long, 300 epochs" in said
+    ablations = load_experiment("digits-ablations")
+    fewer = [made(name, experiment=ablations) for name in ("ff", "ff_images128")]
+    assert "thin: 128 images, 72 epochs" in named(study_plots.accuracy_by_cost(ablations, fewer))
+
+
+@pytest.mark.parametrize("seeds, told", [(3, False), (4, True)])
+def test_a_bar_is_explained_where_one_is_drawn(seeds, told):
+    records = [made(name, seed, 80 + seed) for name in ("ff", "ff_10") for seed in range(seeds)]
+    figure = study_plots.comparisons(STUDY, records)
+    assert ("bars: 95 % interval of the mean, from 4 seeds on" in named(figure)) == told
+    assert "bars" not in figure.get_suptitle()
+
+
 def test_training_costs_three_passes_over_the_whole_batches():
     record = made("ff")
     record["model"]["macs"], record["config"]["batch_size"] = 10, 512
@@ -299,8 +328,18 @@ def test_a_comparison_begins_with_the_grid():
     panel = study_plots.comparisons(STUDY, records).axes[parts.index("data")]
     ticks = [t.get_text() for t in panel.get_xticklabels()]
     assert ticks == ["as in the grid", "30 % of the images", "10 % of the images"]
-    ff = next(line for line in panel.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 2)
-    assert list(ff.get_xdata()) == [0, 2] and list(ff.get_ydata()) == [90, 70]
+    color = drawing.style_of(STUDY, "ff")[0]
+    marks = [line for line in panel.lines if line.get_markeredgecolor() == color and line.get_marker() == "o"]
+    assert [(*line.get_xdata(), *line.get_ydata()) for line in marks] == [(0, 90), (2, 70)]
+
+
+def test_values_of_a_comparison_are_not_joined_and_models_without_one_are_not_in_its_legend():
+    resolution = load_experiment("digits-resolution")
+    names = ("ff", "ff_img_size12_tuned", "ff_img_size12_anew", "vit", "attention_only")
+    figure = study_plots.comparisons(resolution, [made(name, experiment=resolution) for name in names])
+    assert not [line for panel in figure.axes for line in panel.lines if len(set(line.get_xdata())) > 1]
+    assert named(figure) == ["FF only", "ViT"]
+    assert {handle.get_linestyle() for handle in figure.legends[0].legend_handles} == {"None"}
 
 
 def test_processor_time_is_shown_where_it_was_recorded():
@@ -323,6 +362,15 @@ def test_learning_rates_show_trials_that_differ_in_that_alone_and_ring_what_was_
     panel = study_plots.learning_rates(STUDY, trials).axes[0]
     line, ring = panel.lines
     assert list(line.get_ydata()) == [50, 48] and list(ring.get_xydata()[0]) == [chosen, 50]
+
+
+def test_a_symbol_of_a_text_is_drawn_white():
+    text = PIL.Image.new("L", (240, 27))
+    text.putpixel((3, 5), 255)
+    known = other_domains.Anchors(20.0, 50.0)
+    [shown] = other_domains.figure(load_experiment("definitions"), {}, known, text, "animal").axes[0].images
+    assert tuple(shown.to_rgba(shown.get_array())[5, 3]) == (1, 1, 1, 1)
+    assert tuple(shown.to_rgba(shown.get_array())[4, 3]) == (0, 0, 0, 1)
 
 
 def test_classes_are_named_where_the_record_names_them():

@@ -220,9 +220,9 @@ def test_trainings_either_way_are_told_by_pairs():
     rows = same_recipe.rows(kept)
     assert [row["difference"] for row in rows] == [
         "+1.00",
-        "-1.00",
+        "−1.00",
         "+2.00",
-        "+0.67 ± 1.53, 95 % interval -3.13 to +4.46",
+        "+0.67 ± 1.53, 95 % interval −3.13 to +4.46",
     ]
     assert rows[-1]["image, top-1 (%)"] == "71.00 ± 1.00"
 

@@ -1,13 +1,14 @@
 """Weights that come with the project: whole, small, those of the records beside them, and left alone by runs of one's own."""
 
 import json
+import re
 import shutil
 
 import pytest
 from made import made_run
 
 from ffvit.__main__ import main
-from ffvit.evidence import kept_weights
+from ffvit.evidence import kept_weights, subjects
 from ffvit.evidence.records import read_record
 from ffvit.evidence.scoring import load_model
 from ffvit.settings import config as settings
@@ -24,6 +25,24 @@ BY_NAME = pytest.mark.parametrize(
     ("folder", "name", "said"), KEPT, ids=lambda value: value if isinstance(value, str) else ""
 )
 MOST_OF_ALL = 17_000_000  # bytes
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("ff_atention", "digits has no model 'ff_atention', nor has timm; did you mean 'ff_attention'"),
+        ("vit_tinny_patch16_224", "nor has timm; did you mean 'vit_tiny_patch16_224'"),
+        ("zzz", "nor has timm; known: attention_only, ff, ff_attention, vit"),
+    ],
+)
+def test_a_model_that_does_not_exist_is_told_with_the_nearest_of_the_experiment_and_of_timm(name, message):
+    subjects.need_model(DIGITS, "ff_attention")
+    subjects.need_model(DIGITS, "vit_tiny_patch16_224")
+    for look in (subjects.need_model, lambda *of: subjects.weights_to_score(*of, [0])):
+        with pytest.raises(InputError, match=re.escape(message)):
+            look(DIGITS, name)
+    with pytest.raises(InputError, match=re.escape(message)):
+        subjects.weights_to_score(DIGITS, name, [0], checkpoint="w.pth")
 
 
 @BY_NAME

@@ -124,6 +124,31 @@ def test_a_finished_run_is_not_trained_again(trained, run):
     assert (folder / "run/last.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("name", ["02_train", "03_evaluate"])
+def test_an_ablation_that_does_not_exist_is_told_with_the_nearest_that_does(name, run):
+    said = "digits-ablations has no model 'ff_conf', nor has timm; did you mean 'ff_conv'?"
+    with pytest.raises(InputError, match=re.escape(said)):
+        run(name, experiment="digits-ablations", model="ff_conf")
+
+
+@pytest.mark.parametrize(
+    "name, given, message",
+    [
+        ("14_sequence_length", {"num_heads": 5}, "num_heads=5 does not divide embed_dim=192"),
+        ("14_sequence_length", {"hidden_dim": 0}, "hidden_dim=0: the fixed width takes at least 1 hidden unit"),
+        ("14_sequence_length", {"tokens": [49, 98, 196]}, "a power takes 3 lengths of 196 tokens or more"),
+        ("14_sequence_length", {"device": "auto"}, "device 'auto': memory is measured on cpu and cuda only"),
+        ("15_resolution", {"img_size": 224}, "img_size=224 is the size that ff_tiny_patch16_224 has"),
+        ("15_resolution", {"img_size": 290}, "img_size=290 is not divisible by the patch size 16"),
+        ("15_resolution", {"model": "vit_tiny_patch16_224"}, "has no feed-forward layer over patches"),
+    ],
+)
+def test_a_parameter_that_cannot_be_is_refused_before_any_work(name, given, message, run, tmp_path):
+    with pytest.raises(InputError, match=message):
+        run(name, figures_dir=str(tmp_path), **given)
+    assert not list(tmp_path.iterdir())
+
+
 def test_dry_run_says_what_training_costs_and_leaves_nothing(run, tmp_path):
     assert "estimate: 360 updates" in run("02_train", dry_run=True, run_dir=str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

@@ -316,3 +316,28 @@ def test_parameters_grow_as_predicted_in_one_call():
     table = resolution.in_one_call("ff_tiny_patch16_224", 256)
     assert table["Parameters, predicted"].tolist() == table["Parameters"].tolist()
     assert table["Tokens"].tolist() == ["197", "257"] and set(table["Hidden units over patches"]) == {"788"}
+
+
+@pytest.mark.parametrize(
+    "model, img_size, message",
+    [
+        ("ff_tiny_patch16_224", 224, "img_size=224 is the size that ff_tiny_patch16_224 has: choose another, such as 288"),
+        ("ff_tiny_patch16_224", 290, "img_size=290 is not divisible by the patch size 16 .* such as 288"),
+        ("ff_tiny_patch16_224", 225, "img_size=225 is not divisible by the patch size 16 .* such as 240"),
+        ("ff_tiny_patch16_224", 0, "img_size=0 is not divisible by the patch size 16 .* such as 16"),
+        ("vit_tiny_patch16_224", 288, "'vit_tiny_patch16_224' has no feed-forward layer over patches.*ff_tiny_patch16_224"),
+        ("attention_only_tiny_patch16_224", 288, "has no feed-forward layer over patches"),
+        ("ff_tinny_patch16_224", 288, "unknown to timm; did you mean 'ff_tiny_patch16_224'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_taken_to_another_size_is_refused_before_any_work(model, img_size, message):
+    resolution.check("ff_tiny_patch16_224", 288)
+    with pytest.raises(InputError, match=message):
+        resolution.check(model, img_size)
+
+
+def test_the_refusal_names_both_sizes_and_a_cure_and_an_image_that_fits_has_none():
+    said = resolution.refusal(small(), 24)
+    assert "16" in said and "24" in said and "set_input_size" in said
+    with pytest.raises(AssertionError, match="images of 16 px were accepted"):
+        resolution.refusal(small(), 16)

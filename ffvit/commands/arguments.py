@@ -64,22 +64,12 @@ def read_run(arguments: list[str], prog: str, about: str) -> tuple[Config, Path,
         config = config_from_dict(merge(with_defaults(there), settings))
     else:
         experiment = load_experiment(options.experiment)
-        _need_model(experiment, options.model)
+        if options.model not in experiment.variants:
+            from ffvit.evidence.subjects import need_model  # which takes seconds, for timm
+
+            need_model(experiment, options.model)
         config = experiment.config(options.model, options.seed, **settings)
     return config, Path(os.path.relpath(options.run_dir or config.run_dir)), options
-
-
-def _need_model(experiment: Experiment, name: str) -> None:
-    """Raise InputError for what is no model of the experiment, nor one of timm's."""
-    if name not in experiment.variants:
-        import timm  # which takes seconds
-
-        import ffvit.models  # noqa: F401  # registers the models
-
-        if not timm.is_model(name):
-            raise InputError(
-                f"{experiment.name} has no model '{name}', nor has timm{suggest(name, experiment.variants)}"
-            )
 
 
 def add_shared(parser: Parser) -> None:

@@ -26,7 +26,8 @@ DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = "osD^v"
 WHITE = dict(facecolor="white", edgecolor="none")
 SEEDS_OF_AN_INTERVAL = 4  # with fewer, an interval says less than the seeds themselves
-MARKS = f"Large marks: mean over seeds; bars: its 95 % interval, from {SEEDS_OF_AN_INTERVAL} seeds on; dots beside: the seeds."
+MARKS = "Large marks: mean over seeds; dots beside: the seeds."
+BAR = "_bar"  # the label of an interval's line: matplotlib's own legends leave out what begins so
 # One style for every figure; importing this module sets it.
 sns.set_theme(
     style="ticks",
@@ -96,7 +97,7 @@ def mean_and_seeds(panel: Axes, x: float, values: list[float], style: tuple, fil
     panel.update_datalim([(x, value) for value in values])  # of what is moved aside, matplotlib takes no notice
     limits = interval(values) if len(values) >= SEEDS_OF_AN_INTERVAL else None
     if limits:
-        panel.plot([x, x], limits, color=color, lw=1.5)
+        panel.plot([x, x], limits, color=color, lw=1.5, label=BAR)
     panel.plot(
         x, np.mean(values), marker, markersize=6.5, markeredgecolor=color, markeredgewidth=1.2, **face(color, fill)
     )
@@ -113,16 +114,29 @@ def finish(*panels: Axes, blank: str = NOT_RUN) -> None:
             panel.text(0.5, 0.5, blank, transform=panel.transAxes, ha="center", va="center", fontsize=14, color="0.4")
 
 
-def legend(figure: Figure, experiment: Experiment, models: list[Measured], more: Sequence[Line2D] = ()) -> None:
-    """Below the panels: the look of the models drawn, one entry a model of the grid, and what else there is to say."""
+def bars(figure: Figure) -> list[Line2D]:
+    """What a legend says of the bars of mean_and_seeds, where one is drawn."""
+    if not any(line.get_label() == BAR for panel in figure.axes for line in panel.lines):
+        return []
+    words = f"bars: 95 % interval of the mean, from {SEEDS_OF_AN_INTERVAL} seeds on"
+    return [Line2D([], [], color="0.3", lw=0, marker="|", markersize=12, markeredgewidth=1.5, label=words)]
+
+
+def legend(
+    figure: Figure, experiment: Experiment, models: list[Measured], more: Sequence[Line2D] = (), lines: bool = True
+) -> None:
+    """Below the panels: the look of the models drawn, one entry a model of the grid, and what else there is to say.
+
+    lines: whether lines are drawn, or marks alone.
+    """
     names = [variant.name for variant in experiment.main_variants]
     shown = {m.name if m.name in names else experiment.variants[m.name].of for m in models}
     handles = []
     for name in sorted(shown, key=names.index):
         color, dashes, marker = style_of(experiment, name)
-        style = dict(color=color, linestyle=dashes, marker=marker, markersize=7, lw=1.8)
+        style = dict(color=color, linestyle=dashes if lines else "", marker=marker, markersize=7, lw=1.8)
         handles.append(Line2D([], [], label=drawn(experiment.variants[name].label), **style))
-    handles += more
+    handles += [*more, *bars(figure)]
     if handles:
         figure.legend(
             handles=handles, loc="outside lower center", ncols=len(handles) if len(handles) <= 4 else 3, frameon=False

@@ -76,7 +76,7 @@ def _has_spread(values: list[float]) -> bool:
 
 def interval_words(values: list[float], form: str) -> str:
     if limits := interval(values):
-        return f"{limits[0]:{form}} to {limits[1]:{form}}"
+        return f"{limits[0]:{form}} to {limits[1]:{form}}".replace("-", "−")
     return "none: fewer than 2 seeds" if len(values) < 2 else "none: all seeds alike"
 
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ffvit.evidence.drawing import COLORS, MARKERS, MARKS, face, finish, mean_and_seeds
+from ffvit.evidence.drawing import COLORS, MARKERS, MARKS, bars, face, finish, mean_and_seeds
 from ffvit.evidence.escape import drawn
 from ffvit.evidence.measured import Measured, measured
 from ffvit.evidence.seed_statistics import difference
@@ -40,6 +40,7 @@ def accuracy_by_macs(experiment: Experiment, records: list[dict]) -> Figure:
         line, fill = LOOKS[merging]
         look: dict[str, Any] = dict(color="0.3", marker="o", markersize=7, lw=1.2, linestyle=line, **face("0.3", fill))
         handles.append(Line2D([], [], **look, label=f"{merging} merging"))
+    handles += bars(figure)
     columns = -(-len(handles) // rows)
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=2.6, frameon=False)

@@ -11,7 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from ffvit.evidence.drawing import COLORS, MARKS, finish, matrix_cell, mean_and_seeds
+from ffvit.evidence.drawing import COLORS, MARKS, bars, finish, matrix_cell, mean_and_seeds
 from ffvit.evidence.escape import drawn
 from ffvit.evidence.measured import NOT_RUN, Measured, measured
 from ffvit.evidence.seed_statistics import comparable, difference, same_seeds
@@ -140,7 +140,7 @@ def per_class(experiment: Experiment, records: list[dict]) -> Figure:
         panel.axhline(
             mean, color=COLORS[0], lw=1.4, linestyle="--", label=f"all classes: {mean:+.2f} points".replace("-", "−")
         )
-        panel.legend(frameon=False, loc="upper left")
+        panel.legend(handles=[*panel.get_legend_handles_labels()[0], *bars(figure)], frameon=False, loc="upper left")
         panel.set_xlabel("class")
     finish(panel)
     figure.suptitle(

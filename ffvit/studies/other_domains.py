@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 
 from ffvit.data.embedded import SYMBOLS
 from ffvit.data.splits import Splits
-from ffvit.evidence.drawing import finish, mean_and_seeds, style_of
+from ffvit.evidence.drawing import bars, finish, mean_and_seeds, style_of
 from ffvit.evidence.escape import drawn
 from ffvit.evidence.measured import NOT_RUN, Measured
 from ffvit.evidence.seed_statistics import difference
@@ -105,7 +105,7 @@ def figure(
     width = experiment.config(experiment.pairs()[0][0]).model_args["patch_size"][1]
     pixels = np.asarray(image)
     used = int(np.flatnonzero(pixels.any(axis=1)).max()) + 1  # below, no symbol of this text
-    left.imshow(pixels[:used], cmap="Greys", interpolation="nearest", aspect="auto")
+    left.imshow(pixels[:used], cmap="Greys_r", interpolation="nearest", aspect="auto")
     left.set_xticks(np.arange(0, pixels.shape[1], width) - 0.5, labels=[])
     left.set_yticks(range(used), labels=["␣" if s == " " else s for s in SYMBOLS[:used]], fontsize=7)
     left.tick_params(axis="y", length=0)
@@ -131,9 +131,8 @@ def figure(
         Line2D([], [], ls="", color=color, marker=marker, markersize=6.5, label=drawn(experiment.variants[name].label))
         for name, (color, _, marker) in looks.items()
     ]
-    figure.legend(
-        handles=[*handles, *right.get_legend_handles_labels()[0]], loc="outside lower center", ncols=4, frameon=False
-    )
+    handles += [*right.get_legend_handles_labels()[0], *bars(figure)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 

@@ -100,7 +100,7 @@ def measured_beside(points: list[float], limit: float = 0.0, above: bool = True)
     """The cells of a table that stand beside a prediction: what was measured, its interval, and what was found."""
     return {
         "Measured": mean_words(points),
-        "95 % interval": interval_words(points, "+.2f").replace("-", "−") if points else "",
+        "95 % interval": interval_words(points, "+.2f") if points else "",
         "Found": judge(points, limit, above) if points else NOT_RUN,
     }
 
@@ -147,7 +147,7 @@ def check(prediction: Prediction, experiment: Experiment, found: dict[str, Measu
     else:
         verdict, note = judged(held == HOLDS), ""
     return Finding(
-        measured=f"{mean_words(points)} points, 95 % {interval_words(points, '+.2f')}".replace("-", "−"),
+        measured=f"{mean_words(points)} points, 95 % {interval_words(points, '+.2f')}",
         verdict=verdict,
         scale=experiment.scope,
         seeds=str(len(points)),

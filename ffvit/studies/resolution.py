@@ -21,11 +21,12 @@ from ffvit.evidence import drawing
 from ffvit.evidence.measured import NOT_RUN, Measured, everything
 from ffvit.evidence.seed_statistics import difference
 from ffvit.models import cost
+from ffvit.models.ff import PatchFeatureMixer
 from ffvit.models.weights import load_weights, save_weights
 from ffvit.settings.experiment import Experiment, Variant
 from ffvit.studies.predictions import FF, Prediction, as_it_is, measured_beside
 from ffvit.studies.predictions import summary as of_predictions
-from ffvit.system.errors import InputError
+from ffvit.system.errors import InputError, suggest
 
 # The values of the axis `training`, in the order in which they are shown.
 RESAMPLED, TUNED, ANEW = "resampled", "tuned", "anew"
@@ -39,6 +40,28 @@ class Taken(NamedTuple):
     model: Variant
     img_size: int
     variants: dict[str, Variant]  # by the value of `training`
+
+
+def check(name: str, img_size: int) -> None:
+    """Raise InputError, before any work, for a model without weights along the patches, or a size that it cannot go to."""
+    if not timm.is_model(name):
+        raise InputError(f"model '{name}' is unknown to timm{suggest(name, map(str, timm.list_models()))}")
+    with torch.device("meta"):
+        model: Any = timm.create_model(name)
+    if not isinstance(model, PatchFeatureMixer) or model.patches != "ff":
+        raise InputError(
+            f"model '{name}' has no feed-forward layer over patches, whose weights this is about: choose one that has, "
+            "such as ff_tiny_patch16_224"
+        )
+    own, patch = model.img_size[0], model.patch_embed.patch_size[0]
+    if img_size == own:
+        raise InputError(f"img_size={img_size} is the size that {name} has: choose another, such as {own + 4 * patch}")
+    if img_size < patch or img_size % patch:
+        near = max(1, round(img_size / patch)) * patch
+        raise InputError(
+            f"img_size={img_size} is not divisible by the patch size {patch} of {name}: choose a multiple of it, such "
+            f"as {near if near != own else own + patch}"
+        )
 
 
 def refusal(model: nn.Module, img_size: int) -> str:

@@ -62,7 +62,7 @@ def accuracy_by_cost(experiment: Experiment, records: list[dict]) -> Figure:
     parameters.set(title="Parameters", xlabel="millions", ylabel="test top-1 (%)")
     finish(seconds, blank="not recorded" if grid else NOT_RUN)
     finish(epochs, macs, parameters)
-    kinds = [Line2D([], [], color="0.3", lw=0.9, label="thin: longer training")] if longer else []
+    kinds = [Line2D([], [], color="0.3", lw=0.9, label=_thin(experiment, longer))] if longer else []
     if resized:
         hollow: dict[str, Any] = dict(
             marker="o", markerfacecolor="white", markersize=8, label="hollow: of another size"
@@ -78,7 +78,10 @@ def accuracy_by_cost(experiment: Experiment, records: list[dict]) -> Figure:
 
 
 def comparisons(experiment: Experiment, records: list[dict]) -> Figure:
-    """Test top-1 in every comparison, a panel each: value by value of what is varied, and as in the grid."""
+    """Test top-1 in every comparison, a panel each: value by value of what is varied, and as in the grid.
+
+    No line from value to value: few of what is varied have an order, and the grid is none of its ends.
+    """
     found = everything(experiment, records)
     parts = [part for part in experiment.parts() if part]
     columns = min(PANELS_IN_A_ROW, max(1, len(parts)))
@@ -88,23 +91,22 @@ def comparisons(experiment: Experiment, records: list[dict]) -> Figure:
     )
     for panel in axes.flat[max(1, len(parts)) :]:
         panel.set_axis_off()
+    drawn_models: list[Measured] = []
     for panel, part in zip(axes.flat, parts):
         variants = experiment.of(part)
         ticks = list(dict.fromkeys(v.value_label or "changed" for v in variants))
         for of in dict.fromkeys(v.of for v in variants if v.of):
             points = {ticks.index(v.value_label or "changed") + 1: v.name for v in variants if v.of == of} | {0: of}
             shown = {x: found[name] for x, name in sorted(points.items()) if name in found}
-            style = style_of(experiment, of)
-            if shown:
-                panel.plot(list(shown), [m.mean for m in shown.values()], color=style[0], linestyle=style[1], lw=1.4)
             for x, m in shown.items():
-                mean_and_seeds(panel, x, m.percent, style)
+                mean_and_seeds(panel, x, m.percent, style_of(experiment, of))
+            drawn_models += shown.values()
         panel.set(title=drawn(experiment.compare[part].title), xlim=(-0.5, len(ticks) + 0.5), ylabel="test top-1 (%)")
         run = {v.value_label or "changed" for v in variants if v.name in found}
         named = [drawn(tick) if tick in run else f"{drawn(tick)}:\n{NOT_RUN}" for tick in ticks]
         panel.set_xticks(range(len(ticks) + 1), ["as in the grid", *named], rotation=20, ha="right")
     finish(*axes.flat[: max(1, len(parts))])
-    legend(figure, experiment, list(found.values()))
+    legend(figure, experiment, drawn_models, lines=False)
     figure.suptitle(f"{drawn(experiment.title)}.\n{MARKS}", x=0.01, ha="left")
     return figure
 
@@ -154,6 +156,13 @@ def _curve(panel: Axes, m: Measured, x: np.ndarray, style: tuple, width: float) 
     y = np.array([[e["validation_top1_percent"] for e in r["history"]] for r in m.records])
     panel.plot(x, y.mean(axis=0), color=style[0], linestyle=style[1], lw=width)
     panel.fill_between(x, y.min(axis=0), y.max(axis=0), color=style[0], alpha=0.2, lw=0)
+
+
+def _thin(experiment: Experiment, longer: list[Measured]) -> str:
+    """What the models with thin lines are: a run of more epochs may have fewer images, and as many updates."""
+    variants = ((experiment.variants[m.name], _epochs(m)) for m in longer)
+    words = [f"{v.value_label or experiment.compare[v.comparison].title}, {epochs} epochs" for v, epochs in variants]
+    return f"thin: {'; '.join(map(drawn, dict.fromkeys(words)))}"
 
 
 def _epochs(m: Measured) -> int:

@@ -109,7 +109,7 @@ def differences(
             {
                 "Difference": f"{ours} − {theirs}",
                 **dict.fromkeys(columns.values(), ""),
-                columns[labels[a]]: f"{statistics.mean(points):+.2f} (n={n})" if n else NOT_RUN,
+                columns[labels[a]]: f"{statistics.mean(points):+.2f} (n={n})".replace("-", "−") if n else NOT_RUN,
                 "95 % interval": interval_words(points, "+.2f") if n else "",
                 "p": p_words(tested[i]) if i in tested else "",
                 "p (Holm)": p_words(corrected[i]) if i in corrected else "",

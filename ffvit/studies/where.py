@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ffvit.evidence.drawing import COLORS, DASHES, MARKERS, MARKS, finish, mean_and_seeds
+from ffvit.evidence.drawing import COLORS, DASHES, MARKERS, MARKS, bars, finish, mean_and_seeds
 from ffvit.evidence.escape import drawn
 from ffvit.evidence.measured import NOT_RUN, Measured, everything
 from ffvit.evidence.seed_statistics import difference
@@ -168,6 +168,8 @@ def by_layout(experiment: Experiment, records: list[dict]) -> Figure:
         panel.set_xticks(range(len(layouts)), _ticks(experiment, layouts), rotation=20 if len(layouts) > 3 else 0)
         panel.set_xlabel("attention in")
         finish(panel)
+    if explained := bars(figure):
+        figure.legend(handles=explained, loc="outside lower center", frameon=False)
     figure.suptitle(f"{drawn(experiment.title)}\n{MARKS}", x=0.01, ha="left", wrap=True)
     return figure
 
