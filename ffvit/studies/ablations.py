@@ -17,7 +17,7 @@ from matplotlib.ticker import NullLocator
 from ffvit.evidence.drawing import finish, legend, style_of
 from ffvit.evidence.escape import drawn
 from ffvit.evidence.measured import everything
-from ffvit.evidence.seed_statistics import difference, interval
+from ffvit.evidence.seed_statistics import LEVEL, difference, interval
 from ffvit.settings.experiment import Experiment, Variant
 from ffvit.studies import study_tables
 from ffvit.studies.predictions import (
@@ -199,30 +199,30 @@ def strongest(experiment: Experiment, records: list[dict]) -> str:
     """In words, a line a model: the change that costs it most, and the one that gains it most. Then which changes do
     something by Holm's correction over all of them, and how many would without it.
     """
-    found, told = everything(experiment, records), []
-    clear, number = 0, 0
+    found, told, ps = everything(experiment, records), [], []
     for base in experiment.of():
         effects = {}
         for line in lines(experiment):
             variant = line.variants.get(base.name)
             if variant and variant.name in found and base.name in found:
-                effects[line.words] = difference(found[variant.name], found[base.name]).points
+                tested = difference(found[variant.name], found[base.name])
+                effects[line.words] = tested.points
+                ps.append(tested.p)
         if effects:
             means = {words: statistics.mean(points) for words, points in effects.items()}
             worst, best = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
-            clear += sum(bool(i := interval(points)) and not i[0] <= 0 <= i[1] for points in effects.values())
-            number += len(effects)
             told.append(
                 f"{base.label}: worst with {worst} ({_signed(means[worst])} points), best with {best} ({_signed(means[best])})."
             )
     if not told:
         return "Nothing was run."
-    tested = table(experiment, records)
-    shown = tested[tested["What the seeds show"].str.contains("better$|worse$")]
+    corrected = table(experiment, records)
+    shown = corrected[corrected["What the seeds show"].str.contains("better$|worse$")]
     names = [f"{row['Model']} with {row['One thing changed']}" for _, row in shown.iterrows()]
+    by_itself = sum(p is not None and p < 1 - LEVEL for p in ps)
     told.append(
-        f"Of {number} changes, {len(names)} do something by Holm's correction over all of them{': ' if names else ''}"
-        f"{', '.join(names)}. By themselves, {clear} have an interval clear of zero, which luck alone gives one in twenty."
+        f"Of {len(ps)} changes, {len(names)} do something by Holm's correction over all of them{': ' if names else ''}"
+        f"{', '.join(names)}. By themselves, {by_itself} have p below {1 - LEVEL:.2g}, which luck alone gives one in twenty."
     )
     return "\n".join(told)
 
