@@ -213,5 +213,5 @@ def _cells(experiment: Experiment, variant: Variant, m: Measured | None) -> dict
         "Training top-1 (%)": trained,
         f"{experiment.scope} top-1 (%)": str(m) if m else NOT_RUN,
         "Gap (points)": mean_words(gaps) if gaps else "",
-        "95 % interval of the gap": interval_words(gaps, "+.2f").replace("-", "−") if gaps else "",
+        "95 % interval of the gap": interval_words(gaps, "+.2f") if gaps else "",
     }
