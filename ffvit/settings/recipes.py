@@ -144,9 +144,9 @@ def small_scenes() -> dict:
 
     Command:  make reproduce EXPERIMENT=digits-scenes
     Hardware: 2 CPU cores.
-    Time:     3 (Mask R-CNN) to 8 minutes (Semantic FPN) of a core for each of the six runs of experiments/digits-scenes.toml.
+    Time:     3 (Mask R-CNN) to 9 minutes (Semantic FPN) of a core for each of the six runs of experiments/digits-scenes.toml.
     Expected: on the 300 test scenes as recorded in figures/digits-scenes/dense.md, 2 seeds: box AP50 about 76 %, mask AP50
-              about 79 %, mIoU about 62 %. No evidence for the paper's claims.
+              about 78 %, mIoU about 62 %. No evidence for the paper's claims.
     """
     return dict(
         epochs=8, batch_size=8, base_lr=0.064, weight_decay=0.05, optimizer="adamw",
