@@ -248,6 +248,7 @@ def test_notebook_that_looks_into_weights_makes_what_it_declares(
     name, experiment, models, said, run, tmp_path, monkeypatch
 ):
     text = (EXPERIMENTS / f"{experiment}.toml").read_text().replace("depth = 12", "depth = 2")
+    text = re.sub("^epochs = .*$", "", text, flags=re.MULTILINE)
     file = tmp_path / f"{experiment}.toml"
     file.write_text(text.replace("[settings]", "[settings]\nepochs = 1\nwarmup_epochs = 0\nmax_train_images = 64"))
     monkeypatch.setattr("ffvit.settings.config.RUNS", tmp_path / "runs")

@@ -172,7 +172,7 @@ def test_the_conclusion_has_a_line_a_prediction():
         "Alike after the last block, where skip connections are left out: twice over the tokens, trained. What was predicted "
         "of that is contradicted in 1 of 4 cases: twice over the tokens, untrained.",
         "Points lacking to FF only, more than 5 by the report: twice over the tokens +10.00 (n=3), as the report says. "
-        "The least lacks twice over the tokens; expected was twice over the tokens.",
+        "Lacks least: twice over the tokens; expected: twice over the tokens.",
     ]
     told = rank_collapse.conclusion(experiment, {}, {"ff": depths["ff"]}, {"ff": depths["ff"]}, {})
     assert "the tokens of no model" in told and told.endswith("there is nothing to say.")

@@ -131,8 +131,8 @@ def conclusion(
     if verdicts:
         least = min(lacks, key=lambda name: statistics.mean(lacks[name]))
         said.append(
-            f"Points lacking to FF only, more than {close():g} by the report: {'; '.join(verdicts)}. The least lacks {labels[least]}"
-            f"; expected was {labels[readings[0]]}."
+            f"Points lacking to FF only, more than {close():g} by the report: {'; '.join(verdicts)}. "
+            f"Lacks least: {labels[least]}; expected: {labels[readings[0]]}."
         )
     else:
         said.append("No reading has runs beside those of FF only: of accuracy there is nothing to say.")
