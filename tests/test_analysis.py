@@ -10,7 +10,7 @@ import pytest
 
 from ffvit.evidence import drawing
 from ffvit.evidence.measured import everything, measured, sources
-from ffvit.evidence.records import load_records
+from ffvit.evidence.records import load_records, load_trials
 from ffvit.evidence.seed_statistics import Difference, difference, holm, interval
 from ffvit.settings.experiment import Experiment, load_experiment
 from ffvit.studies import mistakes, other_domains, report_results, study_plots, study_tables
@@ -362,6 +362,17 @@ def test_learning_rates_show_trials_that_differ_in_that_alone_and_ring_what_was_
     panel = study_plots.learning_rates(STUDY, trials).axes[0]
     line, ring = panel.lines
     assert list(line.get_ydata()) == [50, 48] and list(ring.get_xydata()[0]) == [chosen, 50]
+
+
+def test_learning_rates_are_those_of_the_variants_that_tuning_names():
+    study = load_experiment("digits-resolution")
+    panel = study_plots.learning_rates(study, load_trials("digits-resolution")).axes[0]
+    lines = {line.get_label(): line for line in panel.lines if not line.get_label().startswith("_")}
+    assert [*lines] == [
+        *(f"{model}, img_size {size}, trained anew" for model in ("FF only", "ViT") for size in (12, 16))
+    ]
+    looks = {(line.get_color(), line.get_linestyle()) for line in lines.values()}
+    assert len(looks) == len(lines) == len(panel.lines) - 4  # and a ring each
 
 
 def test_a_symbol_of_a_text_is_drawn_white():

@@ -1,5 +1,6 @@
 """Notebook 08, its plots of accuracy: against what training costs, in every comparison, and by learning rate."""
 
+import itertools
 import json
 import math
 import statistics
@@ -15,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from ffvit.evidence.belonging import trials_of
-from ffvit.evidence.drawing import MARKS, WHITE, finish, legend, mean_and_seeds, style_of
+from ffvit.evidence.drawing import DASHES, MARKS, WHITE, finish, legend, mean_and_seeds, style_of
 from ffvit.evidence.escape import drawn
 from ffvit.evidence.measured import NOT_RUN, Measured, everything, machine
 from ffvit.settings.experiment import Experiment
@@ -112,22 +113,25 @@ def comparisons(experiment: Experiment, records: list[dict]) -> Figure:
 
 
 def learning_rates(experiment: Experiment, trials: list[dict]) -> Figure:
-    """Validation top-1 against the learning rate, of trials that differ in that alone, a line a model.
+    """Validation top-1 against the learning rate, of trials that differ in that alone, a line a model: those of the grid, or
+    those that [tuning] names.
 
     Ringed: the rate that the model was given.
     """
-    trials = trials_of(experiment, trials)
+    trials, named = trials_of(experiment, trials), experiment.tuning.get("variants")
+    models = [experiment.variants[name] for name in named] if isinstance(named, list) else experiment.main_variants
     shown: set[float] = set()
     figure, panel = plt.subplots(figsize=(8.4, 4.8), layout="constrained")
-    for variant in experiment.main_variants:
-        style, chosen = style_of(experiment, variant.name), experiment.config(variant.name).base_lr
+    for variant, dashes in zip(models, itertools.cycle(DASHES)):
+        (color, _, marker), chosen = style_of(experiment, variant.name), experiment.config(variant.name).base_lr
         top1 = _by_rate([t for t in trials if t["config"]["name"] == variant.name])
         shown |= top1.keys()
         if top1:
-            panel.plot(list(top1), list(top1.values()), color=style[0], linestyle=style[1], marker=style[2], lw=1.8,
-                       label=drawn(variant.label))  # fmt: skip
+            words = f"{variant.label}, {variant.value_label}" if variant.of else variant.label
+            panel.plot(list(top1), list(top1.values()), color=color, linestyle=dashes, marker=marker, lw=1.8,
+                       label=drawn(words))  # fmt: skip
         if chosen in top1:
-            panel.plot(chosen, top1[chosen], "o", markersize=15, markerfacecolor="none", markeredgecolor=style[0])
+            panel.plot(chosen, top1[chosen], "o", markersize=15, markerfacecolor="none", markeredgecolor=color)
     panel.set(xscale="log", xlabel="base_lr: learning rate for 512 images", ylabel="validation top-1 (%)")
     rates = sorted(shown)
     panel.xaxis.set_minor_locator(NullLocator())
