@@ -8,14 +8,13 @@ and resized from 224 pixels in every forward, as the official code does.
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import timm
 import torch
 import torchvision
+from alone import measured_alone
 from page import of_other_machines, with_blanks, write
 from speed import machine, measured, where
 from torch import nn
@@ -25,7 +24,7 @@ from ffvit.system.machine import keep_memory
 from ffvit.training.progress import peak_memory_mb
 
 SIZES = [(224, 224), (512, 512), (800, 1344)]
-ROUNDS = 3
+ROUNDS, SECONDS = (3, 25), 5  # at least, at most; and until these have passed
 MODELS = {
     "backbone": ["lit_ti", "lit_s", "lit_s, tables resized", "resnet50"],
     "RetinaNet": ["retinanet_lit_ti", "retinanet_lit_s", "retinanet_resnet50_fpn"],
@@ -33,9 +32,9 @@ MODELS = {
     "Semantic FPN": ["semantic_fpn_lit_ti", "semantic_fpn_lit_s"],
 }
 NOTE = (
-    "One image in evaluation, fp32, medians over 3 rounds after one that does not count; weights as they are drawn, with "
-    "which a detector keeps its 100 boxes, or none. Peak memory is that of a process, PyTorch with its libraries included; on a "
-    "GPU what PyTorch held at most. ResNet-50's detectors are torchvision's."
+    "One image in evaluation, fp32, medians of 3 to 25 rounds, as many as fit in 5 seconds, after one that does not count; "
+    "weights as they are drawn, with which a detector keeps its 100 boxes, or none. Peak memory is that of a process, PyTorch "
+    "with its libraries included; on a GPU what PyTorch held at most. ResNet-50's detectors are torchvision's."
 )
 
 
@@ -65,8 +64,9 @@ def measure(name: str, size: tuple[int, int], device: torch.device) -> dict:
     model = make(name, size).eval().to(device)
     image = torch.rand(1, 3, *size, device=device)
     listed = isinstance(model, torchvision.models.detection.generalized_rcnn.GeneralizedRCNN) or "retinanet" in name
-    took = []
-    for _ in range(ROUNDS + 1):
+    took: list[float] = []
+    deadline = time.perf_counter() + SECONDS
+    while len(took) <= ROUNDS[0] or len(took) <= ROUNDS[1] and time.perf_counter() < deadline:
         began = time.perf_counter()
         model([image[0]] if listed else image)
         if device.type == "cuda":
@@ -75,27 +75,23 @@ def measure(name: str, size: tuple[int, int], device: torch.device) -> dict:
     return {"ms": took[1:], "mb": peak_memory_mb(device)}
 
 
-def measure_alone(name: str, size: tuple[int, int]) -> dict:
-    """The same on the CPU, in a process of its own. Raises RuntimeError."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--alone", name, *map(str, size)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def row_of(kind: str, name: str, device: torch.device) -> dict[str, str]:
     here = machine(device)
     row = {"machine": where(here), "what": kind, "model": name}
     for size in SIZES:
         try:
-            found = measure(name, size, device) if device.type == "cuda" else measure_alone(name, size)
+            found = (
+                measure(name, size, device)
+                if device.type == "cuda"
+                else measured_alone(__file__, name, *map(str, size))
+            )
         except RuntimeError as error:  # this case's result: no memory, an operation that is not there
             found = {}
             print(error, file=sys.stderr)
         print(f"{name} at {size}: {found or 'failed'}", file=sys.stderr)
         words = f"{size[0]} x {size[1]}"
         row[f"{words} (ms)"] = f"{statistics.median(found['ms']):,.0f}" if found else "failed"
+        row[f"{words}, lowest to highest"] = f"{min(found['ms']):,.0f} to {max(found['ms']):,.0f}" if found else ""
         row[f"{words} (MB)"] = f"{found['mb']:,}" if found else ""
     return row | {"measured": measured(here)}
 

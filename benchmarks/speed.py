@@ -4,9 +4,9 @@
     python benchmarks/speed.py --write runs/speed.json    # what was measured, also elsewhere, into the tables
 
 Measuring needs PyTorch, timm and this folder, not what the tables need. On a GPU: the published sizes in bf16; on a CPU:
-the tiny one, in small batches. Cases come in order of value, so that --seconds cuts off what matters least; the exit code is
-75 then, and the same command goes on with it. A case that fails is a row that says how. Writing draws speed.png, too.
-NOTES.md has what each idea was expected to give.
+the tiny one, in small batches, each case in a process of its own, which tells its peak memory. Cases come in order of
+value, so that --seconds cuts off what matters least; the exit code is 75 then, and the same command goes on with it. A case
+that fails is a row that says how. Writing draws speed.png, too. NOTES.md has what each idea was expected to give.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import timm
 import torch
+from alone import measured_alone
 from timed import DTYPES, Case, is_lost, matrix_rate, measure, why_nothing_compiles
 
 from ffvit.models.cost import exact_costs
@@ -107,7 +108,8 @@ NOTE = (
     "it counts multiply-adds by formula, three times as many for training, and nothing that a form adds to them. "
     "Published is the report's Figure 2, eager; compiled by block compiles one block, which the others share, and leaves "
     "the rest eager. The first step has the compilation in it, shorter where a case before left some. What each form is, "
-    "and what was expected of it: [NOTES.md](NOTES.md). Peak memory is that of a GPU: a CPU's would need a process a case. "
+    "and what was expected of it: [NOTES.md](NOTES.md). Peak memory is what PyTorch held at most of a GPU; of a CPU's, what the case's own "
+    "process did, with libraries and what compiling took. "
     "Every row says where it was measured; the line below, where this page was written."
 )
 
@@ -120,16 +122,21 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name has this in it")
     parser.add_argument("--small", action="store_true", help="tiny shapes: to see that all cases run, not how fast")
     parser.add_argument("--write", type=Path, nargs="+", metavar="FILE", help="write what was kept, measure nothing")
+    parser.add_argument("--alone", nargs=2, metavar=("CASE", "SIZE"), help="one case, in this process, on the CPU")
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds
     try:
         if options.write:
             write([json.loads(path.read_text()) for path in options.write])
             return
-        if options.device == "cpu":
+        if options.device == "cpu" or options.alone:
             from ffvit.system.machine import keep_memory  # here: a GPU needs neither it nor what it imports
 
             keep_memory()
+        if options.alone:
+            case, img_size = options.alone
+            print(json.dumps(measure(Case(**json.loads(case)), torch.device("cpu"), int(img_size))))
+            return
         left = measure_all(cases_of(options), torch.device(options.device), options.keep, deadline, options.small)
         sys.exit(os.EX_TEMPFAIL if left else 0)
     except (OSError, ValueError) as error:
@@ -164,7 +171,7 @@ def measure_all(
             say(f"left out: {case.name}: {max(0, left):.0f} s are left, it may need {needs:.0f}")
             left_out.append(case)
             continue
-        found = measure(case, device, 32 if small else 224)
+        found = measure_on(device, case, 32 if small else 224)
         took_s[case.run] = found["took_s"]
         kept["cases"][case.name] = asdict(case) | found | {"measured": now}
         write_atomically(keep, json.dumps(kept, indent=1))
@@ -174,6 +181,17 @@ def measure_all(
             sys.exit("the device takes nothing more from this process; the same command goes on with the next case")
     say(f"{len(kept['cases'])} cases are kept in {keep}")
     return left_out
+
+
+def measure_on(device: torch.device, case: Case, img_size: int) -> dict:
+    if device.type == "cuda":
+        return measure(case, device, img_size)
+    began = time.monotonic()
+    try:
+        found = measured_alone(__file__, json.dumps(asdict(case)), str(img_size))
+    except RuntimeError as error:  # its process was killed, mostly for memory: this case's result
+        found = {"failed": str(error).splitlines()[-1]}
+    return found | {"took_s": time.monotonic() - began}
 
 
 def say(line: str) -> None:

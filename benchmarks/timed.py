@@ -32,7 +32,7 @@ RUNS = ("eager", "compiled by block", "compiled", "CUDA graphs")
 TASKS = ("training", "inference")
 ROUNDS = 5
 # Steps before those that count, and seconds of those that do. Graphs are recorded in the second step and the third.
-WARM_UP, SECONDS = {"cuda": 5, "cpu": 1}, {"cuda": 1.5, "cpu": 0.0}
+WARM_UP, SECONDS = {"cuda": 5, "cpu": 1}, {"cuda": 1.5, "cpu": 4.0}
 PRODUCT = {"cuda": 8192, "cpu": 2048}  # side of the matrices whose product is the limit
 
 
@@ -58,7 +58,8 @@ class Case:
 def measure(case: Case, device: torch.device, img_size: int = 224) -> dict:
     """{"ms", "lowest_ms", "highest_ms" of a step, "images_per_s", "first_step_s", "peak_memory_gb", "took_s"}.
 
-    first_step_s has compilation in it; peak_memory_gb, None on a CPU, is what PyTorch held at most during timed steps.
+    first_step_s has compilation in it; peak_memory_gb is what PyTorch held at most of a GPU during timed steps, or what this
+    process ever held of a CPU's.
     Where the case fails, {"failed": why, "took_s"}: the next one finds the device empty.
     """
     began = time.monotonic()
@@ -132,7 +133,7 @@ def _measure(case: Case, device: torch.device, img_size: int) -> dict:
         "highest_ms": 1000 * max(seconds),
         "images_per_s": case.batch / middle,
         "first_step_s": first,
-        "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None,
+        "peak_memory_gb": _peak_memory_gb(device),
     }
 
 
@@ -185,6 +186,14 @@ def _timed(step: Callable[[], torch.Tensor], device: torch.device) -> tuple[list
         torch.cuda.reset_peak_memory_stats()
     steps = max(1, round(SECONDS[device.type] / ROUNDS / one))
     return [seconds_of(steps) for _ in range(ROUNDS)], first
+
+
+def _peak_memory_gb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    from ffvit.training.progress import peak_memory_mb  # here: a GPU needs nothing of what it imports
+
+    return peak_memory_mb(device) * 2**20 / 1e9
 
 
 def _wait(device: torch.device) -> None:

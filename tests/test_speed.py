@@ -120,12 +120,14 @@ def small(**case):
 
 @pytest.mark.parametrize("task", ["training", "inference"])
 @pytest.mark.parametrize("form", ["ours", *other_forms()])
-def test_a_case_is_measured(task, form):
+def test_a_case_is_measured(monkeypatch, task, form):
     import timed
 
+    monkeypatch.setitem(timed.SECONDS, "cpu", 0.0)
     measured = timed.measure(small(form=form, task=task), CPU, img_size=32)
     assert measured["lowest_ms"] <= measured["ms"] <= measured["highest_ms"]
     assert measured["images_per_s"] == pytest.approx(2 / (measured["ms"] / 1000))
+    assert measured["peak_memory_gb"] > 0.1
     assert measured["took_s"] > 6 * measured["lowest_ms"] / 1000
 
 
@@ -149,6 +151,7 @@ def test_a_case_that_fails_says_why(monkeypatch, error, said):
 def test_a_model_that_gives_nan_is_not_fast(monkeypatch):
     import timed
 
+    monkeypatch.setitem(timed.SECONDS, "cpu", 0.0)
     def broken(model):
         torch.nn.init.constant_(model.head.bias, float("nan"))
         return model
@@ -164,7 +167,7 @@ def counted(monkeypatch):
 
     made: list[str] = []
 
-    def pretended(case, device, img_size):
+    def pretended(device, case, img_size):
         made.append(case.name)
         if len(made) == 2:
             return {"failed": "out of memory", "took_s": 1.0}
@@ -175,9 +178,9 @@ def counted(monkeypatch):
             "images_per_s": 2 * case.batch,
             "first_step_s": 1.0,
         }
-        return {**step, "peak_memory_gb": None, "took_s": 3.0}
+        return {**step, "peak_memory_gb": 1.25, "took_s": 3.0}
 
-    monkeypatch.setattr(speed, "measure", pretended)
+    monkeypatch.setattr(speed, "measure_on", pretended)
     monkeypatch.setattr(speed, "matrix_rate", lambda device, precision: 4e11)
     monkeypatch.setattr(speed, "why_nothing_compiles", lambda device: None)
     return speed, made
@@ -421,15 +424,43 @@ def test_waiting_is_told_as_it_was_measured_below_zero_too():
 def test_a_case_of_pyramids_that_fails_is_a_row_that_says_so(monkeypatch):
     import pyramids
 
-    def measured(name, size):
-        if size == pyramids.SIZES[0]:
+    def measured(script, name, *size):
+        if size == ("224", "224"):
             raise RuntimeError("no memory")
         return {"ms": [1.0, 2.0, 9.0], "mb": 1000}
 
-    monkeypatch.setattr(pyramids, "measure_alone", measured)
+    monkeypatch.setattr(pyramids, "measured_alone", measured)
     row = pyramids.row_of("backbone", "lit_ti", CPU)
     assert (row["224 x 224 (ms)"], row["224 x 224 (MB)"]) == ("failed", "")
     assert (row["512 x 512 (ms)"], row["512 x 512 (MB)"]) == ("2", "1,000") and row["machine"].startswith("CPU: ")
+    assert (row["224 x 224, lowest to highest"], row["512 x 512, lowest to highest"]) == ("", "1 to 9")
+
+
+@pytest.mark.machine
+def test_a_case_of_a_cpu_is_measured_in_a_process_of_its_own():
+    import speed
+
+    here = speed.measure_on(CPU, small(), 32)
+    assert here["lowest_ms"] <= here["ms"] <= here["highest_ms"] < 1000 * here["took_s"]
+    assert 0.1 < here["peak_memory_gb"] < 3
+
+
+def test_of_a_process_of_its_own_the_last_line_is_what_was_measured(tmp_path):
+    import alone
+
+    script = tmp_path / "case.py"
+    script.write_text("import json, sys; print('first'); print(json.dumps({'given': sys.argv[1:]}))")
+    assert alone.measured_alone(str(script), "a case", "32") == {"given": ["--alone", "a case", "32"]}
+
+
+def test_a_case_whose_process_is_killed_is_a_row_that_says_so(monkeypatch, tmp_path):
+    import alone
+    import speed
+
+    script = tmp_path / "killed.py"
+    script.write_text("import os; os.kill(os.getpid(), 9)")
+    monkeypatch.setattr(speed, "measured_alone", lambda _, *arguments: alone.measured_alone(str(script), *arguments))
+    assert speed.measure_on(CPU, small(), 32)["failed"] == "its process ended with -9"
 
 
 def test_what_make_benchmark_is_given_does_not_reach_the_pipeline_that_is_timed(monkeypatch):
@@ -493,13 +524,13 @@ def test_on_a_gpu_every_script_is_told_so_and_steps_that_are_left_come_with_the_
 
 @pytest.mark.machine
 def test_the_script_measures_small_shapes_from_the_shell(tmp_path):
-    command = [sys.executable, str(FOLDER / "speed.py"), "--device", "cpu", "--small", "--only", "eager, fp32"]
+    command = [sys.executable, str(FOLDER / "speed.py"), "--device", "cpu", "--small", "--only", "ours, eager, fp32"]
     keep = tmp_path / "kept.json"
     done = subprocess.run([*command, "--keep", str(keep)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     cases = json.loads(Path(keep).read_text())["cases"]
-    assert len(cases) == 6 and not any("failed" in case for case in cases.values())
-    assert done.stdout.count("images/s") == 6
+    assert len(cases) == 2 and not any("failed" in case for case in cases.values())
+    assert done.stdout.count("images/s") == 2
     again = subprocess.run([*command, "--keep", str(keep)], capture_output=True, text=True)
     assert "images/s" not in again.stdout
     refused = subprocess.run([*command[:2], "--write", str(keep)], capture_output=True, text=True)
