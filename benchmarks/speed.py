@@ -1,7 +1,8 @@
 """How fast is a step, beside the report's Figure 2 as published, timm's models, and what the hardware can do at most?
 
-    python benchmarks/speed.py --keep runs/speed.json     # measures; killed or out of time, the same command goes on
-    python benchmarks/speed.py --write runs/speed.json    # what was measured, also elsewhere, into the tables
+    python benchmarks/speed.py --keep runs/1.json            # measures; killed or out of time, the same command goes on
+    python benchmarks/speed.py --keep runs/2.json            # once more, where other work makes a machine uneven
+    python benchmarks/speed.py --write runs/1.json runs/2.json    # both, also of elsewhere, into the tables
 
 Measuring needs PyTorch, timm and this folder, not what the tables need. On a GPU: the published sizes in bf16; on a CPU:
 the tiny one, in small batches, each case in a process of its own, which tells its peak memory. Cases come in order of
@@ -17,6 +18,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import median
 
 import timm
 import torch
@@ -103,7 +105,8 @@ NAMED_BY = (
     "batch",
 )  # the columns that tell a row from all others
 NOTE = (
-    "Steps on random images that are on the device already: forward pass, loss, backward pass, AdamW. Medians of five rounds. "
+    "Steps on random images that are on the device already: forward pass, loss, backward pass, AdamW. Medians of five rounds; "
+    "on a CPU, which other work makes uneven, of all cases in turn three times. "
     "The limit is what one large product of random matrices of the same type reached in the same run; a step's share of "
     "it counts multiply-adds by formula, three times as many for training, and nothing that a form adds to them. "
     "Published is the report's Figure 2, eager; compiled by block compiles one block, which the others share, and leaves "
@@ -238,13 +241,47 @@ def write(all_kept: list[dict]) -> None:
     import page  # here: they need what the tables need
     import picture
 
-    new = [row for kept in all_kept for row in rows(kept)]
+    new = [row for kept in merged(all_kept) for row in rows(kept)]
     again = {tuple(row[column] for column in NAMED_BY) for row in new}
     stay = [row for row in page.measured_before("speed") if tuple(row[column] for column in NAMED_BY) not in again]
     every = page.with_blanks(new + stay, [names(asdict(case)) for case in GPU_CASES])
     every.sort(key=lambda row: ("GPU" not in row["machine"], row["machine"]))
     page.write("speed", "How fast is a step?", every, NOTE)
     picture.draw()
+
+
+def merged(all_kept: list[dict]) -> list[dict]:
+    """One of each machine: medians of what was measured there more than once. What failed once is told as failed."""
+    machines: dict[str, list[dict]] = {}
+    for kept in all_kept:
+        machines.setdefault(json.dumps([kept["machine"], kept["small"]]), []).append(kept)
+    return [
+        passes[0]
+        | {
+            "matrix_rates": {name: median(kept["matrix_rates"][name] for kept in passes) for name in DTYPES},
+            "cases": {
+                name: _merged([kept["cases"][name] for kept in passes if name in kept["cases"]])
+                for name in {name: None for kept in passes for name in kept["cases"]}
+            },
+        }
+        for passes in machines.values()
+    ]
+
+
+def _merged(found: list[dict]) -> dict:
+    """One case, from each time that it was measured."""
+    for case in found:
+        if "failed" in case:
+            return case
+    ms = median(case["ms"] for case in found)
+    return found[-1] | {
+        "ms": ms,
+        "lowest_ms": min(case["lowest_ms"] for case in found),
+        "highest_ms": max(case["highest_ms"] for case in found),
+        "images_per_s": 1000 * found[-1]["batch"] / ms,
+        "first_step_s": median(case["first_step_s"] for case in found),
+        "peak_memory_gb": max(case["peak_memory_gb"] for case in found),
+    }
 
 
 def rows(kept: dict) -> list[dict[str, str]]:
