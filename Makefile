@@ -87,7 +87,7 @@ MEASURED := speed images pyramids steps
 PASSES := 1
 LIMIT := --seconds 240
 else
-MEASURED := speed startup overhead steps images same_recipe pyramids
+MEASURED := speed startup overhead steps images same_recipe pyramids cores
 PASSES := 1 2 3
 LIMIT :=
 endif
@@ -115,7 +115,7 @@ $(MARKS)/same_recipe: | $(READY)
 $(MARKS)/steps $(MARKS)/pyramids: | $(READY)
 	@$(BIN)python benchmarks/$(@F).py $(ON_DEVICE) && $(MARK)
 
-$(MARKS)/startup $(MARKS)/overhead: | $(READY)
+$(MARKS)/startup $(MARKS)/overhead $(MARKS)/cores: | $(READY)
 	@$(BIN)python benchmarks/$(@F).py && $(MARK)
 
 .NOTPARALLEL: # what is timed needs the machine to itself

@@ -1,12 +1,12 @@
 """Other ways to compute the same FF-only model, with the same weights, each tried by speed.py for its speed alone.
 
-What each was expected to give, and what it gave, is in NOTES.md. Every one exchanges the blocks of a model in place.
+What each was expected to give, and what it gave, is in NOTES.md. Every one changes a model in place.
 """
 
 import functools
 
 import torch
-from timm.layers import Mlp
+from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -119,6 +119,15 @@ def by_a_product_an_image(model: ff.PatchFeatureMixer) -> ff.PatchFeatureMixer:
 def with_tokens_first(model: ff.PatchFeatureMixer) -> ff.PatchFeatureMixer:
     model = _exchanged(model, TokensFirstBlock)
     model.blocks = nn.ModuleList([SwapTokensAndImages(), *model.blocks, SwapTokensAndImages()])
+    return model
+
+
+def without_dropout(model: ff.PatchFeatureMixer) -> ff.PatchFeatureMixer:
+    """Nothing in place of dropout and stochastic depth, whose rates are 0 then."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Dropout | DropPath):
+                setattr(module, name, nn.Identity())
     return model
 
 

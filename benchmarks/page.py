@@ -45,6 +45,7 @@ PLACES = {
     "claims elsewhere": "docs/claims.md",
     "faults": "docs/faults.md",
     "aims": "docs/speed.md",
+    "cores": "docs/speed.md",
     "cost": "docs/speed.md",
     "images": "docs/speed.md",
     "overhead": "docs/speed.md",
@@ -61,6 +62,10 @@ PLACES = {
 SIZES = ["224 x 224", "512 x 512", "800 x 1344"]  # of images through pyramids.py
 # Of a benchmark's columns, those that docs/ shows; the others are in its own page.
 SHOWN = {
+    "cores": [
+        *("machine", "model", "batch", "one run on all cores (images/s)", "a run a core (images/s)"),
+        *("times", "lowest to highest"),
+    ],
     "faults": ["fault", "must show", "shown"],
     "images": ["photographs", "way", "machine", "images/s", "times timm", "times timm, photographs as they are"],
     "overhead": [

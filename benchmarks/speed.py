@@ -64,6 +64,7 @@ GPU_CASES = [
     Case(BASE, run=BLOCK, batch=128),
     Case(BASE, run=BLOCK, batch=512),
     Case(BASE, "padded to 16", BLOCK),
+    Case(BASE, "without dropout"),
     Case(BASE, run=BLOCK, fused=False),
     Case(LARGE, "published"),
     Case(LARGE),
@@ -90,6 +91,7 @@ CPU_CASES = [
         (TINY, "padded to 8", BLOCK, "training"),
         (TINY, "a product an image", BLOCK, "training"),
         (TINY, "tokens first", BLOCK, "training"),
+        (TINY, "without dropout", "eager", "training"),
     )
 ]
 # What a case takes at most, roughly, before any like it was measured; compilation takes most of it.

@@ -1,4 +1,4 @@
-"""benchmarks/speed.py, steps.py and pyramids.py, and `make benchmark`: every form is the same function, measuring goes on
+"""benchmarks/speed.py, steps.py, pyramids.py and cores.py, and `make benchmark`: every form is the same function, measuring goes on
 whatever a case does, and rows say where they were measured."""
 
 import copy
@@ -28,7 +28,8 @@ def scripts(monkeypatch):
 
 
 def other_forms() -> list[str]:
-    return ["published", "transposed", "tokens first", "padded to 8", "padded to 16", "a product an image"]
+    forms = ["published", "transposed", "tokens first", "padded to 8", "padded to 16", "a product an image"]
+    return [*forms, "without dropout"]
 
 
 @pytest.fixture(scope="module")
@@ -436,6 +437,31 @@ def test_waiting_is_told_as_it_was_measured_below_zero_too():
     assert (row["images/s, on the device"], row["images/s, one by one"]) == ("40", "16")
 
 
+def test_runs_that_share_cores_are_told_by_the_ratios_of_their_rounds(monkeypatch):
+    import cores
+    import speed
+
+    here = speed.machine(CPU)
+    here["hardware"]["cpu_cores"] = 2
+    speeds = {(1, 2): iter([10.0, 20.0, 30.0, 40.0, 50.0]), (2, 1): iter([20.0, 30.0, 40.0, 50.0, 60.0])}
+    monkeypatch.setattr(cores, "images_per_s", lambda name, processes, threads: next(speeds[processes, threads]))
+    row = cores.row_of("FF-only tiny, 224 px", here)
+    assert (row["one run on all cores (images/s)"], row["a run a core (images/s)"]) == ("30", "40")
+    assert (row["times"], row["lowest to highest"]) == ("1.33", "1.20 to 2.00")
+
+
+@pytest.mark.machine
+def test_two_processes_train_side_by_side(monkeypatch, capfd):
+    import cores
+
+    name = next(iter(cores.SHAPES))
+    assert cores.images_per_s(name, 2, 1) > 0
+    monkeypatch.setitem(cores.SHAPES, "no shape that it knows", ({}, 1))
+    with pytest.raises(RuntimeError, match="its error is above"):
+        cores.images_per_s("no shape that it knows", 2, 1)
+    assert "KeyError" in capfd.readouterr().err
+
+
 def test_a_case_of_pyramids_that_fails_is_a_row_that_says_so(monkeypatch):
     import pyramids
 
@@ -518,7 +544,7 @@ def scripts_of(asked: list[str]) -> list[str]:
 
 def test_make_benchmark_goes_on_with_the_script_that_was_interrupted(make_benchmark):
     call, runs = make_benchmark
-    everything = ["speed", "startup", "overhead", "steps", "images", "same_recipe", "pyramids"]
+    everything = ["speed", "startup", "overhead", "steps", "images", "same_recipe", "pyramids", "cores"]
     asked, done = call(ends="overhead.py", code=1)
     assert scripts_of(asked) == everything[:3] and done.returncode
     passes = [line.split()[2] for line in asked if "--keep" in line]
