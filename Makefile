@@ -84,26 +84,22 @@ faults: $(READY) ## Kill, fill and break runs in every way we know, and see that
 # rows of it is measured, and of the steps what fits.
 ifeq ($(DEVICE),cuda)
 MEASURED := speed images pyramids steps
-PASSES := 1
 LIMIT := --seconds 240
 else
 MEASURED := speed startup overhead steps images same_recipe pyramids cores
-PASSES := 1 2 3
 LIMIT :=
 endif
 MARKS := runs/benchmark$(addprefix -,$(filter cuda cpu,$(DEVICE)))
 ON_DEVICE := $${DEVICE:+--device "$$DEVICE"}
 MARK = mkdir -p $(@D) && touch $@
 
-benchmark: $(MEASURED:%=$(MARKS)/%) ## Measure a step, the start, the loop beside a bare one, images, and pyramids
+benchmark: $(MEASURED:%=$(MARKS)/%) ## Measure a step, the start, the loop beside a bare one, images, pyramids, runs that share cores
 	@if [ -e $(MARKS)/speed ]; then rm -r $(MARKS); else echo "steps are left to measure: the same command goes on with them"; fi
 
 $(MARKS)/speed: | $(READY)
-	@for pass in $(PASSES); do \
-	  $(BIN)python benchmarks/speed.py --keep $@.$$pass.json $(LIMIT) $(ON_DEVICE); ended=$$?; \
-	  [ $$ended = 0 ] || [ $$ended = 75 ] || exit $$ended; \
-	done; \
-	$(BIN)python benchmarks/speed.py --write $(PASSES:%=$@.%.json) && if [ $$ended = 0 ]; then $(MARK); fi
+	@$(BIN)python benchmarks/speed.py --keep $@.json $(LIMIT) $(ON_DEVICE); ended=$$?; \
+	[ $$ended = 0 ] || [ $$ended = 75 ] || exit $$ended; \
+	$(BIN)python benchmarks/speed.py --write $@.json && if [ $$ended = 0 ]; then $(MARK); fi
 
 $(MARKS)/images: | $(READY)
 	@$(BIN)python benchmarks/images.py --keep $@.json --dataset "$$DATASET" $(ON_DEVICE)

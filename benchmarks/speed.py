@@ -1,8 +1,7 @@
 """How fast is a step, beside the report's Figure 2 as published, timm's models, and what the hardware can do at most?
 
-    python benchmarks/speed.py --keep runs/1.json            # measures; killed or out of time, the same command goes on
-    python benchmarks/speed.py --keep runs/2.json            # once more, where other work makes a machine uneven
-    python benchmarks/speed.py --write runs/1.json runs/2.json    # both, also of elsewhere, into the tables
+    python benchmarks/speed.py --keep runs/speed.json     # measures; killed or out of time, the same command goes on
+    python benchmarks/speed.py --write runs/speed.json    # what was measured, also elsewhere, into the tables
 
 Measuring needs PyTorch, timm and this folder, not what the tables need. On a GPU: the published sizes in bf16; on a CPU:
 the tiny one, in small batches, each case in a process of its own, which tells its peak memory. Cases come in order of
@@ -18,7 +17,6 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import median
 
 import timm
 import torch
@@ -107,15 +105,14 @@ NAMED_BY = (
     "batch",
 )  # the columns that tell a row from all others
 NOTE = (
-    "Steps on random images that are on the device already: forward pass, loss, backward pass, AdamW. Medians of five rounds; "
-    "on a CPU, which other work makes uneven, of all cases in turn three times. "
-    "The limit is what one large product of random matrices of the same type reached in the same run; a step's share of "
-    "it counts multiply-adds by formula, three times as many for training, and nothing that a form adds to them. "
-    "Published is the report's Figure 2, eager; compiled by block compiles one block, which the others share, and leaves "
-    "the rest eager. The first step has the compilation in it, shorter where a case before left some. What each form is, "
-    "and what was expected of it: [NOTES.md](NOTES.md). Peak memory is what PyTorch held at most of a GPU; of a CPU's, what the case's own "
-    "process did, with libraries and what compiling took. "
-    "Every row says where it was measured; the line below, where this page was written."
+    "Steps on random images that are on the device already: forward pass, loss, backward pass, AdamW. Medians of five rounds, "
+    "on a CPU of nine. The limit is what one large product of random matrices of the same type reached in the same run, on a "
+    "CPU in turns with each case's steps, since other work slows both; a step's share of it counts multiply-adds by "
+    "formula, three times as many for training, and nothing that a form adds to them. Published is the report's Figure 2, "
+    "eager; compiled by block compiles one block, which the others share, and leaves the rest eager. The first step has the "
+    "compilation in it, shorter where a case before left some. What each form is, and what was expected of it: "
+    "[NOTES.md](NOTES.md). Peak memory is what PyTorch held at most of a GPU; of a CPU's, what the case's own process did, "
+    "with libraries and what compiling took. Every row says where it was measured; the line below, where this page was written."
 )
 
 
@@ -160,7 +157,7 @@ def measure_all(
     kept = resumed(keep, machine(device), small)
     now = measured(kept["machine"])
     left_out = []
-    for precision in DTYPES:
+    for precision in DTYPES if device.type == "cuda" else ():  # on a CPU, beside every case
         if precision not in kept["matrix_rates"]:
             kept["matrix_rates"][precision] = matrix_rate(device, precision)
             say(f"a large product in {precision}: {kept['matrix_rates'][precision] / 1e12:.2f} TFLOP/s")
@@ -178,7 +175,8 @@ def measure_all(
             continue
         found = measure_on(device, case, 32 if small else 224)
         took_s[case.run] = found["took_s"]
-        kept["cases"][case.name] = asdict(case) | found | {"measured": now}
+        rate = found.get("matrix_rate") or kept["matrix_rates"].get(case.precision)
+        kept["cases"][case.name] = asdict(case) | found | {"matrix_rate": rate, "measured": now}
         write_atomically(keep, json.dumps(kept, indent=1))
         what = found.get("failed") or f"{found['images_per_s']:,.1f} images/s, {found['ms']:.1f} ms a step"
         say(f"{case.name}: {what}; {found['took_s']:.1f} s, of which {found.get('first_step_s', 0):.1f} the first step")
@@ -243,7 +241,7 @@ def write(all_kept: list[dict]) -> None:
     import page  # here: they need what the tables need
     import picture
 
-    new = [row for kept in merged(all_kept) for row in rows(kept)]
+    new = [row for kept in all_kept for row in rows(kept)]
     again = {tuple(row[column] for column in NAMED_BY) for row in new}
     stay = [row for row in page.measured_before("speed") if tuple(row[column] for column in NAMED_BY) not in again]
     every = page.with_blanks(new + stay, [names(asdict(case)) for case in GPU_CASES])
@@ -252,59 +250,32 @@ def write(all_kept: list[dict]) -> None:
     picture.draw()
 
 
-def merged(all_kept: list[dict]) -> list[dict]:
-    """One of each machine: medians of what was measured there more than once. What failed once is told as failed."""
-    machines: dict[str, list[dict]] = {}
-    for kept in all_kept:
-        machines.setdefault(json.dumps([kept["machine"], kept["small"]]), []).append(kept)
-    return [
-        passes[0]
-        | {
-            "matrix_rates": {name: median(kept["matrix_rates"][name] for kept in passes) for name in DTYPES},
-            "cases": {
-                name: _merged([kept["cases"][name] for kept in passes if name in kept["cases"]])
-                for name in {name: None for kept in passes for name in kept["cases"]}
-            },
-        }
-        for passes in machines.values()
-    ]
-
-
-def _merged(found: list[dict]) -> dict:
-    """One case, from each time that it was measured."""
-    for case in found:
-        if "failed" in case:
-            return case
-    ms = median(case["ms"] for case in found)
-    return found[-1] | {
-        "ms": ms,
-        "lowest_ms": min(case["lowest_ms"] for case in found),
-        "highest_ms": max(case["highest_ms"] for case in found),
-        "images_per_s": 1000 * found[-1]["batch"] / ms,
-        "first_step_s": median(case["first_step_s"] for case in found),
-        "peak_memory_gb": max(case["peak_memory_gb"] for case in found),
-    }
-
-
 def rows(kept: dict) -> list[dict[str, str]]:
     """A row a case, in words. Raises ValueError for small shapes, which say nothing."""
     if kept["small"]:
         raise ValueError("measured with --small: those are no measurements")
+    limits = {name: limit(case) for name, case in kept["cases"].items()}
+    shares = {name: case["images_per_s"] / limits[name] for name, case in kept["cases"].items() if "ms" in case}
     published = {
-        (case["model"], case["task"], case["precision"]): case.get("images_per_s")
-        for case in kept["cases"].values()
+        (case["model"], case["task"], case["precision"]): shares.get(name)
+        for name, case in kept["cases"].items()
         if (case["form"], case["run"]) == ("published", "eager")
     }
-    macs = {model: exact_costs(model)["macs"] for model in {case["model"] for case in kept["cases"].values()}}
     return [
         {
             "machine": where(kept["machine"]),
             **names(case),
-            **numbers(case, macs[case["model"]], kept["matrix_rates"], published),
+            **numbers(case, limits[name], published.get((case["model"], case["task"], case["precision"]))),
             "measured": case["measured"],
         }
-        for case in kept["cases"].values()
+        for name, case in kept["cases"].items()
     ]
+
+
+def limit(case: dict) -> float | None:
+    """Images/s, if nothing but products took time; None of a case that failed before products were measured beside it."""
+    macs = exact_costs(case["model"])["macs"] * (BACKWARD if case["task"] == "training" else 1)
+    return case["matrix_rate"] and case["matrix_rate"] / (2 * macs)
 
 
 def names(case: dict) -> dict[str, str]:
@@ -319,19 +290,21 @@ def names(case: dict) -> dict[str, str]:
     }
 
 
-def numbers(case: dict, macs: int, rates: dict[str, float], published: dict) -> dict[str, str]:
-    """What was measured of a case, and what follows; a case that failed says so in place of images/s."""
-    rate = rates[case["precision"]]
-    limit = rate / (2 * macs * (BACKWARD if case["task"] == "training" else 1))
+def numbers(case: dict, limit: float | None, published: float | None) -> dict[str, str]:
+    """What was measured of a case, and what follows; a case that failed says so in place of images/s.
+
+    published: the share of the limit that the published form reached. Times it are told by shares, not by images/s: where a
+    CPU has more to do at one time than at another, products measured beside each case have, too.
+    """
     fast = case.get("images_per_s")
-    slow = published.get((case["model"], case["task"], case["precision"]))
+    share = fast / limit if fast else 0
     memory = case.get("peak_memory_gb")
     return {
         "images/s": f"{fast:,.1f}" if fast else case["failed"].replace("|", "/"),
-        "times published": f"{fast / slow:.2f}" if fast and slow else "",
-        "share of the limit": f"{100 * fast / limit:.1f} %" if fast else "",
-        "limit (images/s)": f"{limit:,.1f}",
-        "matrix rate (TFLOP/s)": f"{rate / 1e12:.2f}",
+        "times published": f"{share / published:.2f}" if fast and published else "",
+        "share of the limit": f"{100 * share:.1f} %" if fast else "",
+        "limit (images/s)": f"{limit:,.1f}" if limit else "",
+        "matrix rate (TFLOP/s)": f"{case['matrix_rate'] / 1e12:.2f}" if limit else "",
         "ms a step": f"{case['ms']:.1f}" if fast else "",
         "lowest to highest": f"{case['lowest_ms']:.1f} to {case['highest_ms']:.1f}" if fast else "",
         "peak memory (GB)": f"{memory:.1f}" if memory else "",

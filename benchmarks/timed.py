@@ -31,10 +31,11 @@ FORMS: dict[str, Callable] = {
 }
 RUNS = ("eager", "compiled by block", "compiled", "CUDA graphs")
 TASKS = ("training", "inference")
-ROUNDS = 5
+ROUNDS = {"cuda": 5, "cpu": 9}
 # Steps before those that count, and seconds of those that do. Graphs are recorded in the second step and the third.
 WARM_UP, SECONDS = {"cuda": 5, "cpu": 1}, {"cuda": 1.5, "cpu": 0.0}
 PRODUCT = {"cuda": 8192, "cpu": 2048}  # side of the matrices whose product is the limit
+PRODUCTS_S = 0.25  # of products after each round on a CPU
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ class Case:
 def measure(case: Case, device: torch.device, img_size: int = 224) -> dict:
     """{"ms", "lowest_ms", "highest_ms" of a step, "images_per_s", "first_step_s", "peak_memory_gb", "took_s"}.
 
+    And "matrix_rate", as matrix_rate() has it, on a CPU, measured in turns with the steps: what else a machine has to do slows
+    both.
+
     first_step_s has compilation in it; peak_memory_gb is what PyTorch held at most of a GPU during timed steps, or what this
     process ever held of a CPU's.
     Where the case fails, {"failed": why, "took_s"}: the next one finds the device empty.
@@ -80,11 +84,19 @@ def measure(case: Case, device: torch.device, img_size: int = 224) -> dict:
 
 def matrix_rate(device: torch.device, precision: str) -> float:
     """FLOP/s of a large product of random matrices: what a model's own products can reach here, at the very most."""
+    _, seconds, _ = _timed(_product(device, precision), device)
+    return _rate(seconds, device)
+
+
+def _product(device: torch.device, precision: str) -> Callable[[], torch.Tensor]:
     size = PRODUCT[device.type]
     a, b = (torch.randn(size, size, device=device, dtype=DTYPES[precision]) for _ in range(2))
     out = torch.empty_like(a)
-    seconds, _ = _timed(lambda: torch.mm(a, b, out=out), device)
-    return 2 * size**3 / statistics.median(seconds)
+    return lambda: torch.mm(a, b, out=out)
+
+
+def _rate(seconds: list[float], device: torch.device) -> float:
+    return 2 * PRODUCT[device.type] ** 3 / statistics.median(seconds)
 
 
 def why_nothing_compiles(device: torch.device) -> str | None:
@@ -124,7 +136,8 @@ def _measure(case: Case, device: torch.device, img_size: int) -> dict:
         target = torch.randint(1000, (case.batch,))
     compile_as(model, case.run)
     step = _inference(model, images, case) if case.task == "inference" else _training(model, images, target, case)
-    seconds, first = _timed(step, device)
+    beside = _product(device, case.precision) if device.type == "cpu" else None
+    first, seconds, products = _timed(step, device, beside)
     if not step().isfinite().all():
         raise ValueError("its output is not finite")
     middle = statistics.median(seconds)
@@ -135,6 +148,7 @@ def _measure(case: Case, device: torch.device, img_size: int) -> dict:
         "images_per_s": case.batch / middle,
         "first_step_s": first,
         "peak_memory_gb": _peak_memory_gb(device),
+        "matrix_rate": _rate(products, device) if products else None,
     }
 
 
@@ -168,25 +182,33 @@ def _inference(model: nn.Module, images: torch.Tensor, case: Case) -> Callable[[
     return step
 
 
-def _timed(step: Callable[[], torch.Tensor], device: torch.device) -> tuple[list[float], float]:
-    """Seconds of a step, in each round, and of the very first."""
+def _timed(
+    step: Callable, device: torch.device, beside: Callable | None = None
+) -> tuple[float, list[float], list[float]]:
+    """Seconds of the very first step; of a step, in each round; of what is done beside them, in each round."""
 
-    def seconds_of(steps: int) -> float:
+    def seconds_of(work: Callable, times: int) -> float:
         _wait(device)
         began = time.perf_counter()
-        for _ in range(steps):
-            step()
+        for _ in range(times):
+            work()
         _wait(device)
-        return (time.perf_counter() - began) / steps
+        return (time.perf_counter() - began) / times
 
-    first = seconds_of(1)
+    first = seconds_of(step, 1)
     for _ in range(WARM_UP[device.type] - 1):
-        seconds_of(1)
-    one = seconds_of(1)
+        seconds_of(step, 1)
+    one, rounds = seconds_of(step, 1), ROUNDS[device.type]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    steps = max(1, round(SECONDS[device.type] / ROUNDS / one))
-    return [seconds_of(steps) for _ in range(ROUNDS)], first
+    steps = max(1, round(SECONDS[device.type] / rounds / one))
+    times = max(1, round(PRODUCTS_S / seconds_of(beside, 1))) if beside else 0
+    took, took_beside = [], []
+    for _ in range(rounds):
+        took.append(seconds_of(step, steps))
+        if beside:
+            took_beside.append(seconds_of(beside, times))
+    return first, took, took_beside
 
 
 def _peak_memory_gb(device: torch.device) -> float:
