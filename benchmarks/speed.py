@@ -112,7 +112,8 @@ NOTE = (
     "eager; compiled by block compiles one block, which the others share, and leaves the rest eager. The first step has the "
     "compilation in it, shorter where a case before left some. What each form is, and what was expected of it: "
     "[NOTES.md](NOTES.md). Peak memory is what PyTorch held at most of a GPU; of a CPU's, what the case's own process did, "
-    "with libraries and what compiling took. Every row says where it was measured; the line below, where this page was written."
+    "with libraries and what compiling took. Rows of a CPU from before 2026-11-27 have five rounds, one product for all, and no "
+    "peak memory. Every row says where it was measured; the line below, where this page was written."
 )
 
 
