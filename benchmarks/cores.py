@@ -14,12 +14,13 @@ import timm
 import torch
 from page import of_other_machines, write
 from speed import machine, measured, where
-from torch.nn import functional as F
+from timed import Case, training_step
 
 import ffvit.models  # noqa: F401, makes the report's models known to timm
 from ffvit.system.machine import keep_memory
 
-# What is trained: the shape of ff_tiny_patch16_224, and images in a batch.
+MODEL = "ff_tiny_patch16_224"
+# What is trained: its shape, and images in a batch.
 SHAPES: dict[str, tuple[dict, int]] = {
     "FF-only of experiments/digits.toml, 8 px": (dict(img_size=8, patch_size=2, in_chans=1, embed_dim=64, depth=3), 64),
     "FF-only tiny, 32 px, patches of 4": (dict(img_size=32, patch_size=4), 64),
@@ -38,16 +39,10 @@ def train(name: str, threads: int) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     shape, batch = SHAPES[name]
-    model = timm.create_model("ff_tiny_patch16_224", **shape)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    model = timm.create_model(MODEL, **shape)
     images = torch.randn(batch, shape.get("in_chans", 3), *2 * [shape.get("img_size", 224)])
     target = torch.randint(10, (batch,))
-
-    def step() -> None:
-        F.cross_entropy(model(images), target).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
+    step = training_step(model, images, target, Case(MODEL, precision="fp32"))
     for _ in range(WARM_UP):
         step()
     print("ready", flush=True)

@@ -60,9 +60,7 @@ class Case:
 def measure(case: Case, device: torch.device, img_size: int = 224) -> dict:
     """{"ms", "lowest_ms", "highest_ms" of a step, "images_per_s", "first_step_s", "peak_memory_gb", "took_s"}.
 
-    And "matrix_rate", as matrix_rate() has it, on a CPU, measured in turns with the steps: what else a machine has to do slows
-    both.
-
+    "matrix_rate" is that of matrix_rate(), on a CPU, in turns with the steps: what else a machine has to do slows both.
     first_step_s has compilation in it; peak_memory_gb is what PyTorch held at most of a GPU during timed steps, or what this
     process ever held of a CPU's.
     Where the case fails, {"failed": why, "took_s"}: the next one finds the device empty.
@@ -135,7 +133,7 @@ def _measure(case: Case, device: torch.device, img_size: int) -> dict:
         images = torch.randn(case.batch, 3, img_size, img_size)
         target = torch.randint(1000, (case.batch,))
     compile_as(model, case.run)
-    step = _inference(model, images, case) if case.task == "inference" else _training(model, images, target, case)
+    step = _inference(model, images, case) if case.task == "inference" else training_step(model, images, target, case)
     beside = _product(device, case.precision) if device.type == "cpu" else None
     first, seconds, products = _timed(step, device, beside)
     if not step().isfinite().all():
@@ -152,7 +150,10 @@ def _measure(case: Case, device: torch.device, img_size: int) -> dict:
     }
 
 
-def _training(model: nn.Module, images: torch.Tensor, target: torch.Tensor, case: Case) -> Callable[[], torch.Tensor]:
+def training_step(
+    model: nn.Module, images: torch.Tensor, target: torch.Tensor, case: Case
+) -> Callable[[], torch.Tensor]:
+    """Forward pass, loss, backward pass, AdamW; gives the loss."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=case.fused, foreach=not case.fused)
 

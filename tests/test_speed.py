@@ -1,5 +1,5 @@
-"""benchmarks/speed.py, steps.py, pyramids.py and cores.py, and `make benchmark`: every form is the same function, measuring goes on
-whatever a case does, and rows say where they were measured."""
+"""benchmarks/speed.py, steps.py, pyramids.py and cores.py, and `make benchmark`: every form is the same function,
+measuring goes on whatever a case does, and rows say where they were measured."""
 
 import copy
 import csv
