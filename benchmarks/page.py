@@ -132,6 +132,15 @@ def markdown(rows: list[dict[str, str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def by_machine(rows: list[dict[str, str]]) -> str:
+    """A table for each machine, under its name: a column that says the same in every row makes a page too wide to read."""
+    tables: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        without = {column: cell for column, cell in row.items() if column != "machine"}
+        tables.setdefault(row.get("machine", ""), []).append(without)
+    return "\n".join(f"**{machine}**\n\n" * bool(machine) + markdown(table) for machine, table in tables.items())
+
+
 def origin(name: str) -> str:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     git, machine, versions = provenance.git_state(), provenance.hardware(device), provenance.versions()
@@ -160,7 +169,7 @@ def generated() -> dict[str, str]:
         "stages": stages_text(),
         "study": study_text(),
         "how-far": how_far_text(),
-        "aims": markdown(aims.rows()),
+        "aims": by_machine(aims.rows()),
         "cost": cost.text(),
         **{name: of_benchmark(name) for name in SHOWN},
     }
@@ -174,7 +183,7 @@ def of_benchmark(name: str) -> str:
     blank = len(every) - len(rows)
     left = f" {blank} of its rows, of a GPU, are blank until `{FILL_IN}` fills them in." * (blank > 0)
     return (
-        f"{markdown(rows)}\nAll of it, with how it was made: [benchmarks/{name}.md](../benchmarks/{name}.md).{left}\n"
+        f"{by_machine(rows)}\nAll of it, with how it was made: [benchmarks/{name}.md](../benchmarks/{name}.md).{left}\n"
     )
 
 

@@ -336,8 +336,16 @@ def test_pages_count_the_rows_that_are_blank_and_leave_them_out(monkeypatch, tmp
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks/one.csv").write_text(f"machine,ms,measured\nCPU,1,today\nGPU: any,,{page.BLANK}\n")
     text = page.of_benchmark("one")
-    assert "| CPU | 1 |" in text and "GPU: any" not in text
+    assert text.startswith("**CPU**\n\n| ms |\n| --- |\n| 1 |\n\n") and "GPU: any" not in text
     assert "1 of its rows, of a GPU, are blank until `make benchmark DEVICE=cuda` fills them in." in text
+
+
+def test_each_machine_has_a_table_of_its_own_under_its_name():
+    import page
+
+    rows = [{"machine": m, "ms": ms} for m, ms in (("GPU: A", "1"), ("CPU", "2"), ("GPU: A", "3"))]
+    assert page.by_machine(rows) == "**GPU: A**\n\n| ms |\n| --- |\n| 1 |\n| 3 |\n\n**CPU**\n\n| ms |\n| --- |\n| 2 |\n"
+    assert page.by_machine([{"seed": "0"}]) == page.markdown([{"seed": "0"}])
 
 
 def row(machine: str, model: str, form: str, run: str, share: float | None, **more: str) -> dict[str, str]:
