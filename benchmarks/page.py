@@ -18,7 +18,7 @@ import torch
 
 from ffvit.evidence import counted, escape
 from ffvit.evidence.belonging import belonging
-from ffvit.evidence.measured import measured
+from ffvit.evidence.measured import NOT_RUN, everything, measured
 from ffvit.evidence.notebook_metadata import Notebook, load_notebooks
 from ffvit.evidence.records import load_records
 from ffvit.evidence.reported import reported
@@ -249,23 +249,44 @@ def notebook_rows(about: str, folder: str = "") -> list[dict[str, str]]:
 
 
 def where_text() -> str:
-    """The notebooks of detection and segmentation, and what was measured on scenes of digits."""
+    """The notebooks of detection and segmentation, what was measured on scenes of digits, and where attention helps on photographs."""
     experiment = load_experiment(SCENES)
     records = belonging(experiment, load_records(SCENES))
     table = where.table(experiment, records)
     shown = table[[c for c in table if c not in ("Part", "Head", "Training images", "95 % interval", *where.LAST)]]
     name = f"[{escape.markdown(experiment.title)}](../experiments/{SCENES}.toml)"
-    astray = [
-        f"- [{other}](../experiments/{other}.toml), {escape.markdown(sentence)}\n"
-        for other in DENSE
-        for sentence in where.apart(load_experiment(other), belonging(load_experiment(other), load_records(other)))
-    ]
     return (
         f"{markdown(notebook_rows('where', '../'))}\n{name}, {len(records)} of {len(experiment.configs())} runs recorded, test images:\n\n"
         f"{markdown(shown.astype(str).to_dict('records'))}\n"
-        f"![The score of each head on validation scenes of digits, by epoch](../figures/{SCENES}/dense_curves.png)\n"
-        + (f"\nOf the experiments on real images, to be read seed by seed:\n\n{''.join(astray)}" if astray else "")
+        f"![The score of each head on validation scenes of digits, by epoch](../figures/{SCENES}/dense_curves.png)\n\n"
+        "On photographs, each model at the rate that its trials found: the score on test images by the stages that have attention,\n"
+        f"and whether two predictions hold, the first by less than {where.MARGIN:g} point (95 % intervals: notebook 23):\n\n{on_photographs()}"
     )
+
+
+def on_photographs() -> str:
+    """Each head on each set of photographs by attention's stages, what became of the predictions, and models to be read seed by seed."""
+    rows, astray = [], []
+    for name in DENSE:
+        experiment = load_experiment(name)
+        records = belonging(experiment, load_records(name))
+        found = everything(experiment, records)
+        labels = study_tables.headlines(experiment, experiment.variants)
+        link = f"[{name}](../experiments/{name}.toml)"
+        verdicts = where.predicted(experiment, records)
+        for head, layouts in where.by_head(experiment).items():
+            of_head = verdicts[verdicts["Head"] == head]
+            rows.append(
+                {
+                    "images": link,
+                    "head": head,
+                    "score": labels[next(iter(layouts))],
+                    **{where.layout_words(at): str(found.get(model, NOT_RUN)) for model, at in layouts.items()},
+                    **dict(zip(of_head["Claim"], of_head["Found"])),
+                }
+            )
+        astray += [f"- {link}, {escape.markdown(sentence)}\n" for sentence in where.apart(experiment, records)]
+    return markdown(rows) + (f"\nTo be read seed by seed:\n\n{''.join(astray)}" if astray else "")
 
 
 def lit_rows() -> list[dict[str, str]]:
