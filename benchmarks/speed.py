@@ -3,8 +3,8 @@
     python benchmarks/speed.py --keep runs/speed.json     # measures; killed or out of time, the same command goes on
     python benchmarks/speed.py --write runs/speed.json    # what was measured, also elsewhere, into the tables
 
-Measuring needs PyTorch, timm and this folder, not what the tables need. On a GPU: the published sizes in bf16; on a CPU:
-the tiny one, in small batches, each case in a process of its own, which tells its peak memory. Cases come in order of
+Measuring needs PyTorch, timm and this folder, not what the tables need. On a GPU: the published sizes in bf16, one after
+the other. On a CPU: the tiny one, in small batches, all of a precision in turns. Cases come in order of
 value, so that --seconds cuts off what matters least; the exit code is 75 then, and the same command goes on with it. A case
 that fails is a row that says how. Writing draws speed.png, too. NOTES.md has what each idea was expected to give.
 """
@@ -92,8 +92,11 @@ CPU_CASES = [
         (TINY, "without dropout", "eager", "training"),
     )
 ]
-# What a case takes at most, roughly, before any like it was measured; compilation takes most of it.
-EXPECTED_S = {"eager": 6, BLOCK: 14, "compiled": 45, "CUDA graphs": 50}
+# What a case takes at most, roughly, before any like it was measured; on a GPU compilation takes most of it.
+EXPECTED_S = {
+    "cuda": {"eager": 6, BLOCK: 14, "compiled": 45, "CUDA graphs": 50},
+    "cpu": {"eager": 20, BLOCK: 30},
+}
 BACKWARD = 3  # a step of training has the products of the forward pass three times
 NAMED_BY = (
     "machine",
@@ -105,11 +108,11 @@ NAMED_BY = (
     "batch",
 )  # the columns that tell a row from all others
 NOTE = (
-    "Steps on random images that are on the device already: forward pass, loss, backward pass, AdamW. Medians of five rounds, "
-    "on a CPU of nine. The limit is what one large product of random matrices of the same type reached in the same run, on a "
-    "CPU in turns with each case's steps, since other work slows both; a step's share of it counts multiply-adds by "
-    "formula, three times as many for training, and nothing that a form adds to them. Published is the report's Figure 2, "
-    "eager; compiled by block compiles one block, which the others share, and leaves the rest eager. The first step has the "
+    "Steps on random images that are on the device already: forward pass, loss, backward pass, AdamW. Medians of five rounds; "
+    "on a CPU of eleven, in which all cases of a precision take turns, since other work on the machine then slows all of them. "
+    "The limit is what one large product of random matrices of the same type reached in the same run, on a CPU after each turn; "
+    "a step's share of it counts multiply-adds by formula, three times as many for training, and nothing that a form adds to "
+    "them. Published is the report's Figure 2, eager; compiled by block compiles one block, which the others share, and leaves the rest eager. The first step has the "
     "compilation in it, shorter where a case before left some. What each form is, and what was expected of it: "
     "[NOTES.md](NOTES.md). Peak memory is what PyTorch held at most of a GPU; of a CPU's, what the case's own process did, "
     "with libraries and what compiling took. Rows of a CPU from before 2026-11-27 have five rounds, one product for all, and no "
@@ -125,7 +128,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name has this in it")
     parser.add_argument("--small", action="store_true", help="tiny shapes: to see that all cases run, not how fast")
     parser.add_argument("--write", type=Path, nargs="+", metavar="FILE", help="write what was kept, measure nothing")
-    parser.add_argument("--alone", nargs=2, metavar=("CASE", "SIZE"), help="one case, in this process, on the CPU")
+    parser.add_argument("--alone", nargs=2, metavar=("CASE", "SIZE"), help="one case, once, for its peak memory")
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds
     try:
@@ -138,7 +141,7 @@ def main() -> None:
             keep_memory()
         if options.alone:
             case, img_size = options.alone
-            print(json.dumps(measure(Case(**json.loads(case)), torch.device("cpu"), int(img_size))))
+            print(json.dumps(measure([Case(**json.loads(case))], torch.device("cpu"), int(img_size), rounds=1)[0]))
             return
         left = measure_all(cases_of(options), torch.device(options.device), options.keep, deadline, options.small)
         sys.exit(os.EX_TEMPFAIL if left else 0)
@@ -167,35 +170,56 @@ def measure_all(
     if any(case.run != "eager" for case in missing) and (why := why_nothing_compiles(device)):
         say(f"nothing compiles here, so that only eager cases are measured: {why}")
         missing = [case for case in missing if case.run == "eager"]
-    took_s = dict(EXPECTED_S)  # by how it is run: the latest in this process
-    for case in missing:
-        left, needs = deadline - time.monotonic(), took_s[case.run]
+    took_s = dict(EXPECTED_S[device.type])  # by how it is run: the latest in this process
+    for group in measured_together(missing, device):
+        left, needs = deadline - time.monotonic(), sum(took_s[case.run] for case in group)
         if needs > left:
-            say(f"left out: {case.name}: {max(0, left):.0f} s are left, it may need {needs:.0f}")
-            left_out.append(case)
+            say(
+                f"left out: {', '.join(case.name for case in group)}: {max(0, left):.0f} s are left, {needs:.0f} needed"
+            )
+            left_out += group
             continue
-        found = measure_on(device, case, 32 if small else 224)
-        took_s[case.run] = found["took_s"]
-        rate = found.get("matrix_rate") or kept["matrix_rates"].get(case.precision)
-        kept["cases"][case.name] = asdict(case) | found | {"matrix_rate": rate, "measured": now}
+        if len(group) > 1:
+            say(f"{len(group)} cases in turns, together in about {needs:.0f} s")
+        for case, found in zip(group, measure_on(device, group, 32 if small else 224)):
+            took_s[case.run] = found["took_s"]
+            rate = found.get("matrix_rate") or kept["matrix_rates"].get(case.precision)
+            kept["cases"][case.name] = asdict(case) | found | {"matrix_rate": rate, "measured": now}
+            what = found.get("failed") or f"{found['images_per_s']:,.1f} images/s, {found['ms']:.1f} ms a step"
+            say(
+                f"{case.name}: {what}; {found['took_s']:.1f} s, of which {found.get('first_step_s', 0):.1f} the first step"
+            )
         write_atomically(keep, json.dumps(kept, indent=1))
-        what = found.get("failed") or f"{found['images_per_s']:,.1f} images/s, {found['ms']:.1f} ms a step"
-        say(f"{case.name}: {what}; {found['took_s']:.1f} s, of which {found.get('first_step_s', 0):.1f} the first step")
         if "failed" in found and is_lost(device):
             sys.exit("the device takes nothing more from this process; the same command goes on with the next case")
     say(f"{len(kept['cases'])} cases are kept in {keep}")
     return left_out
 
 
-def measure_on(device: torch.device, case: Case, img_size: int) -> dict:
+def measured_together(cases: list[Case], device: torch.device) -> list[list[Case]]:
+    """On a GPU each by itself; on a CPU, which may have other work from one minute to the next, in turns with all to be compared."""
     if device.type == "cuda":
-        return measure(case, device, img_size)
+        return [[case] for case in cases]
+    return [group for precision in DTYPES if (group := [case for case in cases if case.precision == precision])]
+
+
+def measure_on(device: torch.device, cases: list[Case], img_size: int) -> list[dict]:
+    """On a CPU, the memory that each takes is that of a process of its own."""
+    if device.type == "cuda":
+        return measure(cases, device, img_size)
     began = time.monotonic()
+    alone = [measured_in_its_process(case, img_size) for case in cases]
+    sound = [case for case, its in zip(cases, alone) if "failed" not in its]
+    together = iter(measure(sound, device, img_size) if sound else [])
+    found = [its if "failed" in its else next(together) | {"peak_memory_gb": its["peak_memory_gb"]} for its in alone]
+    return [one | {"took_s": (time.monotonic() - began) / len(cases)} for one in found]
+
+
+def measured_in_its_process(case: Case, img_size: int) -> dict:
     try:
-        found = measured_alone(__file__, json.dumps(asdict(case)), str(img_size))
+        return measured_alone(__file__, json.dumps(asdict(case)), str(img_size))
     except RuntimeError as error:  # its process was killed, mostly for memory: this case's result
-        found = {"failed": str(error).splitlines()[-1]}
-    return found | {"took_s": time.monotonic() - began}
+        return {"failed": str(error).splitlines()[-1]}
 
 
 def say(line: str) -> None:
@@ -256,10 +280,9 @@ def rows(kept: dict) -> list[dict[str, str]]:
     if kept["small"]:
         raise ValueError("measured with --small: those are no measurements")
     limits = {name: limit(case) for name, case in kept["cases"].items()}
-    shares = {name: case["images_per_s"] / limits[name] for name, case in kept["cases"].items() if "ms" in case}
     published = {
-        (case["model"], case["task"], case["precision"]): shares.get(name)
-        for name, case in kept["cases"].items()
+        (case["model"], case["task"], case["precision"]): case.get("images_per_s")
+        for case in kept["cases"].values()
         if (case["form"], case["run"]) == ("published", "eager")
     }
     return [
@@ -294,16 +317,14 @@ def names(case: dict) -> dict[str, str]:
 def numbers(case: dict, limit: float | None, published: float | None) -> dict[str, str]:
     """What was measured of a case, and what follows; a case that failed says so in place of images/s.
 
-    published: the share of the limit that the published form reached. Times it are told by shares, not by images/s: where a
-    CPU has more to do at one time than at another, products measured beside each case have, too.
+    published: the images/s of the published form.
     """
     fast = case.get("images_per_s")
-    share = fast / limit if fast else 0
     memory = case.get("peak_memory_gb")
     return {
         "images/s": f"{fast:,.1f}" if fast else case["failed"].replace("|", "/"),
-        "times published": f"{share / published:.2f}" if fast and published else "",
-        "share of the limit": f"{100 * share:.1f} %" if fast else "",
+        "times published": f"{fast / published:.2f}" if fast and published else "",
+        "share of the limit": f"{100 * fast / limit:.1f} %" if fast else "",
         "limit (images/s)": f"{limit:,.1f}" if limit else "",
         "matrix rate (TFLOP/s)": f"{case['matrix_rate'] / 1e12:.2f}" if limit else "",
         "ms a step": f"{case['ms']:.1f}" if fast else "",

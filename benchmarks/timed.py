@@ -1,11 +1,11 @@
-"""One case of speed.py: a model made, run and timed on images of noise that are on the device already."""
+"""Cases of speed.py: models made, run and timed in turns, on images of noise that are on the device already."""
 
 import contextlib
 import functools
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import timm
@@ -31,7 +31,7 @@ FORMS: dict[str, Callable] = {
 }
 RUNS = ("eager", "compiled by block", "compiled", "CUDA graphs")
 TASKS = ("training", "inference")
-ROUNDS = {"cuda": 5, "cpu": 9}
+ROUNDS = {"cuda": 5, "cpu": 11}
 # Steps before those that count, and seconds of those that do. Graphs are recorded in the second step and the third.
 WARM_UP, SECONDS = {"cuda": 5, "cpu": 1}, {"cuda": 1.5, "cpu": 0.0}
 PRODUCT = {"cuda": 8192, "cpu": 2048}  # side of the matrices whose product is the limit
@@ -57,33 +57,55 @@ class Case:
         return f"{self.model} {self.task}, {self.form}, {self.run}, {self.precision}, {self.batch} images{loop}"
 
 
-def measure(case: Case, device: torch.device, img_size: int = 224) -> dict:
-    """{"ms", "lowest_ms", "highest_ms" of a step, "images_per_s", "first_step_s", "peak_memory_gb", "took_s"}.
+def measure(cases: list[Case], device: torch.device, img_size: int = 224, rounds: int = 0) -> list[dict]:
+    """Of each case {"ms", "lowest_ms", "highest_ms" of a step, "images_per_s", "first_step_s", "peak_memory_gb", "took_s"}.
 
-    "matrix_rate" is that of matrix_rate(), on a CPU, in turns with the steps: what else a machine has to do slows both.
+    All are made first, and then take turns, a round each (rounds: ROUNDS, if not said): what else a machine has to do slows
+    all of them. On a CPU a large product follows each round; "matrix_rate" is that of all of them.
     first_step_s has compilation in it; peak_memory_gb is what PyTorch held at most of a GPU during timed steps, or what this
-    process ever held of a CPU's.
-    Where the case fails, {"failed": why, "took_s"}: the next one finds the device empty.
+    process ever held of a CPU's; took_s is an equal share of the time that all took.
+    Of a case that fails {"failed": why, "took_s"}, and the others go on; the next call finds the device empty.
     """
     began = time.monotonic()
-    try:
-        measured = _measure(case, device, img_size)
-    except Exception as error:  # of any library, at any depth: it is this case's result
-        measured = {"failed": _in_short(error)}
-    # The model and its error are gone by now, and what they held can be given back; not by a device that an error ended.
+    found = _in_turns([_timed(case, device, img_size, rounds or ROUNDS[device.type]) for case in cases])
+    # The models and their errors are gone by now, and what they held can be given back; not by a device that an error ended.
     with contextlib.suppress(RuntimeError):
-        if case.run != "eager":
+        if any(case.run != "eager" for case in cases):
             torch.compiler.reset()
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    return measured | {"took_s": time.monotonic() - began}
+    products = [seconds for measured in found for seconds in measured.pop("products", [])]
+    same = {
+        "matrix_rate": _rate(products, device) if products else None,
+        "took_s": (time.monotonic() - began) / len(cases),
+    }
+    return [measured | same for measured in found]
+
+
+def _in_turns(going: list[Generator[None, None, dict]]) -> list[dict]:
+    """What each of them returns in the end, or how it failed."""
+    found: list[dict] = [{} for _ in going]
+    while not all(found):
+        for number, one in enumerate(going):
+            if found[number]:
+                continue
+            try:
+                next(one)
+            except StopIteration as end:
+                found[number] = end.value
+            except Exception as error:  # of any library, at any depth: it is this case's result
+                found[number] = {"failed": _in_short(error)}
+    return found
 
 
 def matrix_rate(device: torch.device, precision: str) -> float:
     """FLOP/s of a large product of random matrices: what a model's own products can reach here, at the very most."""
-    _, seconds, _ = _timed(_product(device, precision), device)
-    return _rate(seconds, device)
+    product = _product(device, precision)
+    for _ in range(WARM_UP[device.type]):
+        product()
+    times = _times(product, device, SECONDS[device.type] / ROUNDS[device.type])
+    return _rate([_seconds(product, device, times) for _ in range(ROUNDS[device.type])], device)
 
 
 def _product(device: torch.device, precision: str) -> Callable[[], torch.Tensor]:
@@ -126,7 +148,8 @@ def compile_as(model: nn.Module, run: str) -> None:
         model.compile(mode="reduce-overhead" if run == "CUDA graphs" else None)
 
 
-def _measure(case: Case, device: torch.device, img_size: int) -> dict:
+def _timed(case: Case, device: torch.device, img_size: int, rounds: int) -> Generator[None, None, dict]:
+    """Made and warmed up when it first yields, and then a round on."""
     torch.manual_seed(0)
     with torch.device(device):
         model = FORMS[case.form](timm.create_model(case.model, img_size=img_size))
@@ -135,18 +158,31 @@ def _measure(case: Case, device: torch.device, img_size: int) -> dict:
     compile_as(model, case.run)
     step = _inference(model, images, case) if case.task == "inference" else training_step(model, images, target, case)
     beside = _product(device, case.precision) if device.type == "cpu" else None
-    first, seconds, products = _timed(step, device, beside)
+    first = _seconds(step, device)
+    for _ in range(WARM_UP[device.type] - 1):
+        step()
+    times = _times(step, device, SECONDS[device.type] / rounds)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    products = _times(beside, device, PRODUCTS_S) if beside else 0
+    took, took_beside = [], []
+    for _ in range(rounds):
+        yield
+        took.append(_seconds(step, device, times))
+        if beside:
+            took_beside.append(_seconds(beside, device, products))
+    peak = _peak_memory_gb(device)
     if not step().isfinite().all():
         raise ValueError("its output is not finite")
-    middle = statistics.median(seconds)
+    middle = statistics.median(took)
     return {
         "ms": 1000 * middle,
-        "lowest_ms": 1000 * min(seconds),
-        "highest_ms": 1000 * max(seconds),
+        "lowest_ms": 1000 * min(took),
+        "highest_ms": 1000 * max(took),
         "images_per_s": case.batch / middle,
         "first_step_s": first,
-        "peak_memory_gb": _peak_memory_gb(device),
-        "matrix_rate": _rate(products, device) if products else None,
+        "peak_memory_gb": peak,
+        "products": took_beside,
     }
 
 
@@ -183,33 +219,19 @@ def _inference(model: nn.Module, images: torch.Tensor, case: Case) -> Callable[[
     return step
 
 
-def _timed(
-    step: Callable, device: torch.device, beside: Callable | None = None
-) -> tuple[float, list[float], list[float]]:
-    """Seconds of the very first step; of a step, in each round; of what is done beside them, in each round."""
+def _seconds(work: Callable, device: torch.device, times: int = 1) -> float:
+    """Of one, when done so many times."""
+    _wait(device)
+    began = time.perf_counter()
+    for _ in range(times):
+        work()
+    _wait(device)
+    return (time.perf_counter() - began) / times
 
-    def seconds_of(work: Callable, times: int) -> float:
-        _wait(device)
-        began = time.perf_counter()
-        for _ in range(times):
-            work()
-        _wait(device)
-        return (time.perf_counter() - began) / times
 
-    first = seconds_of(step, 1)
-    for _ in range(WARM_UP[device.type] - 1):
-        seconds_of(step, 1)
-    one, rounds = seconds_of(step, 1), ROUNDS[device.type]
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    steps = max(1, round(SECONDS[device.type] / rounds / one))
-    times = max(1, round(PRODUCTS_S / seconds_of(beside, 1))) if beside else 0
-    took, took_beside = [], []
-    for _ in range(rounds):
-        took.append(seconds_of(step, steps))
-        if beside:
-            took_beside.append(seconds_of(beside, times))
-    return first, took, took_beside
+def _times(work: Callable, device: torch.device, seconds: float) -> int:
+    """How often it is to be done to take that long, at least once."""
+    return max(1, round(seconds / _seconds(work, device)))
 
 
 def _peak_memory_gb(device: torch.device) -> float:

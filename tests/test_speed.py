@@ -124,7 +124,7 @@ def small(**case):
 def test_a_case_is_measured(task, form):
     import timed
 
-    measured = timed.measure(small(form=form, task=task), CPU, img_size=32)
+    [measured] = timed.measure([small(form=form, task=task)], CPU, img_size=32)
     assert measured["lowest_ms"] <= measured["ms"] <= measured["highest_ms"]
     assert measured["images_per_s"] == pytest.approx(2 / (measured["ms"] / 1000))
     assert measured["peak_memory_gb"] > 0.1 and measured["matrix_rate"] > 1e9
@@ -145,7 +145,8 @@ def test_a_case_that_fails_says_why(monkeypatch, error, said):
         raise error
 
     monkeypatch.setitem(timed.FORMS, "ours", fail)
-    assert timed.measure(small(), CPU, 32)["failed"] == said
+    one, other = timed.measure([small(), small(form="published")], CPU, 32, rounds=1)
+    assert one["failed"] == said and other["ms"] > 0
 
 
 def test_a_model_that_gives_nan_is_not_fast(monkeypatch):
@@ -156,7 +157,26 @@ def test_a_model_that_gives_nan_is_not_fast(monkeypatch):
         return model
 
     monkeypatch.setitem(timed.FORMS, "ours", broken)
-    assert "not finite" in timed.measure(small(), CPU, 32)["failed"]
+    assert "not finite" in timed.measure([small()], CPU, 32, rounds=1)[0]["failed"]
+
+
+def test_cases_take_turns_so_that_what_else_slows_a_machine_slows_all_of_them(monkeypatch):
+    import timed
+
+    seen: list[str] = []
+
+    def pretended(case, device, img_size, rounds):
+        for number in range(rounds):
+            yield
+            seen.append(f"{case.form} {number}")
+        return {"ms": 1.0, "products": [{"ours": 1.0, "published": 3.0}[case.form]] * rounds}
+
+    monkeypatch.setattr(timed, "_timed", pretended)
+    ours, published = timed.measure([small(), small(form="published")], CPU, rounds=2)
+    assert seen == ["ours 0", "published 0", "ours 1", "published 1"]
+    assert (
+        ours["matrix_rate"] == published["matrix_rate"] == 2 * timed.PRODUCT["cpu"] ** 3 / 2.0
+    )  # of all of them: a median of 2 s
 
 
 @pytest.fixture
@@ -166,10 +186,13 @@ def counted(monkeypatch):
 
     made: list[str] = []
 
-    def pretended(device, case, img_size):
+    def pretended(device, cases, img_size):
+        return [measured(case) for case in cases]
+
+    def measured(case):
         made.append(case.name)
         if len(made) == 2:
-            return {"failed": "out of memory", "took_s": 1.0}
+            return {"failed": "out of memory", "took_s": 1.0, "matrix_rate": 4e11}
         step = {
             "ms": 500.0,
             "lowest_ms": 490.0,
@@ -199,18 +222,19 @@ def test_an_interrupted_benchmark_goes_on_where_it_was_also_at_another_commit(co
         speed.measure_all(cases, CPU, keep, float("inf"), small=True)
 
 
-def test_no_case_begins_that_would_end_too_late(counted, tmp_path, capsys):
+def test_no_case_begins_that_would_end_too_late(counted, tmp_path, capsys, monkeypatch):
     speed, made = counted
-    cases = [small(run="compiled"), small(), small(run="CUDA graphs")]
-    left = speed.measure_all(cases, CPU, tmp_path / "kept.json", time.monotonic() + 20)
-    assert made == [cases[1].name] and left == [cases[0], cases[2]]  # 45 and 50 seconds do not fit, 6 do
+    monkeypatch.setattr(speed, "measured_together", lambda cases, device: [[case] for case in cases])
+    cases = [small(run="compiled by block"), small(), small(run="compiled by block", precision="fp32")]
+    left = speed.measure_all(cases, CPU, tmp_path / "kept.json", time.monotonic() + 25)
+    assert made == [cases[1].name] and left == [cases[0], cases[2]]  # 30 seconds do not fit, 20 do
     assert capsys.readouterr().out.count("left out") == 2
 
 
 def test_where_nothing_compiles_the_eager_cases_are_measured(counted, tmp_path, monkeypatch, capsys):
     speed, made = counted
     monkeypatch.setattr(speed, "why_nothing_compiles", lambda device: "no C compiler")
-    cases = [small(run="compiled"), small()]
+    cases = [small(run="compiled by block"), small()]
     speed.measure_all(cases, CPU, tmp_path / "kept.json", float("inf"))
     assert made == [cases[1].name]
     assert "no C compiler" in capsys.readouterr().out
@@ -219,6 +243,7 @@ def test_where_nothing_compiles_the_eager_cases_are_measured(counted, tmp_path, 
 def test_a_lost_device_ends_the_process_and_keeps_what_was_made(counted, tmp_path, monkeypatch):
     speed, made = counted
     monkeypatch.setattr(speed, "is_lost", lambda device: True)
+    monkeypatch.setattr(speed, "measured_together", lambda cases, device: [[case] for case in cases])
     keep = tmp_path / "kept.json"
     with pytest.raises(SystemExit, match="goes on with the next case"):
         speed.measure_all(speed.CPU_CASES[:3], CPU, keep, float("inf"))
@@ -468,11 +493,20 @@ def test_a_case_of_pyramids_that_fails_is_a_row_that_says_so(monkeypatch):
     assert (row["224 x 224, lowest to highest"], row["512 x 512, lowest to highest"]) == ("", "1 to 9")
 
 
+def test_on_a_cpu_all_cases_of_a_precision_are_measured_together():
+    import speed
+
+    by_precision = speed.measured_together(speed.CPU_CASES, CPU)
+    assert [{case.precision for case in group} for group in by_precision] == [{"bf16"}, {"fp32"}]
+    assert sum(by_precision, []) == speed.CPU_CASES
+    assert speed.measured_together(speed.GPU_CASES, torch.device("cuda")) == [[case] for case in speed.GPU_CASES]
+
+
 @pytest.mark.machine
 def test_a_case_of_a_cpu_is_measured_in_a_process_of_its_own():
     import speed
 
-    here = speed.measure_on(CPU, small(), 32)
+    [here] = speed.measure_on(CPU, [small()], 32)
     assert here["lowest_ms"] <= here["ms"] <= here["highest_ms"] < 1000 * here["took_s"]
     assert 0.1 < here["peak_memory_gb"] < 3
 
@@ -492,7 +526,7 @@ def test_a_case_whose_process_is_killed_is_a_row_that_says_so(monkeypatch, tmp_p
     script = tmp_path / "killed.py"
     script.write_text("import os; os.kill(os.getpid(), 9)")
     monkeypatch.setattr(speed, "measured_alone", lambda _, *arguments: alone.measured_alone(str(script), *arguments))
-    assert speed.measure_on(CPU, small(), 32)["failed"] == "its process ended with -9"
+    assert speed.measure_on(CPU, [small()], 32)[0]["failed"] == "its process ended with -9"
 
 
 def test_what_make_benchmark_is_given_does_not_reach_the_pipeline_that_is_timed(monkeypatch):
