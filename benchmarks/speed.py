@@ -108,15 +108,15 @@ NAMED_BY = (
     "batch",
 )  # the columns that tell a row from all others
 NOTE = (
-    "Steps on random images that are on the device already: forward pass, loss, backward pass, AdamW. Medians of five rounds; "
-    "on a CPU of eleven, in which all cases of a precision take turns, since other work on the machine then slows all of them. "
+    "Steps on random images that are on the device already: forward pass, loss, backward pass, AdamW. Of a GPU, medians of five "
+    "rounds. Of a CPU, the fastest of eleven, in which all cases of a precision take turns: other work on a shared machine only "
+    "adds time, to the limit's products, too, of which the fastest counts as well. "
     "The limit is what one large product of random matrices of the same type reached in the same run, on a CPU after each turn; "
     "a step's share of it counts multiply-adds by formula, three times as many for training, and nothing that a form adds to "
     "them. Published is the report's Figure 2, eager; compiled by block compiles one block, which the others share, and leaves the rest eager. The first step has the "
     "compilation in it, shorter where a case before left some. What each form is, and what was expected of it: "
     "[NOTES.md](NOTES.md). Peak memory is what PyTorch held at most of a GPU; of a CPU's, what the case's own process did, "
-    "with libraries and what compiling took. Rows of a CPU from before 2026-11-27 have five rounds, one product for all, and no "
-    "peak memory. Every row says where it was measured; the line below, where this page was written."
+    "with libraries and what compiling took. Every row says where it was measured; the line below, where this page was written."
 )
 
 
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name has this in it")
     parser.add_argument("--small", action="store_true", help="tiny shapes: to see that all cases run, not how fast")
     parser.add_argument("--write", type=Path, nargs="+", metavar="FILE", help="write what was kept, measure nothing")
-    parser.add_argument("--alone", nargs=2, metavar=("CASE", "SIZE"), help="one case, once, for its peak memory")
+    parser.add_argument("--alone", nargs=3, metavar=("CASES", "SIZE", "ROUNDS"), help="in this process, on the CPU")
     options = parser.parse_args()
     deadline = time.monotonic() + options.seconds
     try:
@@ -140,8 +140,8 @@ def main() -> None:
 
             keep_memory()
         if options.alone:
-            case, img_size = options.alone
-            print(json.dumps(measure([Case(**json.loads(case))], torch.device("cpu"), int(img_size), rounds=1)[0]))
+            cases, img_size, rounds = map(json.loads, options.alone)
+            print(json.dumps(measure([Case(**case) for case in cases], torch.device("cpu"), img_size, rounds)))
             return
         left = measure_all(cases_of(options), torch.device(options.device), options.keep, deadline, options.small)
         sys.exit(os.EX_TEMPFAIL if left else 0)
@@ -208,18 +208,19 @@ def measure_on(device: torch.device, cases: list[Case], img_size: int) -> list[d
     if device.type == "cuda":
         return measure(cases, device, img_size)
     began = time.monotonic()
-    alone = [measured_in_its_process(case, img_size) for case in cases]
-    sound = [case for case, its in zip(cases, alone) if "failed" not in its]
-    together = iter(measure(sound, device, img_size) if sound else [])
-    found = [its if "failed" in its else next(together) | {"peak_memory_gb": its["peak_memory_gb"]} for its in alone]
-    return [one | {"took_s": (time.monotonic() - began) / len(cases)} for one in found]
+    found = [in_a_process([case], img_size, rounds=1)[0] for case in cases]
+    sound = [number for number, its in enumerate(found) if "failed" not in its]
+    for number, its in zip(sound, in_a_process([cases[number] for number in sound], img_size) if sound else []):
+        found[number] = its | {"peak_memory_gb": found[number]["peak_memory_gb"]}
+    return [its | {"took_s": (time.monotonic() - began) / len(cases)} for its in found]
 
 
-def measured_in_its_process(case: Case, img_size: int) -> dict:
+def in_a_process(cases: list[Case], img_size: int, rounds: int = 0) -> list[dict]:
+    """`measure` in a process of their own, which a system may kill for the memory that it takes: their result, then."""
     try:
-        return measured_alone(__file__, json.dumps(asdict(case)), str(img_size))
-    except RuntimeError as error:  # its process was killed, mostly for memory: this case's result
-        return {"failed": str(error).splitlines()[-1]}
+        return measured_alone(__file__, json.dumps([asdict(case) for case in cases]), str(img_size), str(rounds))
+    except RuntimeError as error:
+        return [{"failed": str(error).splitlines()[-1]} for _ in cases]
 
 
 def say(line: str) -> None:

@@ -174,9 +174,8 @@ def test_cases_take_turns_so_that_what_else_slows_a_machine_slows_all_of_them(mo
     monkeypatch.setattr(timed, "_timed", pretended)
     ours, published = timed.measure([small(), small(form="published")], CPU, rounds=2)
     assert seen == ["ours 0", "published 0", "ours 1", "published 1"]
-    assert (
-        ours["matrix_rate"] == published["matrix_rate"] == 2 * timed.PRODUCT["cpu"] ** 3 / 2.0
-    )  # of all of them: a median of 2 s
+    fastest = 2 * timed.PRODUCT["cpu"] ** 3 / 1.0  # of all of them: 1 s
+    assert ours["matrix_rate"] == published["matrix_rate"] == fastest
 
 
 @pytest.fixture
