@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import subprocess
@@ -9,8 +10,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-from snakemake import cli
+gc.set_threshold(100_000)  # nearly all that is made here stays: to look for garbage every 700 objects slows the start
+
+from filelock import FileLock, Timeout  # noqa: E402
+from snakemake import cli  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the library beside this file, also in a copy of the project that nobody installed
