@@ -9,6 +9,7 @@ import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from ffvit.models import ff
 
@@ -104,6 +105,21 @@ class SwapTokensAndImages(nn.Module):
         return x.transpose(0, 1).contiguous()
 
 
+class ProductsKept(nn.Module):
+    """A block of which only products are kept for the backward pass; norms, GELU and sums are computed again there."""
+
+    PRODUCTS = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default]
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)"""
+        contexts = functools.partial(create_selective_checkpoint_contexts, self.PRODUCTS)
+        return checkpoint(self.block, x, use_reentrant=False, context_fn=contexts)
+
+
 def with_transposes(model: ff.PatchFeatureMixer) -> ff.PatchFeatureMixer:
     return _exchanged(model, TransposedBlock)
 
@@ -120,6 +136,10 @@ def with_tokens_first(model: ff.PatchFeatureMixer) -> ff.PatchFeatureMixer:
     model = _exchanged(model, TokensFirstBlock)
     model.blocks = nn.ModuleList([SwapTokensAndImages(), *model.blocks, SwapTokensAndImages()])
     return model
+
+
+def with_products_kept(model: ff.PatchFeatureMixer) -> ff.PatchFeatureMixer:
+    return _exchanged(model, ProductsKept)
 
 
 def without_dropout(model: ff.PatchFeatureMixer) -> ff.PatchFeatureMixer:

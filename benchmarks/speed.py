@@ -63,6 +63,7 @@ GPU_CASES = [
     Case(BASE, run=BLOCK, batch=512),
     Case(BASE, "padded to 16", BLOCK),
     Case(BASE, "without dropout"),
+    Case(BASE, "products kept", BLOCK),
     Case(BASE, run=BLOCK, fused=False),
     Case(LARGE, "published"),
     Case(LARGE),
@@ -90,6 +91,7 @@ CPU_CASES = [
         (TINY, "a product an image", BLOCK, "training"),
         (TINY, "tokens first", BLOCK, "training"),
         (TINY, "without dropout", "eager", "training"),
+        (TINY, "products kept", "eager", "training"),
     )
 ]
 # What a case takes at most, roughly, before any like it was measured; on a GPU compilation takes most of it.

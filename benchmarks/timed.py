@@ -10,7 +10,14 @@ from dataclasses import dataclass
 
 import timm
 import torch
-from ideas import by_a_product_an_image, with_padded_tokens, with_tokens_first, with_transposes, without_dropout
+from ideas import (
+    by_a_product_an_image,
+    with_padded_tokens,
+    with_products_kept,
+    with_tokens_first,
+    with_transposes,
+    without_dropout,
+)
 from published import as_published
 from torch import nn
 from torch.nn import functional as F
@@ -28,6 +35,7 @@ FORMS: dict[str, Callable] = {
     "padded to 16": functools.partial(with_padded_tokens, multiple=16),
     "a product an image": by_a_product_an_image,
     "without dropout": without_dropout,
+    "products kept": with_products_kept,
 }
 RUNS = ("eager", "compiled by block", "compiled", "CUDA graphs")
 TASKS = ("training", "inference")

@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ffvit.models.cost import exact_costs
 from ffvit.system.files import ROOT
@@ -29,7 +31,7 @@ def scripts(monkeypatch):
 
 def other_forms() -> list[str]:
     forms = ["published", "transposed", "tokens first", "padded to 8", "padded to 16", "a product an image"]
-    return [*forms, "without dropout"]
+    return [*forms, "without dropout", "products kept"]
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,27 @@ def test_in_bf16_a_form_is_as_near_to_fp32_as_ours_is(model, form):
         rounding = (take(ours) - take(exact)).norm()
         assert 0 < rounding < 0.05 * take(exact).norm()  # else the bound says nothing
         assert (take(theirs) - take(exact)).norm() < times * rounding
+
+
+def test_of_products_that_are_kept_none_is_computed_again_and_what_lies_between_is(model):
+    class Calls(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.of = Counter()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.of[func.overloadpacket.__name__] += 1
+            return func(*args, **(kwargs or {}))
+
+    def calls(form: str) -> Counter:
+        net, parameters = in_form(model, form)
+        with Calls() as counted:
+            outputs_and_gradients(net, parameters, torch.randn(2, 3, 224, 224), torch.randint(10, (2,)))
+        return counted.of
+
+    ours, kept = calls("ours"), calls("products kept")
+    assert [kept[name] for name in ("mm", "addmm", "bmm")] == [ours[name] for name in ("mm", "addmm", "bmm")]
+    assert ours["gelu"] > 0 and kept["gelu"] == 2 * ours["gelu"]
 
 
 def logits(of: dict) -> torch.Tensor:
