@@ -22,6 +22,14 @@ from ffvit.system.lifetime import Stop
 CLASSES = datasets.ClassLabel(names=["cat", "dog"])
 
 
+@pytest.fixture(autouse=True)
+def hangup_not_ignored():
+    """As in a terminal, also where the tests were started by nohup, which a run respects."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """The same images in every kind of folder, others in each split."""
