@@ -8,6 +8,7 @@ import numpy as np
 import psutil
 import torch
 
+from ffvit.data import kept_pixels
 from ffvit.data.batch_augmentation import Augmentation, normalise
 from ffvit.data.images import BadImage, check_not_all_bad, eval_transform
 from ffvit.data.loader import Batch, EpochOrder, Images
@@ -24,21 +25,32 @@ class ResidentImages:
     """
 
     def __init__(self, split: datasets.Dataset, config: Config, device: torch.device | str, rows: range | None = None):
-        stored, images = eval_transform(config, normalised=False), Images(split, config)
-        rows = range(len(images)) if rows is None else rows
+        rows = range(len(split)) if rows is None else rows
         _check_room(len(rows) * config.in_chans * config.img_size**2, torch.device(device))
         self.config = config
         self.bad: list[BadImage] = []
+        file = kept_pixels.file_of(split, rows, config)
+        pixels = kept_pixels.load(file) if file else None
+        if pixels is None:
+            pixels = self._decoded(split, rows)
+            if file and not self.bad:
+                kept_pixels.keep(pixels, file)
+        target = torch.as_tensor(split.select(rows).with_format("numpy")["label"][:], dtype=torch.int64)
+        target[[rows.index(bad.index) for bad in self.bad]] = -1
+        self.readable = np.flatnonzero(target >= 0)
+        self.pixels, self.target = pixels.to(device), target.to(device)
+
+    def _decoded(self, split: datasets.Dataset, rows: range) -> torch.Tensor:
+        config = self.config
+        stored, images = eval_transform(config, normalised=False), Images(split, config)
         pixels = torch.zeros(len(rows), config.in_chans, config.img_size, config.img_size, dtype=torch.uint8)
-        target = torch.full((len(rows),), -1)
         for place, row in enumerate(rows):
-            image, label = images.read(row)
+            image, _ = images.read(row)
             if isinstance(image, BadImage):
                 self.bad.append(image)
             else:
-                pixels[place], target[place] = torch.as_tensor(stored(image)), label
-        self.readable = np.flatnonzero(target >= 0)
-        self.pixels, self.target = pixels.to(device), target.to(device)
+                pixels[place] = torch.as_tensor(stored(image))
+        return pixels
 
 
 class ResidentTrainLoader:
