@@ -94,7 +94,10 @@ def main() -> None:
     here = machine(torch.device("cpu"))
     subprocess.run(["make", "reproduce"], cwd=ROOT, env=environment(), check=True)  # so that there is nothing to do
     with tempfile.TemporaryDirectory() as folder:
-        cases = [*((name, budget, partial(seconds, command)) for name, budget, command in CASES), *of_images(Path(folder))]
+        cases = [
+            *((name, budget, partial(seconds, command)) for name, budget, command in CASES),
+            *of_images(Path(folder)),
+        ]
         rounds = [[timed() for *_, timed in cases] for _ in range(ROUNDS + 1)][1:]
     rows = [
         {
