@@ -606,75 +606,6 @@ def skipping(folder="unused", **settings):
     return colour(folder, bad_images="skip", **settings)
 
 
-@pytest.fixture
-def kept(monkeypatch, tmp_path):
-    """Where pixels are kept, of few images too."""
-    monkeypatch.setattr(kept_pixels, "LEAST", 4)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    return tmp_path / "cache/ffvit"
-
-
-@pytest.fixture
-def decoded(monkeypatch):
-    """How many images were decoded."""
-    rows = []
-    read = Images.read
-    monkeypatch.setattr(Images, "read", lambda images, row: rows.append(row) or read(images, row))
-    return rows
-
-
-def test_small_images_are_decoded_once_and_kept_for_the_next_run(kept, decoded):
-    images, settings = with_files(9, {}), colour("unused", **RESIDENT)
-    first = resident.ResidentImages(images, settings, "cpu", range(1, 9, 2))
-    again = resident.ResidentImages(images, settings, "cpu", range(1, 9, 2))
-    assert decoded == [1, 3, 5, 7]
-    assert torch.equal(first.pixels, again.pixels) and first.target.tolist() == again.target.tolist() == [1, 1, 1, 1]
-    assert again.pixels.dtype == torch.uint8 and len(again.pixels.unique()) > 100
-
-
-@pytest.mark.parametrize(
-    "images, changed",
-    [
-        (with_files(5, {4: encode(picture(7), "PNG")}), {}),
-        (with_files(5, {}).select([1, 0, 2, 3, 4]), {}),
-        (with_files(5, {}), {"img_size": 16}),
-        (with_files(5, {}), {"crop_pct": 0.5}),
-        (with_files(5, {}), {"in_chans": 1, "mean": [0.5], "std": [0.5], "auto_augment": ""}),
-    ],
-    ids=["another file", "another order", "another size", "another crop", "grey"],
-)
-def test_kept_pixels_are_of_the_very_images_and_settings(kept, decoded, images, changed):
-    settings = colour("unused", **RESIDENT)
-    other = replace(settings, **changed)
-    resident.ResidentImages(with_files(5, {}), settings, "cpu")
-    found = resident.ResidentImages(images, other, "cpu")
-    assert len(decoded) == 10 and len(list(kept.iterdir())) == 2
-    assert torch.equal(found.pixels, resident.ResidentImages(images, other, "cpu").pixels)
-    assert len(decoded) == 10
-
-
-@pytest.mark.parametrize("damage", ["cut", "changed"])
-def test_damaged_kept_pixels_are_decoded_again_and_mended(kept, decoded, damage):
-    images, settings = with_files(5, {}), colour("unused", **RESIDENT)
-    whole = resident.ResidentImages(images, settings, "cpu")
-    (file,) = kept.iterdir()
-    content = file.read_bytes()
-    file.write_bytes(content[:-100] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
-    found = resident.ResidentImages(images, settings, "cpu")
-    assert len(decoded) == 10 and torch.equal(found.pixels, whole.pixels) and file.read_bytes() == content
-
-
-@pytest.mark.parametrize("case", ["a bad image", "few images", "no folder to write into"])
-def test_where_pixels_cannot_be_kept_each_run_decodes_them(kept, decoded, case):
-    images = with_files(5, {2: b"x"} if case == "a bad image" else {}).select(range(3 if case == "few images" else 5))
-    if case == "no folder to write into":
-        kept.parent.write_bytes(b"")
-    for _ in range(2):
-        found = resident.ResidentImages(images, skipping(**RESIDENT), "cpu")
-    assert len(decoded) == 2 * len(images) and not kept.exists()
-    assert found.target.tolist() == [0, 1, -1 if case == "a bad image" else 0, 1, 0][: len(images)]
-
-
 @pytest.mark.parametrize("kind, workers", [*((kind, 0) for kind in BAD), ("empty", 1)])
 def test_a_bad_file_is_refused_with_its_row_name_and_reason(kind, workers):
     content, reason = BAD[kind]
@@ -802,6 +733,75 @@ def test_in_training_the_next_row_that_can_be_read_stands_in(tmp_path, workers, 
     assert same([found[:2]], [expected[:2]])
     assert expected.bad == []
     assert {bad[:2] for bad in found.bad} == {(3, "3.png"), (4, "4.png"), (19, "19.png")}
+
+
+@pytest.fixture
+def kept(monkeypatch, tmp_path):
+    """Where pixels are kept, of few images too."""
+    monkeypatch.setattr(kept_pixels, "LEAST", 4)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache/ffvit"
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """How many images were decoded."""
+    rows = []
+    read = Images.read
+    monkeypatch.setattr(Images, "read", lambda images, row: rows.append(row) or read(images, row))
+    return rows
+
+
+def test_small_images_are_decoded_once_and_kept_for_the_next_run(kept, decoded):
+    images, settings = with_files(9, {}), colour("unused", **RESIDENT)
+    first = resident.ResidentImages(images, settings, "cpu", range(1, 9, 2))
+    again = resident.ResidentImages(images, settings, "cpu", range(1, 9, 2))
+    assert decoded == [1, 3, 5, 7]
+    assert torch.equal(first.pixels, again.pixels) and first.target.tolist() == again.target.tolist() == [1, 1, 1, 1]
+    assert again.pixels.dtype == torch.uint8 and len(again.pixels.unique()) > 100
+
+
+@pytest.mark.parametrize(
+    "images, changed",
+    [
+        (with_files(5, {4: encode(picture(7), "PNG")}), {}),
+        (with_files(5, {}).select([1, 0, 2, 3, 4]), {}),
+        (with_files(5, {}), {"img_size": 16}),
+        (with_files(5, {}), {"crop_pct": 0.5}),
+        (with_files(5, {}), {"in_chans": 1, "mean": [0.5], "std": [0.5], "auto_augment": ""}),
+    ],
+    ids=["another file", "another order", "another size", "another crop", "grey"],
+)
+def test_kept_pixels_are_of_the_very_images_and_settings(kept, decoded, images, changed):
+    settings = colour("unused", **RESIDENT)
+    other = replace(settings, **changed)
+    resident.ResidentImages(with_files(5, {}), settings, "cpu")
+    found = resident.ResidentImages(images, other, "cpu")
+    assert len(decoded) == 10 and len(list(kept.iterdir())) == 2
+    assert torch.equal(found.pixels, resident.ResidentImages(images, other, "cpu").pixels)
+    assert len(decoded) == 10
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_damaged_kept_pixels_are_decoded_again_and_mended(kept, decoded, damage):
+    images, settings = with_files(5, {}), colour("unused", **RESIDENT)
+    whole = resident.ResidentImages(images, settings, "cpu")
+    (file,) = kept.iterdir()
+    content = file.read_bytes()
+    file.write_bytes(content[:-100] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
+    found = resident.ResidentImages(images, settings, "cpu")
+    assert len(decoded) == 10 and torch.equal(found.pixels, whole.pixels) and file.read_bytes() == content
+
+
+@pytest.mark.parametrize("case", ["a bad image", "few images", "no folder to write into"])
+def test_where_pixels_cannot_be_kept_each_run_decodes_them(kept, decoded, case):
+    images = with_files(5, {2: b"x"} if case == "a bad image" else {}).select(range(3 if case == "few images" else 5))
+    if case == "no folder to write into":
+        kept.parent.write_bytes(b"")
+    for _ in range(2):
+        found = resident.ResidentImages(images, skipping(**RESIDENT), "cpu")
+    assert len(decoded) == 2 * len(images) and not kept.exists()
+    assert found.target.tolist() == [0, 1, -1 if case == "a bad image" else 0, 1, 0][: len(images)]
 
 
 def shards(folder, images, sizes, rows_per_group=4):
