@@ -277,6 +277,8 @@ def test_another_backbone_goes_under_the_same_head(name):
         timm.create_model(name, backbone="ff_tiny_patch16_224")
     with pytest.raises(InputError, match="'resnet19' is unknown to timm"):
         timm.create_model(name, backbone="resnet19")
+    with pytest.raises(InputError, match=f"{name}_lit_ti has backbone='lit_ti': for another, take the model '{name}'"):
+        timm.create_model(f"{name}_lit_ti", backbone="resnet18")
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

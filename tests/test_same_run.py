@@ -113,6 +113,12 @@ def test_settings_of_the_machine_make_no_other_run():
     assert differing(config, config | {"base_lr": 1.0, "seed": 3}) == ["base_lr", "seed"]
 
 
+def test_batch_norms_of_detectors_and_maps_see_the_parts_of_a_batch():
+    for name in ("retinanet", "mask_rcnn", "semantic_fpn"):
+        config = load_experiment("digits-scenes").config(name).to_dict()
+        assert differing(config, config | {"accumulation_steps": 2}) == ["parts"]
+
+
 def test_lits_batch_norms_see_the_parts_of_a_batch():
     for name, decides in (("stages34", True), ("stages34_zero", True), ("stages34_plain", False)):
         config = load_experiment("cifar10-lit").config(name).to_dict()

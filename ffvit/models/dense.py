@@ -35,6 +35,7 @@ from ffvit.models.exported import register_model
 from ffvit.models.on_pyramid import OnPyramid
 from ffvit.models.pyramid import P6P7, RATIOS, STRIDES, WIDTH, AlignedRoIAlign, Anchors, Pyramid, body_of
 from ffvit.models.regions import RegionHeads, Sizes
+from ffvit.system.errors import InputError
 
 
 class BoxPredictor(FastRCNNPredictor):
@@ -304,6 +305,9 @@ DROP_PATH = {"lit_ti": 0.1, "lit_s": 0.2}
 
 
 def _on_lit(make: Any, backbone: str, published: dict, kwargs: dict) -> Any:
+    if kwargs.get("backbone", backbone) != backbone:
+        name = make.__name__
+        raise InputError(f"{name}_{backbone} has backbone='{backbone}': for another, take the model '{name}'")
     if kwargs.get("drop_path_rate") is None:
         kwargs["drop_path_rate"] = DROP_PATH[backbone]
     return make(**kwargs | dict(backbone=backbone, backbone_args=published | (kwargs.get("backbone_args") or {})))

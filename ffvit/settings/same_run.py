@@ -33,7 +33,8 @@ def deciding(values: dict) -> dict:
     """The settings that decide a result, from those of a run as they were written down, today or earlier."""
     values = with_defaults(values)
     kept = {name: value for name, value in values.items() if name not in NO_MATTER}
-    if values["model"].startswith("lit_") and values["model_args"].get("deformable", True):
+    merges = values["model"].startswith("lit_") and values["model_args"].get("deformable", True)
+    if merges or values["task"] != "classification":
         # Batch norms see a part of a batch at a time; how many parts there are is then no matter of the machine.
         kept["parts"] = values["num_processes"] * values["accumulation_steps"]
     kept["initial_weights"] = Path(values["initial_weights"]).name  # where a file lies is no part of a run
