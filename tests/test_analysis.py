@@ -76,7 +76,7 @@ def test_what_is_below_zero_has_a_minus_and_no_hyphen():
 
 
 def test_a_single_seed_has_neither_interval_nor_test():
-    assert interval([3.0]) is None and Difference([3.0]).p is None
+    assert interval([3.0]) is None and Difference({0: 3.0}).p is None
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_single_seed_has_neither_interval_nor_test():
     ],
 )
 def test_paired_test_gives_the_closed_forms(points, p):
-    assert Difference(points).p == pytest.approx(p)
+    assert Difference(dict(enumerate(points))).p == pytest.approx(p)
 
 
 def test_holm_is_as_by_hand():

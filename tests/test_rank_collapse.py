@@ -76,6 +76,7 @@ def test_a_bound_that_is_broken_and_scores_too_far_apart_are_told():
     assert rank_collapse._under(Bound(line, line, line, True)) == "yes"
     assert rank_collapse._under(Bound(line, line, line - 1, False)) == "no; its condition on the scores fails"
     assert rank_collapse._under(Bound(np.array([0.0, np.nan]), line, line, True)) == "yes"
+    assert rank_collapse._under(Bound(line, -line, line, True)) == "yes, for one layer; the theorem's own line rises"
 
 
 def test_the_bound_is_the_theorems_by_its_formula():
@@ -168,7 +169,8 @@ def test_the_conclusion_has_a_line_a_prediction():
         experiment, found, depths, {"over_tokens": depths["ff"], "ff": depths["ff"]}, bounds
     )
     assert told.splitlines() == [
-        "Attention over tokens alone is under the bound in 1 of 2 cases; the proof's condition on the scores holds in 1 of them.",
+        "Attention over tokens alone is under the bound in 1 of 2 cases. The theorem's own line, from the first layer's input, "
+        "falls in 2 of them; where it rises, only that for one layer can be broken. The proof's condition on the scores holds in 1.",
         "Alike after the last block, where skip connections are left out: twice over the tokens, trained. What was predicted "
         "of that is contradicted in 1 of 4 cases: twice over the tokens, untrained.",
         "Points lacking to FF only, more than 5 by the report: twice over the tokens +10.00 (n=3), as the report says. "

@@ -307,9 +307,9 @@ def test_the_summary_tells_what_became_of_each_model_and_which_predictions_hold(
 def test_the_ledger_has_what_fine_tuning_at_the_largest_size_leaves_of_a_point():
     (prediction,) = resolution.PREDICTIONS
     largest = recorded(ff_img_size16_tuned=[97, 97.5, 98.5])
-    assert prediction.points(STUDY, everything(STUDY, FOUND + largest)) == [-1, 0.5, 1]
-    assert prediction.points(STUDY, everything(STUDY, FOUND)) == []
-    assert prediction.points(load_experiment("digits"), {}) == []
+    assert prediction.points(STUDY, everything(STUDY, FOUND + largest)) == {0: -1, 1: 0.5, 2: 1}
+    assert prediction.points(STUDY, everything(STUDY, FOUND)) == {}
+    assert prediction.points(load_experiment("digits"), {}) == {}
 
 
 def test_parameters_grow_as_predicted_in_one_call():

@@ -112,11 +112,21 @@ def test_there_is_a_panel_for_each_cost(measured):
 
 
 def test_the_summary_compares_with_the_fixed_width(measured):
-    told = study.summary(measured).splitlines()
-    assert told[0] == "At 400 tokens, beside feed-forward, width 40:" and len(told) == 4
+    for given in (measured, sorted(measured, key=lambda m: -m.num_tokens)):
+        told = study.summary(given, SHAPE).splitlines()[-4:]
+        assert told[0] == "At 400 tokens, beside feed-forward, width 40:"
     last = {m.kind.label: m for m in measured if m.num_tokens == 400}
     ratio = last["feed-forward, width 4 N"].macs / last["feed-forward, width 40"].macs
     assert f"feed-forward, width 4 N: {ratio:.1f} times the multiply-adds" in told[3]
+
+
+def test_the_summary_tells_which_powers_are_not_as_predicted(measured):
+    table = study.powers(measured, SHAPE)
+    told = study.summary(measured, SHAPE).splitlines()
+    others = table[table["Found"] != study.AS_PREDICTED]
+    assert told[0] == f"{len(table) - len(others)} of {len(table)} powers are as predicted."
+    assert len(told) == 1 + len(others) + 4
+    assert all(f"{row['Grows']}: {row['Found']}" in line for line, (_, row) in zip(told[1:], others.iterrows()))
 
 
 @pytest.mark.parametrize(

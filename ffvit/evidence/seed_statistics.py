@@ -21,7 +21,11 @@ ALIKE = 1e-9  # points; numbers as close as this are equal, and what is left is 
 class Difference:
     """The headline of a model less another's, in percentage points."""
 
-    points: list[float]  # one value a seed that both have
+    by_seed: dict[int, float]  # of the seeds that both have
+
+    @property
+    def points(self) -> list[float]:
+        return [*self.by_seed.values()]
 
     @property
     def p(self) -> float | None:
@@ -39,7 +43,7 @@ def interval(values: list[float]) -> tuple[float, float] | None:
 
 def difference(first: Measured, second: Measured) -> Difference:
     """first - second, paired by seed. Raises InputError for runs on different images."""
-    return Difference([headline(a) - headline(b) for a, b in same_seeds(first, second)])
+    return Difference({a["config"]["seed"]: headline(a) - headline(b) for a, b in same_seeds(first, second)})
 
 
 def holm(p_values: list[float]) -> list[float]:

@@ -19,6 +19,7 @@ from ffvit.models.ff import Branch, PatchFeatureMixer
 from ffvit.settings.experiment import Experiment
 from ffvit.studies import trained_models
 
+SAME = "the same, to rounding"
 ROUNDING = 1e-9  # of the largest value: sums in another order, in double precision
 
 
@@ -88,7 +89,7 @@ def equality(name: str, model: PatchFeatureMixer, images: Tensor) -> pd.DataFram
                 "Predicted": "the same function",
                 "Outputs differ by": f"{outputs:.1e}",
                 "Gradients differ by": f"{gradients:.1e}",
-                "Found": "the same, to rounding" if max(outputs, gradients) <= ROUNDING else "not the same",
+                "Found": SAME if max(outputs, gradients) <= ROUNDING else "not the same",
             }
         )
     return pd.DataFrame(rows)
@@ -144,18 +145,24 @@ def receptive_fields_table(fields: dict[str, np.ndarray], patch_size: int) -> pd
     """fields: by model. Every pixel is predicted to count, and one block is enough for that."""
     rows = []
     for label, field in fields.items():
-        found = reach(field, patch_size)
+        found, even = reach(field, patch_size), reach(np.ones_like(field), patch_size)
         rows.append(
             {
                 "Model": label,
                 "Pixels predicted to count (%)": "100",
                 "Pixels that count (%)": f"{100 * (field > 0).mean():.0f}",
                 "Gradient on the own patch (%)": f"{found['own']:.1f}",
+                "Were it even (%)": f"{even['own']:.1f}",
                 "Mean distance (px)": f"{found['distance']:.2f}",
-                "Were it even (px)": f"{reach(np.ones_like(field), patch_size)['distance']:.2f}",
+                "Were it even (px)": f"{even['distance']:.2f}",
             }
         )
     return pd.DataFrame(rows)
+
+
+def equality_summary(parts: pd.DataFrame) -> str:
+    """parts: as equality gives them."""
+    return f"{(parts['Found'] == SAME).sum()} of {len(parts)} parts are the same function as their convolutions, to rounding."
 
 
 def receptive_fields_summary(fields: dict[str, np.ndarray], patch_size: int) -> str:

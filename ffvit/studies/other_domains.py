@@ -18,11 +18,10 @@ from ffvit.data.splits import Splits
 from ffvit.evidence.drawing import bars, finish, mean_and_seeds, style_of
 from ffvit.evidence.escape import drawn
 from ffvit.evidence.measured import NOT_RUN, Measured
-from ffvit.evidence.seed_statistics import difference
 from ffvit.evidence.tables import captioned
 from ffvit.settings.experiment import Experiment
 from ffvit.studies.claim_checks import close
-from ffvit.studies.predictions import measured_beside
+from ffvit.studies.predictions import BySeed, measured_beside, taken_off, top1_less
 
 ORDER = "order"  # the comparison with and without learned positions
 
@@ -84,11 +83,11 @@ def predictions(experiment: Experiment, found: dict[str, Measured], known: Ancho
     asked = [
         ("FF only − counts of symbols > 0", [v - known.letters for v in ours.get(ff, [])], 0.0, True),
         ("ViT − counts of symbols > 0", [v - known.letters for v in ours.get(vit, [])], 0.0, True),
-        (f"ViT − FF only ≤ {limit:g}, the report's own distance", _points(found, vit, ff), limit, False),
-        ("ViT − ViT without learned positions > 0", loss[vit], 0.0, True),
+        (f"ViT − FF only ≤ {limit:g}, the report's own distance", [*_points(found, vit, ff).values()], limit, False),
+        ("ViT − ViT without learned positions > 0", [*loss[vit].values()], 0.0, True),
         (
             "what ViT loses without them − what FF only loses > 0",
-            [a - b for a, b in zip(loss[vit], loss[ff])],
+            [*taken_off(loss[vit], loss[ff]).values()],
             0.0,
             True,
         ),
@@ -142,5 +141,5 @@ def _counts(part) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(counts), np.asarray(part["label"])
 
 
-def _points(found: dict[str, Measured], first: str, second: str) -> list[float]:
-    return difference(found[first], found[second]).points if {first, second} <= found.keys() else []
+def _points(found: dict[str, Measured], first: str, second: str) -> BySeed:
+    return top1_less(found[first], found[second]) if {first, second} <= found.keys() else {}

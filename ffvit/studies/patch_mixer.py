@@ -89,7 +89,7 @@ def conclusion(found: dict[str, ByLayer], grid: tuple[int, int]) -> str:
         verdict = _found(*_growth(found[ATTENTION]), below=False)
         ends = {NO_DIFFERENCE: "not shown: untrained seeds differ by as much"}.get(verdict, verdict)
         said.append(f"That attention reaches farther in the last layer than in the first is {ends}")
-    return f"{'. '.join(said)}. A map without order has {without_order(grid)[0]:.2f} patches."
+    return f"{'. '.join(said)}. A map with one weight everywhere has {without_order(grid)[0]:.2f} patches."
 
 
 def maps_figure(units: list[Units], attention: list[np.ndarray], labels: tuple[str, str]) -> Figure:
@@ -124,7 +124,7 @@ def maps_figure(units: list[Units], attention: list[np.ndarray], labels: tuple[s
 
 
 def layers_figure(found: dict[str, ByLayer], grid: tuple[int, int]) -> Figure:
-    """Spread and frequency by layer: trained beside untrained (mean and range), and a map without order."""
+    """Spread and frequency by layer: trained beside untrained (mean and range), and a map that is even, or white noise."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     words = {"spread": "spread (patches)", "frequency": "frequency (cycles per patch)"}
     for panel, (number, label), reference in zip(panels, words.items(), without_order(grid)):
@@ -142,7 +142,7 @@ def layers_figure(found: dict[str, ByLayer], grid: tuple[int, int]) -> Figure:
         panel.set_title("How far a map reaches" if number == "spread" else "How fast it changes")
     finish(*panels)
     handles = panels[0].get_legend_handles_labels()[0]
-    handles.append(Line2D([], [], color="0.5", lw=1, ls=":", label="a map without order"))
+    handles.append(Line2D([], [], color="0.5", lw=1, ls=":", label="an even map (left), white noise (right)"))
     handles.append(Patch(color="0.5", alpha=0.3, lw=0, label=f"bands: {len(before)} untrained seeds"))
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return figure

@@ -20,7 +20,8 @@ FF, VIT = ("ff", "ff"), ("attention", "ff")  # cells of the grid: what mixes pat
 SEARCHED = {"name", "base_lr"}  # a variant has its own, so they are no part of what is changed
 Cell = tuple[str, str]
 Run = Callable[[Experiment, dict[str, Measured]], Measured | None]  # which of the runs measured, of all comparisons
-Points = Callable[[Experiment, dict[str, Measured]], list[float]]  # one value a seed; none where a run is not there
+BySeed = dict[int, float]
+Points = Callable[[Experiment, dict[str, Measured]], BySeed]  # none where a run is not there
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ def changed(experiment: Experiment, variant: Variant) -> dict[str, Any]:
     return {key: mine.get(key) for key in sorted({*mine, *base} - SEARCHED) if mine.get(key) != base.get(key)}
 
 
-def top1_less(first: Measured, second: Measured) -> list[float]:
-    return difference(first, second).points
+def top1_less(first: Measured, second: Measured) -> BySeed:
+    return difference(first, second).by_seed
 
 
 def as_it_is(cell: Cell) -> Run:
@@ -68,24 +69,34 @@ def with_least(cell: Cell, setting: str) -> Run:
     return _extreme(cell, setting, min)
 
 
-def less(better: Run, worse: Run, values: Callable[[Measured, Measured], list[float]] = top1_less) -> Points:
+def less(better: Run, worse: Run, values: Callable[[Measured, Measured], BySeed] = top1_less) -> Points:
     """One run less another, seed by seed. values: of two runs, by default in top-1."""
 
-    def points(experiment: Experiment, found: dict[str, Measured]) -> list[float]:
+    def points(experiment: Experiment, found: dict[str, Measured]) -> BySeed:
         a, b = better(experiment, found), worse(experiment, found)
-        return values(a, b) if a and b else []
+        return values(a, b) if a and b else {}
 
     return points
 
 
 def beyond(first: Points, second: Points) -> Points:
-    """One difference less another, of which both have the same seeds."""
-    return lambda *of: [ours - theirs for ours, theirs in zip(first(*of), second(*of))]
+    """One difference less another, seed by seed."""
+    return lambda *of: taken_off(first(*of), second(*of))
 
 
-def lower(first: Points, second: Points) -> Points:
-    """The lower of two differences, seed by seed: it is above zero where both are."""
-    return lambda *of: [min(pair) for pair in zip(first(*of), second(*of))]
+def taken_off(ours: BySeed, theirs: BySeed) -> BySeed:
+    """One less the other, of the seeds that both have."""
+    return {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
+
+
+def both(first: Points, second: Points) -> Points:
+    """Of two differences the one by which it is judged whether both are above zero: one that is below, else the less sure."""
+
+    def sureness(by_seed: BySeed) -> tuple[bool, bool, float]:
+        limits = interval([*by_seed.values()])
+        return bool(by_seed), judge([*by_seed.values()]) != FAILS, limits[0] if limits else -math.inf
+
+    return lambda *of: min(first(*of), second(*of), key=sureness)
 
 
 def judge(points: list[float], limit: float = 0.0, above: bool = True) -> str:
@@ -109,7 +120,7 @@ def table(predictions: Iterable[Prediction], experiment: Experiment, found: dict
     """One row a prediction: what was to be above zero, what it was, and whether it holds."""
     rows = []
     for prediction in predictions:
-        points = prediction.points(experiment, found)
+        points = [*prediction.points(experiment, found).values()]
         rows.append(
             {
                 "Claim": prediction.claim,
@@ -134,7 +145,7 @@ def summary(claims: Iterable[str], found: Iterable[str]) -> str:
 
 def check(prediction: Prediction, experiment: Experiment, found: dict[str, Measured]) -> Finding:
     """The same for the claims ledger, whose rules say at which scale behaviour can be judged."""
-    points = prediction.points(experiment, found)
+    points = [*prediction.points(experiment, found).values()]
     if not points:
         return Finding(
             note="needs the runs of an experiment that varies this alone, see experiments/cifar10-small-ablations.toml"

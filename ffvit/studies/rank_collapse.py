@@ -116,8 +116,9 @@ def conclusion(
     wrong = [words for name, words, depths in followed if _as_predicted(experiment, name, depths) == CONTRADICTED]
     under = [_is_under(bound) for bound in bounds.values()]
     said = [
-        f"Attention over tokens alone is under the bound in {sum(under)} of {len(bounds)} cases; the proof's condition on the "
-        f"scores holds in {sum(bound.holds for bound in bounds.values())} of them.",
+        f"Attention over tokens alone is under the bound in {sum(under)} of {len(bounds)} cases. The theorem's own line, from "
+        f"the first layer's input, falls in {sum(map(_falls, bounds.values()))} of them; where it rises, only that for one layer "
+        f"can be broken. The proof's condition on the scores holds in {sum(bound.holds for bound in bounds.values())}.",
         f"Alike after the last block, where skip connections are left out: {'; '.join(alike) or 'the tokens of no model'}. "
         f"What was predicted of that is contradicted in {len(wrong)} of {len(followed)} cases{': ' if wrong else ''}"
         f"{'; '.join(wrong)}.",
@@ -232,4 +233,12 @@ def _is_under(bound: Bound) -> bool:
 def _under(bound: Bound | None) -> str:
     if bound is None:
         return ""
-    return f"{'yes' if _is_under(bound) else 'no'}{'' if bound.holds else '; its condition on the scores fails'}"
+    said = (
+        "no" if not _is_under(bound) else "yes" if _falls(bound) else "yes, for one layer; the theorem's own line rises"
+    )
+    return f"{said}{'' if bound.holds else '; its condition on the scores fails'}"
+
+
+def _falls(bound: Bound) -> bool:
+    """Whether the theorem says anything: a line that rises leaves room for everything."""
+    return bool(bound.from_start[1] < bound.from_start[0])

@@ -19,12 +19,11 @@ from torch import nn
 
 from ffvit.evidence import drawing
 from ffvit.evidence.measured import NOT_RUN, Measured, everything
-from ffvit.evidence.seed_statistics import difference
 from ffvit.models import cost
 from ffvit.models.ff import PatchFeatureMixer
 from ffvit.models.weights import load_weights, save_weights
 from ffvit.settings.experiment import Experiment, Variant
-from ffvit.studies.predictions import FF, Prediction, as_it_is, measured_beside
+from ffvit.studies.predictions import FF, BySeed, Prediction, as_it_is, measured_beside, taken_off, top1_less
 from ffvit.studies.predictions import summary as of_predictions
 from ffvit.system.errors import InputError, suggest
 
@@ -130,7 +129,7 @@ def accuracy_table(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
 def predictions_table(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
     """Each prediction beside what was measured: a difference in points, paired by seed, with its 95 % interval."""
     found = everything(experiment, records)
-    asked: list[tuple[str, list[float], float, bool]] = []
+    asked: list[tuple[str, BySeed, float, bool]] = []
     for taken in _taken(experiment):
         name, size = taken.model.label, taken.img_size
         trained = found.get(taken.model.name)
@@ -142,14 +141,13 @@ def predictions_table(experiment: Experiment, records: list[dict]) -> pd.DataFra
         asked.append((f"{name}, {size} px: fine-tuning gives it back", left, RECOVERED, False))
     for size, first, second in _pairs(experiment):
         lost, other = (_lost(taken, found) for taken in (first, second))
-        more = [a - b for a, b in zip(lost, other)] if len(lost) == len(other) else []
         what = f"{size} px: {first.model.label} loses more by resampling than {second.model.label}"
-        asked.append((what, more, 0.0, True))
+        asked.append((what, taken_off(lost, other), 0.0, True))
     return pd.DataFrame(
         {
             "Prediction, in points of top-1": what,
             "Predicted": f"{'>' if above else '≤'} {limit:g}",
-            **measured_beside(points, limit, above),
+            **measured_beside([*points.values()], limit, above),
         }
         for what, points, limit, above in asked
     )
@@ -207,13 +205,14 @@ def summary(experiment: Experiment, records: list[dict]) -> str:
     return "\n".join([*told, of_predictions(table["Prediction, in points of top-1"], table["Found"])])
 
 
-def _within_a_point(experiment: Experiment, found: dict[str, Measured]) -> list[float]:
+def _within_a_point(experiment: Experiment, found: dict[str, Measured]) -> BySeed:
     """What fine-tuning at the largest size leaves FF only of RECOVERED points, seed by seed."""
     trained = as_it_is(FF)(experiment, found)
     mine = [taken for taken in _taken(experiment) if trained and taken.model.name == trained.name]
     largest = max(mine, key=lambda taken: taken.img_size, default=None)
     tuned = largest.variants.get(TUNED) if largest else None
-    return [RECOVERED - left for left in _points(trained, found.get(tuned.name) if tuned else None)]
+    left = _points(trained, found.get(tuned.name) if tuned else None)
+    return {seed: RECOVERED - points for seed, points in left.items()}
 
 
 def _taken(experiment: Experiment) -> Iterator[Taken]:
@@ -241,13 +240,13 @@ def _size_of(experiment: Experiment, variant: Variant) -> int:
     return experiment.config(variant.name).img_size
 
 
-def _lost(taken: Taken, found: dict[str, Measured]) -> list[float]:
+def _lost(taken: Taken, found: dict[str, Measured]) -> BySeed:
     resampled = taken.variants.get(RESAMPLED)
     return _points(found.get(taken.model.name), found.get(resampled.name) if resampled else None)
 
 
-def _points(first: Measured | None, second: Measured | None) -> list[float]:
-    return difference(first, second).points if first and second else []
+def _points(first: Measured | None, second: Measured | None) -> BySeed:
+    return top1_less(first, second) if first and second else {}
 
 
 # For the claims ledger.

@@ -20,6 +20,7 @@ from ffvit.studies.block_costs import REPEATS, Kind, Measurement, Shape, check_d
 from ffvit.system import provenance
 from ffvit.system.errors import InputError
 
+AS_PREDICTED = "as predicted"
 FIT_FROM = 196  # tokens: with fewer, what starting an operation takes hides what it computes
 FEWEST = 3  # lengths for a power with an interval
 APART = 0.1  # powers that are predicted nearer to one another are not told apart
@@ -99,18 +100,26 @@ def at_lengths(measured: list[Measurement], shape: Shape) -> pd.DataFrame:
     )
 
 
-def summary(measured: list[Measurement]) -> str:
-    """What the longest sequence says: each kind's costs as multiples of the fixed width's."""
-    *others, (fixed, mine) = _by_kind(measured)
-    least = mine[-1]
-    told = []
-    for kind, theirs in others:
-        m = theirs[-1]
-        told.append(
+def summary(measured: list[Measurement], shape: Shape) -> str:
+    """How many powers are as predicted, and which are not; then the longest sequence: costs as multiples of the fixed width's."""
+    rows = powers(measured, shape).to_dict("records")
+    others = [row for row in rows if row["Found"] != AS_PREDICTED]
+    said = [f"{len(rows) - len(others)} of {len(rows)} powers are as predicted."]
+    said += [
+        f"{row['Patches mixed by']}, {row['Grows']}: {row['Found']} ({row['Measured']}, 95 % {row['95 % interval']}; predicted "
+        f"{row['Predicted power of N']})."
+        for row in others
+    ]
+    *wider, (fixed, mine) = _by_kind(measured)
+    least = max(mine, key=lambda m: m.num_tokens)
+    said.append(f"At {least.num_tokens:,} tokens, beside {fixed.label}:")
+    for kind, theirs in wider:
+        m = max(theirs, key=lambda m: m.num_tokens)
+        said.append(
             f"{kind.label}: {m.macs / least.macs:.1f} times the multiply-adds, {m.seconds / least.seconds:.1f} times the "
             f"time, {m.kept_mb / least.kept_mb:.1f} times the memory kept, {m.peak_mb / least.peak_mb:.1f} times the peak"
         )
-    return f"At {least.num_tokens:,} tokens, beside {fixed.label}:\n" + "\n".join(told)
+    return "\n".join(said)
 
 
 def figure(measured: list[Measurement], shape: Shape) -> Figure:
@@ -164,7 +173,7 @@ def _found(predicted: float, power: float, low: float, high: float, of_all: list
     if not low <= predicted <= high and abs(power - predicted) >= 0.005:
         return f"{'higher' if power > predicted else 'lower'} than predicted"
     others = [p for p in of_all if abs(p - predicted) > APART]
-    return "undecided" if any(low <= p <= high for p in others) else "as predicted"
+    return "undecided" if any(low <= p <= high for p in others) else AS_PREDICTED
 
 
 def _require_lengths(tokens: Sequence[int]) -> None:

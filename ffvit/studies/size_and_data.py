@@ -25,6 +25,7 @@ from ffvit.settings.same_run import images_of
 from ffvit.studies.predictions import (
     FF,
     VIT,
+    BySeed,
     Prediction,
     Run,
     as_it_is,
@@ -46,15 +47,16 @@ def gap(record: dict) -> float | None:
     return known["top1_percent"] - record["results"]["top1_percent"] if known else None
 
 
-def top1_less(first: Measured, second: Measured) -> list[float]:
+def top1_less(first: Measured, second: Measured) -> BySeed:
     """Top-1 of one run less another's, seed by seed, where they may have other numbers of training images."""
-    return [a["results"]["top1_percent"] - b["results"]["top1_percent"] for a, b in _same_seeds(first, second)]
+    pairs = _same_seeds(first, second)
+    return {a["config"]["seed"]: a["results"]["top1_percent"] - b["results"]["top1_percent"] for a, b in pairs}
 
 
-def gap_less(first: Measured, second: Measured) -> list[float]:
+def gap_less(first: Measured, second: Measured) -> BySeed:
     """The gap of one run less another's, likewise; none where a training score is missing."""
-    both = [(gap(a), gap(b)) for a, b in _same_seeds(first, second)]
-    return [ours - theirs for ours, theirs in both if ours is not None and theirs is not None]
+    both = {a["config"]["seed"]: (gap(a), gap(b)) for a, b in _same_seeds(first, second)}
+    return {s: ours - theirs for s, (ours, theirs) in both.items() if ours is not None and theirs is not None}
 
 
 def _same_seeds(first: Measured, second: Measured) -> list[tuple[dict, dict]]:
