@@ -99,6 +99,27 @@ def test_variants_are_searched_too_and_go_on_each_by_itself():
     assert "variants" not in tune.name_of(experiment, experiment.config("vit"))
 
 
+def test_each_value_is_tried_with_every_seed_and_judged_by_the_mean():
+    content = load_experiment("cifar10-small").model_dump()
+    experiment = Experiment(**content | {"tuning": {"seeds": [0, 2], "base_lr": [4e-3, 8e-3, 16e-3, 32e-3]}})
+    top1 = {0: {16e-3: 90.0, 8e-3: 80.0}, 2: {16e-3: 10.0, 8e-3: 70.0}}  # the best with seed 0 goes astray with seed 2
+
+    def trained(config):
+        return {
+            "config": config.to_dict(),
+            "history": [{"validation_top1_percent": top1[config.seed].get(config.base_lr, 40.0)}],
+        }
+
+    left = tune.search(experiment, []).left
+    assert len(left) == 8 * len(experiment.main_variants) and {config.seed for config in left} == {0, 2}
+    names = [tune.name_of(experiment, config) for config in left if config.name == "ff"]
+    assert names[:2] == ["ff-base_lr0.004", "ff-base_lr0.004-seed2"] and len({*names}) == 8
+    half = tune.search(experiment, [trained(config) for config in left if config.seed == 0]).left
+    assert {config.seed for config in half} == {2}
+    now = tune.search(experiment, [trained(config) for config in left])
+    assert not now.left and {values["base_lr"] for values in now.found.values()} == {8e-3}
+
+
 def test_a_search_of_named_variants_is_of_those_alone():
     content = load_experiment("cifar10-small").model_dump()
     experiment = Experiment(**content | {"tuning": {"variants": ["ff_third", "vit_third"], "base_lr": [4e-3, 8e-3]}})

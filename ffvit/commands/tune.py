@@ -8,6 +8,7 @@ An experiment's [tuning] says what is searched, in its order, on validation imag
     weight_decay = [0.05, 0.2]     # then these, each model at its best rate
     crop_scale = [[0.5, 1.0], [0.8, 1.0]]
     full_length = ["crop_scale"]   # tried without those settings: short trials favour weak augmentation
+    seeds = [0, 1]                 # of every trial, judged by their mean; the experiment's first where this is left out
 
 Every model of the grid gets the same trials: where one of them needs a further rate, all try it. With
 
@@ -25,6 +26,7 @@ Exit codes: 0 the search is complete, 2 a trial failed or an argument is wrong, 
 """
 
 import json
+import statistics
 import sys
 import time
 from dataclasses import replace
@@ -43,7 +45,7 @@ from ffvit.system.files import RUNS
 from ffvit.system.lifetime import STOPPED
 
 STEP = 2  # between two rates
-OPTIONS = ("settings", "variants", "full_length")  # of [tuning]; what else it has is searched
+OPTIONS = ("settings", "variants", "full_length", "seeds")  # of [tuning]; what else it has is searched
 
 
 class Search(NamedTuple):
@@ -68,20 +70,24 @@ def search(experiment: Experiment, trials: list[dict]) -> Search:
     for name, values in plan.items():
         own = {m: list(values) for m in models}
         while True:
-            tried = {m: {str(v): trial(experiment, m, name, found[m] | {name: v}) for v in own[m]} for m in models}
-            wanted = {key(c.to_dict()): c for of_model in tried.values() for c in of_model.values()}
+            tried = {m: [of_seeds(experiment, m, name, found[m] | {name: v}) for v in own[m]] for m in models}
+            wanted = {key(c.to_dict()): c for of_model in tried.values() for of_value in of_model for c in of_value}
             left = [config for k, config in wanted.items() if k not in scores]
             made |= wanted.keys() & scores.keys()
             if left:
                 after = list(plan)[list(plan).index(name) + 1 :]
-                return Search(left, len(made), sum(len(plan[n]) - 1 for n in after) * len(models), found)
-            scored = {m: {key(c.to_dict()): v for v, c in zip(own[m], tried[m].values())} for m in models}
-            best = {m: scored[m][max(scored[m], key=scores.__getitem__)] for m in models}
+                return Search(
+                    left, len(made), sum(len(plan[n]) - 1 for n in after) * len(models) * len(_seeds(experiment)), found
+                )
+            means = {
+                m: [statistics.mean(scores[key(c.to_dict())] for c in of_value) for of_value in tried[m]]
+                for m in models
+            }
+            best = {m: own[m][means[m].index(max(means[m]))] for m in models}
             if name != "base_lr":
                 break
             # A rate at the edge that is as good as the best may have a better one beyond it.
-            top = {m: max(map(scores.__getitem__, scored[m])) for m in models}
-            alike = {m: {v for k, v in scored[m].items() if scores[k] == top[m]} for m in models}
+            alike = {m: {v for v, mean in zip(own[m], means[m]) if mean == max(means[m])} for m in models}
             if not each_by_itself:
                 alike = dict.fromkeys(models, set().union(*alike.values()))
             beyond = {m: _beyond(own[m], alike[m]) for m in models}
@@ -93,25 +99,30 @@ def search(experiment: Experiment, trials: list[dict]) -> Search:
     return Search([], len(made), 0, found)
 
 
-def trial(experiment: Experiment, model: str, searched: str, values: dict) -> Config:
-    """A run of a model with these values, made to find the best of the setting that is searched."""
+def of_seeds(experiment: Experiment, model: str, searched: str, values: dict) -> list[Config]:
+    """The runs of a model with these values, a seed each, made to find the best of the setting that is searched."""
     whole = searched in experiment.tuning.get("full_length", ())
     own = {} if whole else experiment.tuning.get("settings", {})
-    return experiment.config(model, experiment.seeds[0], **own | values)
+    return [experiment.config(model, seed, **own | values) for seed in _seeds(experiment)]
+
+
+def _seeds(experiment: Experiment) -> list[int]:
+    return experiment.tuning.get("seeds", experiment.seeds[:1])
 
 
 def key(config: dict) -> str:
     """Two trials with one key are the same."""
-    return json.dumps(deciding(config), sort_keys=True)
+    return json.dumps(deciding(config) | {"seed": config["seed"]}, sort_keys=True)
 
 
 def name_of(experiment: Experiment, config: Config) -> str:
-    """ff-base_lr0.008-weight_decay0.05: the model and what is searched; and the length, where it is the whole one."""
+    """ff-base_lr0.008-weight_decay0.05: the model and what is searched; the length, where it is the whole one; a further seed."""
     values = {name: config.to_dict()[name] for name in experiment.tuning if name not in OPTIONS}
     shown = ("-".join(f"{v:g}" for v in (value if isinstance(value, list) else [value])) for value in values.values())
     usual = experiment.tuning.get("settings", {}).get("epochs", config.epochs)
     length = [f"epochs{config.epochs}"] * (config.epochs != usual)
-    return "-".join([config.name, *map("".join, zip(values, shown)), *length])
+    seed = [f"seed{config.seed}"] * (config.seed != experiment.seeds[0])
+    return "-".join([config.name, *map("".join, zip(values, shown)), *length, *seed])
 
 
 def _beyond(values: list[float], best: set[float]) -> list[float]:
