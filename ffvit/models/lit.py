@@ -69,8 +69,7 @@ def _convolve(x: Tensor, offsets: Tensor | None, weight: Tensor, bias: Tensor, s
     exact = [t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
     convolve: Callable[..., Tensor] = F.conv2d if offsets is None else deform_conv2d
     device = x.device.type
-    autocast = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else None
-    with autocast or contextlib.nullcontext():
+    with contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False):  # as in mixing.py
         return convolve(*exact, stride=stride).to(weight.dtype)
 
 
