@@ -33,7 +33,13 @@ from ffvit.system.files import ROOT, write_atomically
 # The experiments whose records are shown.
 STUDY, STAGES, SCENES = "cifar10-small", "digits-lit", "digits-scenes"
 # Small ones, whose ledgers have what the study has not.
-ARGUMENTS = ("digits-ablations", "digits-resolution", "digits-attention-only", "definitions")
+ARGUMENTS = (
+    "digits-ablations",
+    "digits-resolution",
+    "digits-attention-only",
+    "definitions",
+    "cifar10-small-attention-only",
+)
 DENSE = ("nuclei", "bccd", "aerial")  # experiments of real images whose scores say where
 FIRST_ARGUMENT = "13_convolutions"  # the notebooks from here on, by number, are about the report's arguments
 PLACES = {

@@ -51,6 +51,11 @@ GPU_CASES = [
     Case(TINY, task="inference", batch=1024),
     Case(TINY, run=BLOCK, task="inference", batch=1024),
     Case(BASE, "a product an image", BLOCK),
+    Case(TINY, "a product an image", BLOCK, 1024),
+    Case(BASE, "a product an image"),
+    Case(TINY, "a product an image", batch=1024),
+    Case(BASE, "a product an image", BLOCK, task="inference"),
+    Case(TINY, "a product an image", BLOCK, 1024, task="inference"),
     Case(BASE, "padded to 8"),
     Case(TINY, "transposed", BLOCK, 1024),
     Case(TINY, "tokens first", BLOCK, 1024),
@@ -273,7 +278,14 @@ def write(all_kept: list[dict]) -> None:
     again = {tuple(row[column] for column in NAMED_BY) for row in new}
     stay = [row for row in page.measured_before("speed") if tuple(row[column] for column in NAMED_BY) not in again]
     every = page.with_blanks(new + stay, [names(asdict(case)) for case in GPU_CASES])
-    every.sort(key=lambda row: ("GPU" not in row["machine"], row["machine"]))
+    place = {tuple(names(asdict(case)).values()): number for number, case in enumerate([*GPU_CASES, *CPU_CASES])}
+    every.sort(
+        key=lambda row: (
+            "GPU" not in row["machine"],
+            row["machine"],
+            place.get(tuple(row[column] for column in NAMED_BY[1:]), len(place)),
+        )
+    )
     page.write("speed", "How fast is a step?", every, NOTE)
     picture.draw()
 

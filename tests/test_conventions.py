@@ -121,6 +121,19 @@ def test_a_model_is_exported_and_computes_the_same(name):
     assert torch.allclose(exported(IMAGES), model(IMAGES), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "name", ["ff_tiny_patch16_224", "attention_only_tiny_patch16_224", "ff_attention_tiny_patch16_224", "lit_ti"]
+)
+def test_a_model_is_one_graph_for_the_compiler_under_autocast(name):
+    model = small(name).train()
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            compiled = torch.compile(model, backend="eager", fullgraph=True)  # which fails where it would break off
+            assert torch.allclose(compiled(IMAGES).float(), model(IMAGES).float(), atol=0.05)
+    finally:
+        torch.compiler.reset()
+
+
 @pytest.mark.parametrize("name", ["lit_ti", "lit_s"])
 @torch.no_grad()
 def test_lit_is_a_backbone_of_segmentation_models_pytorch_as_it_is(name):

@@ -157,6 +157,7 @@ def depth_figure(experiment: Experiment, trained: dict[str, Depths], untrained: 
                 values = np.maximum(of(of_state), FLOOR)
                 panel.plot(values, ls=line, color=color, marker=marker, markersize=4.5, lw=1.4, markerfacecolor=mark)
         panel.set(xlabel="block", title=title)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set(ylabel="relative residual ‖res(X)‖ / ‖X‖", ylim=(0, max(1.2, panels[0].get_ylim()[1])))
     panels[1].set(yscale="log", ylim=(FLOOR / 2, 4))
     panels[1].axhline(ALIKE, color="0.5", lw=1, ls=":")
