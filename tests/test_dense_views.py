@@ -12,8 +12,19 @@ from torch import nn
 from ffvit.data.loader import Batch
 from ffvit.settings.experiment import load_experiment
 from ffvit.studies import detections, one_run, overlays, predicted, samples, segmentations
-from ffvit.studies.detection_errors import LOOSE, NEITHER, NOTHING, SECOND, WRONG_CLASS, of_image
+from ffvit.studies.detection_errors import (
+    LOOSE,
+    NEITHER,
+    NOTHING,
+    SECOND,
+    WRONG_CLASS,
+    Error,
+    Errors,
+    conclusion,
+    of_image,
+)
 from ffvit.system.errors import InputError
+from ffvit.tasks.detection import Detections
 from ffvit.tasks.semantic_segmentation import Segmentation
 from ffvit.tasks.task import task_of
 
@@ -133,6 +144,35 @@ def test_confusion_is_of_the_pixels_of_a_class_and_of_many_classes_the_most_wron
     assert sorted(text.get_text() for text in heat.texts) == ["10", "100", "25", "75", "90"]
     few = segmentations.confusion([evaluation], ["a", "b", "c"], most=2).axes[0]
     assert [label.get_text() for label in few.get_yticklabels()] == ["a", "b"]
+
+
+def test_what_was_found_of_a_detector_is_counted_over_its_runs():
+    box = np.zeros(4)
+    alarms = [
+        Error(0, box, 1, score, kind) for score, kind in ((0.9, LOOSE), (0.8, LOOSE), (0.7, NOTHING), (0.4, NOTHING))
+    ]
+    runs = [Errors(5, [Error(0, box, 1), Error(1, box, 0)], alarms), Errors(2, [Error(0, box, 1)], [])]
+    told = conclusion(runs, [Detections(3, 10, {}, [], [])] * 2, ["a", "b"]).splitlines()
+    assert told == [
+        "Detections with a score of at least 50 %: 10.",
+        "Of them, 70 % are right.",
+        f"The others are most often of this kind: {LOOSE}, 2 of 3.",
+        "Of 20 objects, 3 are found by no detection.",
+        "Those are most often of the class b: 2.",
+    ]
+    told = conclusion([Errors(0, [], [])], [Detections(1, 0, {}, [], [])], ["a"]).splitlines()
+    assert told == ["Detections with a score of at least 50 %: 0.", "Of 0 objects, 0 are found by no detection."]
+
+
+def test_what_was_found_of_maps_is_counted_over_the_runs():
+    counts = np.array([[90, 10, 0], [5, 95, 0], [0, 0, 0]])  # 90 of 105, 95 of 110; the third class is not there
+    runs = [Segmentation(1, 0.5, counts, []), Segmentation(1, 0.5, np.diag([100, 100, 0]), [])]
+    assert segmentations.conclusion(runs, ["a", "b", "c"]).splitlines() == [
+        "Hardest is a, with an IoU of 92.9 %; easiest is b, with 93.2 %.",  # (85.7 + 100) / 2, (86.4 + 100) / 2
+        "Of the pixels, 3.8 % are wrong.",  # 15 of 400
+        "The most common mistake is a said to be b: 67 % of them.",
+    ]
+    assert "mistake" not in segmentations.conclusion(runs[1:], ["a", "b", "c"])
 
 
 def test_a_class_has_one_colour_and_what_is_ignored_is_white():

@@ -89,7 +89,25 @@ def counts(found: Sequence[Errors], subjects: Sequence[tuple[Config, Any]]) -> p
         told = {f"false: {kind}": kinds[kind] for kind in KINDS}
         of = {"model": config.label, "seed": config.seed, "right": of_run.right}
         rows.append(of | told | {"objects missed": len(of_run.missed)})
-    return captioned(pd.DataFrame(rows), f"What detections of a score from {SURE:.0%} on are")
+    return captioned(pd.DataFrame(rows), f"What detections of a score from {100 * SURE:.0f} % on are")
+
+
+def conclusion(found: Sequence[Errors], evaluations: Sequence[Detections], classes: list[str]) -> str:
+    """What was found over all runs, in sentences whose numbers are computed, each on a line of its own."""
+    alarms = Counter(alarm.kind for of_run in found for alarm in of_run.alarms if alarm.score >= SURE)
+    missed = Counter(error.label for of_run in found for error in of_run.missed)
+    right, wrong, objects = sum(of_run.right for of_run in found), alarms.total(), sum(e.objects for e in evaluations)
+    said = [f"Detections with a score of at least {100 * SURE:.0f} %: {right + wrong:,}."]
+    if right + wrong:
+        said.append(f"Of them, {100 * right / (right + wrong):.0f} % are right.")
+    if wrong:
+        [(kind, count)] = alarms.most_common(1)
+        said.append(f"The others are most often of this kind: {kind}, {count:,} of {wrong:,}.")
+    said.append(f"Of {objects:,} objects, {missed.total():,} are found by no detection.")
+    if missed:
+        [(label, count)] = missed.most_common(1)
+        said.append(f"Those are most often of the class {classes[label]}: {count:,}.")
+    return "\n".join(said)
 
 
 def _kind(iou: np.ndarray, same: np.ndarray, labels: np.ndarray) -> tuple[str, int]:

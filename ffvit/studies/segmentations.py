@@ -111,6 +111,26 @@ def of_own(seen: Seen, classes: list[str]) -> Figure:
     return figure
 
 
+def conclusion(evaluations: Sequence[Segmentation], classes: list[str]) -> str:
+    """What was found over all runs, in sentences whose numbers are computed, each on a line of its own."""
+    by_run = np.array([e.per_class_percent for e in evaluations], dtype=float)  # (runs, classes); NaN: not there
+    there = np.flatnonzero(~np.isnan(by_run).all(axis=0))
+    means = np.nanmean(by_run[:, there], axis=0)
+    counts = np.sum([e.confusion for e in evaluations], axis=0)
+    wrong = counts - np.diag(np.diag(counts))
+    said = [
+        f"Hardest is {classes[there[means.argmin()]]}, with an IoU of {means.min():.1f} %; "
+        f"easiest is {classes[there[means.argmax()]]}, with {means.max():.1f} %.",
+        f"Of the pixels, {100 * wrong.sum() / counts.sum():.1f} % are wrong.",
+    ]
+    if wrong.any():
+        true, taken_for = np.unravel_index(wrong.argmax(), wrong.shape)
+        said.append(
+            f"The most common mistake is {classes[true]} said to be {classes[taken_for]}: {100 * wrong.max() / wrong.sum():.0f} % of them."
+        )
+    return "\n".join(said)
+
+
 def _marked(pixels: np.ndarray, wrong: np.ndarray) -> np.ndarray:
     """(H, W, 3) of 0 to 1: the image in grey, the wrong pixels in red."""
     grey = np.atleast_3d(pixels).mean(axis=2, keepdims=True).repeat(3, axis=2) / 255
