@@ -154,6 +154,12 @@ std = [0.4]
         ),
         ("[settings]", '[compare.x]\ntitle = "a\\tb"\nvary.epochs = [8]\n[settings]', "compare.x.title must be in one"),
         ('title = "Mine"', "title = 3", "title must be a valid string, got 3"),
+        (
+            'title = "Mine"',
+            'title = "Mine"\nname = "x"',
+            "'name' is no part of an experiment: it is called as its file",
+        ),
+        ('label = "FF only"', 'label = "FF only"\nseeds = []', "seeds must not be empty"),
         ("model_args = { depth = 4 }", "model_args = 4", "model_args must be a table"),
         ("model_args = { depth = 4 }", "depth = 4", "'depth' is an argument of the model: write model_args = { depth"),
         ("model_args = { depth = 4 }", "epoch = 4", "'epoch' is no setting of a run; did you mean 'epochs'"),

@@ -404,6 +404,7 @@ def test_what_the_pipeline_cannot_begin_with_is_told_in_one_line(project):
     (project / "runs").touch()
     for options, message in (
         (["--jobs", "1000"], r"--jobs=1000 are too many processes .*: --jobs=\d+ fit"),
+        (["--jobs", "-1"], "--jobs must not be negative, got -1"),
         ([], "runs.*: .*a file is in a folder's place: move it away"),
     ):
         code, output = pipeline(project, "reproduce", *options)

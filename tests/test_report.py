@@ -4,8 +4,10 @@ import functools
 import json
 import os
 import re
+import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import hostile
@@ -40,6 +42,7 @@ from ffvit.studies import (
     study_plots,
     study_tables,
 )
+from ffvit.system import provenance
 from ffvit.system.errors import InputError
 from ffvit.system.files import EXPERIMENTS, RESULTS, write_atomically
 from ffvit.tasks.classification import Evaluation
@@ -551,6 +554,28 @@ def test_a_trial_of_other_images_is_not_kept(tmp_path):
     with pytest.raises(InputError, match="bad is not recorded: its images are not those of"):
         write_trial(tmp_path / "bad", results)
     assert len(records.load_trials("digits", results)) == 1
+
+
+def test_a_trial_writes_over_no_other_one_and_has_a_name(tmp_path, monkeypatch):
+    digits, results = load_experiment("digits"), tmp_path / "results"
+    monkeypatch.chdir(tmp_path)
+    for folder, base_lr in (("one/a", 0.5), ("two/a", 0.6)):
+        (tmp_path / folder).parent.mkdir()
+        _finished(tmp_path / folder, whole(digits.config("vit", base_lr=base_lr)))
+    monkeypatch.chdir(tmp_path / "one/a")
+    for _ in range(2):  # itself again
+        assert write_trial(Path(), results) == results / "digits/trials/a.json"
+    with pytest.raises(InputError, match=r"a.json is of a trial with other settings \(base_lr\): delete it, or rename"):
+        write_trial(tmp_path / "two/a", results)
+
+
+def test_a_copy_within_another_repository_has_no_commit(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / "copy").mkdir()
+    monkeypatch.setattr(provenance, "ROOT", tmp_path / "copy")
+    assert provenance.git_state() == {"commit": None, "dirty": None}
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    assert provenance.git_state() == {"commit": None, "dirty": False}  # before its first commit
 
 
 def test_images_unlike_the_records_are_told_in_words():

@@ -106,6 +106,20 @@ def test_a_model_is_of_its_own_file_and_of_no_other_models(monkeypatch):
     assert changed["step.py"] == [True] * 3 and changed["study_tables.py"] == [False] * 3
 
 
+def test_a_task_is_of_all_files_of_its_data(monkeypatch):
+    read = same_run._bare
+
+    def edited(name):
+        same_run._code_of.cache_clear()
+        monkeypatch.setattr(same_run, "_bare", lambda file: read(file) + (["edited"] if file.name == name else []))
+        return [code_of({"model": "lit_ti", "task": task}) for task in ("classification", "instance_segmentation")]
+
+    before = edited("")
+    for name in ("masks.py", "columns.py", "objects.py"):
+        assert [a != b for a, b in zip(before, edited(name))] == [False, True], name
+    same_run._code_of.cache_clear()
+
+
 def test_settings_of_the_machine_make_no_other_run():
     config = load_experiment("digits").config("ff").to_dict()
     there = {"num_workers": 4, "compile": True, "device": "cuda", "label": "x", "dataset": "elsewhere", "recipe": ""}

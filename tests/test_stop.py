@@ -4,6 +4,7 @@ import contextlib
 import os
 import pty
 import signal
+import subprocess
 import sys
 
 import datasets
@@ -165,6 +166,24 @@ def test_a_terminal_that_closes_keeps_nothing_from_being_saved(tmp_path):
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert (tmp_path / "file").read_text() == "saved"
+
+
+SLOW = """
+import os, signal, time
+from ffvit.system.lifetime import Stop
+with Stop() as stop:
+    signal.raise_signal(signal.SIGTERM)
+    time.sleep(4)  # a checkpoint is written
+    stop.acknowledge()
+    os._exit(75)
+"""
+
+
+def test_a_run_by_itself_is_given_the_time_that_saving_takes_and_one_of_several_is_ended():
+    runs = [
+        subprocess.Popen([sys.executable, "-c", SLOW], env=os.environ | {"WORLD_SIZE": world}) for world in ("1", "2")
+    ]
+    assert [run.wait() for run in runs] == [75, 1]
 
 
 def test_a_stop_that_a_library_swallows_comes_at_the_end():

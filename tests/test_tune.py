@@ -2,17 +2,19 @@
 
 import math
 import os
+import re
 import signal
 import time
 
 import pytest
 from tracked import tracked
 
-from ffvit.commands import tune
+from ffvit.commands import missing, tune
 from ffvit.evidence import records
 from ffvit.launching import jobs
 from ffvit.settings.experiment import Experiment, load_experiment
-from ffvit.system.errors import Stopped, TrainingError
+from ffvit.system.errors import InputError, Stopped, TrainingError
+from ffvit.system.files import EXPERIMENTS
 
 BEST_RATE = {"ff": 32e-3, "vit": 1e-3, "attention_only": 8e-3, "ff_attention": 8e-3}
 SEARCHED = [name for name in tracked("experiments/*.toml") if load_experiment(name).tuning]
@@ -137,6 +139,52 @@ def test_a_rate_at_the_edge_that_ties_with_the_best_is_not_the_end(experiment):
         trials += [level(config) for config in left]
     rates = {t["config"]["base_lr"] for t in trials}
     assert (min(rates), max(rates)) == (0.004, 0.256)
+
+
+def test_rates_that_are_all_alike_end_the_search_in_words(experiment):
+    trials = []
+    with pytest.raises(InputError, match=r"ff: each of the rates .* has the same score, 7: trials so short"):
+        while True:
+            left = tune.search(experiment, trials).left
+            trials += [{"config": c.to_dict(), "history": [{"validation_top1_percent": 7.0}]} for c in left]
+            assert len(trials) < 100
+
+
+def test_a_number_is_the_same_setting_however_it_is_written(experiment):
+    config = experiment.config("ff").to_dict()
+    as_floats = config | {"model_args": {name: float(value) for name, value in config["model_args"].items()}}
+    assert tune.key(config) == tune.key(as_floats) != tune.key(config | {"base_lr": 0.3})
+
+
+@pytest.mark.parametrize(
+    "tuning, said",
+    [
+        ({"base_lr": 0.1}, "tuning.base_lr must be a valid list, got 0.1"),
+        ({"base_lr": []}, "tuning.base_lr must not be empty"),
+        ({"base_lr": [0.1], "seeds": []}, "tuning.seeds must not be empty"),
+        ({"base_lr": [0.1], "seeds": [0, 0]}, "tuning.seeds must differ"),
+        ({"base_lr": [0.1], "baze_lr": [0.1]}, "tuning: 'baze_lr' is no setting of a run"),
+        ({"base_lr": [0.1], "full_length": ["crop"]}, "tuning: 'crop' is no setting of a run"),
+    ],
+)
+def test_a_mistake_in_what_is_searched_is_named_when_the_file_is_read(tmp_path, tuning, said):
+    text = (EXPERIMENTS / "digits.toml").read_text().partition("[tuning]")[0]
+    file = tmp_path / "mine.toml"
+    file.write_text(text + "[tuning]\n" + "".join(f"{name} = {value}\n" for name, value in tuning.items()))
+    with pytest.raises(InputError, match=re.escape(said)):
+        load_experiment(file)
+
+
+def test_values_that_are_words_name_a_trial(experiment):
+    worded = Experiment(**experiment.model_dump() | {"tuning": {"optimizer": ["adamw", "lamb"]}})
+    assert tune.name_of(worded, worded.config("ff", optimizer="lamb")) == "ff-optimizerlamb"
+
+
+def test_settings_that_make_another_run_are_refused_before_any_is_begun(monkeypatch):
+    monkeypatch.setattr(tune, "slots", lambda jobs: pytest.fail("a trial would begin"))
+    for command in (tune, missing):
+        with pytest.raises(InputError, match=r"accumulation_steps=2 would make another run of .* \(parts\)"):
+            command.main(["nuclei", "accumulation_steps=2"])
 
 
 def test_interrupted_search_makes_no_trial_twice(experiment):

@@ -87,6 +87,8 @@ def main() -> int:
         output.reconfigure(errors="backslashreplace")  # where a locale has no letter for what a name has
     try:
         experiment = load_experiment(options.experiment)
+        if options.jobs < 0:
+            raise InputError(f"--jobs must not be negative, got {options.jobs}")
         if not options.profile:  # a cluster has what a job asks for
             require_room("--jobs", options.jobs, 1, TRAINING_MB)
             require_room("--runs-per-gpu", options.runs_per_gpu, 1, TRAINING_MB)

@@ -10,10 +10,13 @@ from typing import Any, NoReturn
 from ffvit.settings.config import MACHINE, Config
 from ffvit.settings.experiment import Experiment, load_experiment
 from ffvit.settings.given import config_from_dict, merge, parse_setting, read_settings, with_defaults
+from ffvit.settings.same_run import differing
 from ffvit.system.errors import InputError, suggest
 from ffvit.system.machine import TRAINING_MB, require_room
 
-MAY_BE_SET = MACHINE | {"dataset"}  # the machine's, and where the images lie: they decide no result
+MAY_BE_SET = MACHINE | {
+    "dataset"
+}  # the machine's, and where the images lie: they decide no result, but for some models
 
 
 class Parser(argparse.ArgumentParser):
@@ -94,4 +97,13 @@ def read_shared(options: argparse.Namespace) -> tuple[Experiment, dict[str, Any]
         raise InputError(
             f"'{name}' decides a result: set it in the experiment's file. Here: {', '.join(sorted(MAY_BE_SET))}"
         )
-    return load_experiment(options.experiment), settings
+    experiment = load_experiment(options.experiment)
+    chosen = getattr(options, "models", []) or experiment.variants
+    for model in experiment.variants.keys() & chosen:
+        if other := differing(experiment.config(model).to_dict(), experiment.config(model, **settings).to_dict()):
+            given = ", ".join(f"{name}={value}" for name, value in settings.items() if name != "dataset")
+            raise InputError(
+                f"{given} would make another run of {model} than {experiment.name} has ({', '.join(other)}): batch norms see a "
+                "batch in num_processes x accumulation_steps parts, and the order of a stream is of its readers"
+            )
+    return experiment, settings

@@ -30,7 +30,7 @@ import statistics
 import sys
 import time
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ffvit.commands.arguments import Parser, add_shared, read_shared
 from ffvit.evidence import records
@@ -45,6 +45,7 @@ from ffvit.system.files import RUNS
 from ffvit.system.lifetime import STOPPED
 
 STEP = 2  # between two rates
+FLAT = 6  # rates that are all as good as one another: no search finds a best one
 OPTIONS = ("settings", "variants", "full_length", "seeds")  # of [tuning]; what else it has is searched
 
 
@@ -87,6 +88,11 @@ def search(experiment: Experiment, trials: list[dict]) -> Search:
             if name != "base_lr":
                 break
             # A rate at the edge that is as good as the best may have a better one beyond it.
+            if flat := [m for m in models if len(own[m]) >= FLAT and len(set(means[m])) == 1]:
+                raise InputError(
+                    f"{flat[0]}: each of the rates {', '.join(map(_shown, own[flat[0]]))} has the same score, {means[flat[0]][0]:g}: "
+                    "trials so short tell nothing of it; give tuning.settings more epochs"
+                )
             alike = {m: {v for v, mean in zip(own[m], means[m]) if mean == max(means[m])} for m in models}
             if not each_by_itself:
                 alike = dict.fromkeys(models, set().union(*alike.values()))
@@ -112,17 +118,30 @@ def _seeds(experiment: Experiment) -> list[int]:
 
 def key(config: dict) -> str:
     """Two trials with one key are the same."""
-    return json.dumps(deciding(config) | {"seed": config["seed"]}, sort_keys=True)
+    return json.dumps(_plain(deciding(config) | {"seed": config["seed"]}), sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    """With 4 for 4.0, which are the same setting."""
+    if isinstance(value, dict):
+        return {name: _plain(of) for name, of in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(of) for of in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def name_of(experiment: Experiment, config: Config) -> str:
     """ff-base_lr0.008-weight_decay0.05: the model and what is searched; the length, where it is the whole one; a further seed."""
     values = {name: config.to_dict()[name] for name in experiment.tuning if name not in OPTIONS}
-    shown = ("-".join(f"{v:g}" for v in (value if isinstance(value, list) else [value])) for value in values.values())
+    shown = ("-".join(map(_shown, value if isinstance(value, list) else [value])) for value in values.values())
     usual = experiment.tuning.get("settings", {}).get("epochs", config.epochs)
     length = [f"epochs{config.epochs}"] * (config.epochs != usual)
     seed = [f"seed{config.seed}"] * (config.seed != experiment.seeds[0])
     return "-".join([config.name, *map("".join, zip(values, shown)), *length, *seed])
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
 def _beyond(values: list[float], best: set[float]) -> list[float]:

@@ -18,7 +18,7 @@ from ffvit.evidence.results import OF_TASK, Count, Epoch, Part, Results, Seconds
 from ffvit.settings.config import Config, Task, short
 from ffvit.settings.experiment import load_experiment
 from ffvit.settings.given import config_from_dict
-from ffvit.settings.same_run import code_of, images_of
+from ffvit.settings.same_run import code_of, differing, images_of
 from ffvit.system.errors import InputError
 from ffvit.system.files import EXPERIMENTS, RESULTS, RUNS, read_json, write_atomically
 
@@ -279,7 +279,7 @@ def publish(run_dir: Path, results_dir: Path = RESULTS) -> Path:
 def write_trial(run_dir: Path, results_dir: Path = RESULTS) -> Path:
     """Keep what training left in the run's folder, under the folder's name. Returns the file.
 
-    Raises InputError for a trial of other images than those there.
+    Raises InputError for a trial of other images than those there, and where another trial has this name.
     """
     config, facts = open_run(run_dir)
     name = config.experiment
@@ -293,7 +293,11 @@ def write_trial(run_dir: Path, results_dir: Path = RESULTS) -> Path:
     for file, record in there.items():
         if belonging.other_images(facts, {images_of(record["config"]): record}):
             raise InputError(f"{run_dir} is not recorded: {belonging.told_of_images(facts, record, file)}")
-    path = results_dir / name / "trials" / f"{run_dir.name}.json"
+    path = results_dir / name / "trials" / f"{run_dir.absolute().name}.json"
+    if other := differing(read_object(path)["config"], facts["config"]) if path.exists() else []:
+        raise InputError(
+            f"{path} is of a trial with other settings ({', '.join(other)}): delete it, or rename {run_dir}"
+        )
     write_atomically(path, json.dumps(facts, indent=1) + "\n")
     return path
 

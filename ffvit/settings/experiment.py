@@ -95,11 +95,23 @@ class Variant(_Checked):
     name: str
     label: str
     settings: dict[str, Any]  # its own, over the experiment's
-    seeds: list[int]
+    seeds: Seeds
     comparison: str = ""  # the one it was made for; empty: a model of the grid
     of: str = ""  # the model of the grid it is a variant of; empty: itself, or none
     values: dict[str, str] = {}  # name of its value on each axis of the comparison
     value_label: str = ""  # the same in words
+
+
+class Tuning(_Checked):
+    """What is searched for each model, see ffvit tune; beside these, settings with the values to be tried."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Annotated[list[Any], Field(min_length=1)]]
+
+    settings: dict[str, Any] = {}
+    variants: bool | list[Text] = False
+    full_length: list[Text] = []
+    seeds: Seeds | None = None
 
 
 class _File(_Checked):
@@ -251,6 +263,8 @@ def load_experiment(name: str | Path) -> Experiment:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid TOML: {error}") from None
+    if "name" in content:
+        raise InputError(f"{path}: 'name' is no part of an experiment: it is called as its file is")
     try:
         experiment = Experiment(name=path.stem, **content)
         _check(experiment)
@@ -293,6 +307,7 @@ def _check(experiment: Experiment) -> None:
         for model in pair:
             if model not in experiment.models:
                 raise InputError(f"planned: there is no model '{model}'{suggest(model, experiment.models)}")
+    _check_tuning(experiment.tuning)
     searched = experiment.tuning.get("variants")
     for table, names in {"tuned": experiment.tuned, "tuning.variants": searched or []}.items():
         for name in names if names is not True else []:
@@ -302,6 +317,20 @@ def _check(experiment: Experiment) -> None:
         if len(set(variant.seeds)) < len(variant.seeds):
             raise InputError(f"{variant.name}: seeds must differ, got {variant.seeds}")
         _check_start(experiment, variant)
+
+
+def _check_tuning(tuning: dict[str, Any]) -> None:
+    """Raise InputError for what `ffvit tune` could not search by."""
+    try:
+        options = Tuning(**tuning)
+    except ValidationError as error:
+        raise InputError(f"tuning.{_in_words(error.errors()[0])}") from None
+    known = {*Tuning.model_fields, *SETTINGS}
+    for name in [*tuning, *options.settings, *options.full_length]:
+        if name not in known:
+            raise InputError(f"tuning: '{name}' is no setting of a run{suggest(name, known)}")
+    if options.seeds and len(set(options.seeds)) < len(options.seeds):
+        raise InputError(f"tuning.seeds must differ, got {options.seeds}")
 
 
 def _check_start(experiment: Experiment, variant: Variant) -> None:
@@ -344,5 +373,7 @@ def _in_words(error: Any) -> str:
         return f"needs '{key}'"
     if error["type"] == "extra_forbidden":
         return f"'{key}' is no part of an experiment{suggest(key, _File.model_fields)}"
+    if error["type"] in ("too_short", "string_too_short"):
+        return f"{key} must not be empty"
     rule = error["msg"].removeprefix("Input should ").removeprefix("Value error, ")
     return f"{key} must {rule}, got {short(error['input'])}"

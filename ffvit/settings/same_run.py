@@ -16,7 +16,8 @@ from pathlib import Path
 from ffvit.settings.config import MACHINE
 from ffvit.settings.given import with_defaults
 
-PART = re.compile(r"^from ffvit\.((?:models|tasks|data\.dense)\.\w+) import", re.M)
+# from ffvit.models.mixing import Branch, and from ffvit.data.dense import columns, maps; also within a function.
+PART = re.compile(r"^ *from ffvit\.(models|tasks|data\.dense)(?:\.(\w+) import| import ([\w, ]+))", re.M)
 READING = {"models.weights", "models.exported"}  # parts of a model's file that decide nothing: how weights are read
 LIBRARY = Path(__file__).parent.parent
 # Where the images lie, what a set of settings is called, and which of several alike runs it is.
@@ -84,9 +85,15 @@ def _with_parts(files: list[Path]) -> set[Path]:
     while files:
         found |= {*files}
         texts = [file.read_text(encoding="utf-8") for file in files]
-        parts = {part for text in texts for part in PART.findall(text)} - READING
+        named = [
+            (room, name)
+            for text in texts
+            for room, *names in PART.findall(text)
+            for name in re.findall(r"\w+", ",".join(names))
+        ]
+        parts = {f"{room}.{name}" for room, name in named} - READING
         paths = [LIBRARY / f"{part.replace('.', '/')}.py" for part in sorted(parts)]
-        files = [path for path in paths if path not in found]
+        files = [path for path in paths if path not in found and path.is_file()]
     return found
 
 

@@ -69,11 +69,13 @@ def serve_parent(_worker: int = 0) -> None:
 class Stop:
     """Within this context these signals do not kill the process but are noted in `asked`, for it to end in order.
 
-    A process that does not `acknowledge()` within three of its updates, 3 s at least, waits for another one that is no
-    more, and is ended: the main thread, deep in a collective operation, would never come to see the signal.
+    Of several processes, one that does not `acknowledge()` within three of its updates, 3 s at least, waits for another
+    one that is no more, and is ended: the main thread, deep in a collective operation, would never come to see the signal.
+    A process by itself comes to it, however long it takes to write a checkpoint or to wait for images.
     """
 
     def __init__(self):
+        self._has_others = int(os.environ.get("WORLD_SIZE", 1)) > 1
         self.asked = 0  # the number of the signal
         self.update_s = 0.0  # how long an update takes
         self._error: Callable[[str], BaseException] | None = None
@@ -122,7 +124,10 @@ class Stop:
     def _guard(self) -> None:
         while received := self._reader.recv(1):
             if received[0] in self._before and not self._acknowledged.wait(max(3.0, 3 * self.update_s)):
-                os._exit(STOPPED if self._error else 1)
+                if self._error:  # there is nothing to save yet
+                    os._exit(STOPPED)
+                if self._has_others:
+                    os._exit(1)
         self._reader.close()
 
 

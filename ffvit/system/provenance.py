@@ -19,7 +19,7 @@ PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "
 
 
 def git_state() -> dict:
-    """{"commit": str | None, "dirty": bool | None}; None where there is no repository."""
+    """{"commit": str | None, "dirty": bool | None}; None where this is no repository, such as a copy within another one."""
 
     def git(*arguments: str) -> str | None:
         try:
@@ -33,6 +33,9 @@ def git_state() -> dict:
             return None
         return answer.stdout.strip() if answer.returncode == 0 else None
 
+    top = git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != ROOT.resolve():
+        return {"commit": None, "dirty": None}
     changed = git("status", "--porcelain", "--", *CODE)
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
 
