@@ -102,6 +102,12 @@ def test_models_are_compared_by_seed_and_not_by_order():
     assert difference(found["ff"], found["vit"]).points == [1]
 
 
+def test_models_without_a_seed_in_common_were_run_all_the_same():
+    table = study_tables.pairs(STUDY, [made("ff", 0), made("vit", 1)])
+    of = row(table, Difference="FF only − ViT", Part="The models at one shape")
+    assert of[f"{STUDY.scope} top-1 (points)"] == study_tables.NO_SEED == "no seed in common"
+
+
 def test_runs_on_different_images_are_no_pair_and_both_are_named():
     records = [made("ff"), made("vit")]
     records[1]["dataset"]["fingerprint"] = "another"
@@ -353,6 +359,33 @@ def test_processor_time_is_shown_where_it_was_recorded():
     table = study_tables.study(STUDY, [old, new])
     assert row(table, Model="ViT", Part="The models at one shape")["Processor time (min)"] == "3"
     assert row(table, Model="FF only", Part="The models at one shape")["Processor time (min)"] == ""
+
+
+def test_beside_a_gpu_processor_time_says_nothing_and_is_left_out():
+    records = [made("ff"), made("vit")]
+    for record in records:
+        record["hardware"]["gpu"] = "A GPU"
+        for epoch in record["history"]:
+            epoch["cpu_seconds"] = 60.0
+    figure = study_plots.accuracy_by_cost(STUDY, records)
+    assert not figure.axes[1].lines and "the runs are a GPU's" in texts(figure)
+    table = study_tables.study(STUDY, records)
+    assert row(table, Model="ViT", Part="The models at one shape")["Processor time (min)"] == "–"
+
+
+def test_models_at_equal_cost_stand_beside_those_whose_cost_it_is():
+    study = load_experiment("cifar10-small")
+    records = [made(name, experiment=study) for name in ("ff", "vit", "attention_only", "attention_only_matched")]
+    panel = study_plots.comparisons(study, records).axes[list(study.compare).index("matched")]
+    at = {line.get_markeredgecolor(): set(line.get_xdata()) for line in panel.lines if line.get_marker() in "osD^v"}
+    assert at[drawing.style_of(study, "ff")[0]] == at[drawing.style_of(study, "vit")[0]] == {0}
+
+
+def test_no_two_models_of_an_experiment_look_alike():
+    for name in ("digits", "digits-lit", "cifar10-lit"):  # of 4, 10 and 15 models
+        experiment = load_experiment(name)
+        styles = [drawing.style_of(experiment, variant.name) for variant in experiment.main_variants]
+        assert len(styles) == len(set(styles))
 
 
 def test_learning_rates_show_trials_that_differ_in_that_alone_and_ring_what_was_chosen():

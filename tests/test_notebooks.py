@@ -21,6 +21,7 @@ from traitlets.config import Config as Traits
 from ffvit.data.dense.scenes import make_scenes
 from ffvit.evidence import artefacts, tables
 from ffvit.evidence.notebook_metadata import load_notebook, load_notebooks
+from ffvit.evidence.records import load_own
 from ffvit.settings.experiment import load_experiment
 from ffvit.settings.parameters import check
 from ffvit.system.errors import InputError
@@ -312,6 +313,15 @@ def test_a_table_or_figure_that_is_not_declared_is_refused(tmp_path):
     with pytest.raises(InputError, match="04_table1.ipynb does not declare 'table1' as .svg or .png"):
         artefacts.open_story("04_table1", "digits", str(tmp_path)).figure(plt.figure(), "table1")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_story_of_another_task_or_of_no_records_is_refused(tmp_path):
+    with pytest.raises(InputError, match="04_table1 is for classification, digits-scenes is not: 23_where"):
+        artefacts.open_story("04_table1", "digits-scenes")
+    with pytest.raises(InputError, match="results_dir: there is no folder 'resutls'"):
+        artefacts.open_story("04_table1", "digits", "resutls")
+    with pytest.raises(InputError, match="there is no folder '.*runz' of runs"):
+        load_own("digits", tmp_path / "runz")
 
 
 def test_what_is_said_is_printed_in_lines_that_fit_and_no_word_is_broken(tmp_path, capsys):

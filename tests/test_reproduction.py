@@ -57,7 +57,9 @@ def test_a_run_is_told_how_it_compares(own, recorded, verdict):
 
 
 def test_the_spread_is_where_one_more_run_is_expected():
-    # Of 90, 91 and 92: t of 2 degrees of freedom is 4.303, times sd 1 times sqrt(4/3): 91 ± 4.97.
+    # Alike, they have none; of 90, 91 and 92: t of 2 degrees of freedom is 4.303, times sd 1 times sqrt(4/3): 91 ± 4.97.
+    recorded = [here(r, top1=100.0) for r in ALIKE]
+    assert reproduction.verdict(here(FIRST, top1=99.7, weights="a"), recorded[0], recorded) == NO_SPREAD
     recorded = [here(r, top1=value) for r, value in zip(ALIKE, (90.0, 91.0, 92.0))]
     assert reproduction.verdict(here(FIRST, top1=95.9, weights="a"), recorded[0], recorded) == WITHIN
     assert reproduction.verdict(here(FIRST, top1=96.0, weights="a"), recorded[0], recorded) == OUTSIDE
@@ -68,6 +70,12 @@ def test_runs_of_other_settings_are_not_compared_and_those_of_other_images_with_
     assert reproduction.table(DIGITS, RECORDED, [other])["Model"].tolist() == ["not run"]
     mixed = [here(FIRST, fingerprint="mine"), here(ALIKE[1], fingerprint="other")]
     assert reproduction.table(DIGITS, [], mixed)["Here it is"].tolist() == [NOT_RECORDED, OTHER_IMAGES]
+
+
+def test_variants_of_a_model_are_told_apart():
+    ablations, recorded = load_experiment("digits-ablations"), load_records("digits-ablations")
+    table = reproduction.table(ablations, recorded, recorded)
+    assert len(table) == len(recorded) == len(set(table["Run"])) and "FF only, 192 wide" in set(table["Model"])
 
 
 def test_both_machines_stand_in_the_row():

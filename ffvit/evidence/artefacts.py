@@ -82,6 +82,12 @@ def open_story(notebook: str, experiment: str = "", results_dir: str = "", figur
     """
     declared = load_notebook(NOTEBOOKS / f"{notebook}.ipynb")
     opened = load_experiment(experiment) if experiment else None
+    if opened and not any(config.task in declared.tasks for config in opened.configs()):
+        raise InputError(
+            f"{notebook} is for {', '.join(declared.tasks)}, {experiment} is not: 23_where compares others"
+        )
+    if results_dir and not Path(results_dir).is_dir():
+        raise InputError(f"results_dir: there is no folder '{results_dir}'; empty is results/")
     records, trials, found = [], [], {}
     if opened and "records" in declared.needs:
         records = records_in_use(opened, results_dir)

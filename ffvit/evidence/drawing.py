@@ -65,7 +65,8 @@ def style_of(experiment: Experiment, name: str) -> tuple:
     names = [variant.name for variant in experiment.main_variants]
     own = name if name in names else experiment.variants[name].of
     i = names.index(own)
-    return COLORS[i % len(COLORS)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)]
+    more = i // len(COLORS)  # an eleventh model has the first one's colour, and neither its dashes nor its marker
+    return COLORS[i % len(COLORS)], DASHES[(i + more) % len(DASHES)], MARKERS[(i + more) % len(MARKERS)]
 
 
 def matrix_cell(panel: Axes, column: int, row: int, value: float | None, text: str, framed: bool = False) -> None:

@@ -191,6 +191,8 @@ def own_files(experiment: str, runs_dir: Path = RUNS) -> list[Path]:
 
 def load_own(experiment: str, runs_dir: Path = RUNS) -> list[dict]:
     """The records of the runs that this machine made. Raises InputError for one that is not whole, or a copy."""
+    if runs_dir != RUNS and not runs_dir.is_dir():  # before the first run, there is no RUNS
+        raise InputError(f"there is no folder '{runs_dir}' of runs; runs_dir empty is runs/")
     files = own_files(experiment, runs_dir)
     found = {str(file): read_record(file, experiment, file.parent.name) | {"trained_here": True} for file in files}
     belonging.refuse_copies(found)

@@ -24,6 +24,7 @@ from ffvit.evidence.drawing import COLORS
 from ffvit.evidence.reported import load_reported
 from ffvit.models import ff
 from ffvit.studies.report_results import GRID_CELLS, TABLE1
+from ffvit.system.errors import InputError, suggest
 from ffvit.system.files import write_atomically
 
 
@@ -94,6 +95,14 @@ def architecture(model: ff.PatchFeatureMixer) -> Figure:
     arrow(top + 1.4, top + 2.0, x=-2.76)
     axes.text(-3.0, top + 2.2, f"norm and linear head on the class token: {model.num_classes} classes", va="center")
     return figure
+
+
+def feed_forward_model(name: str) -> ff.PatchFeatureMixer:
+    """The model of this name, to be looked at. Raises InputError for one whose blocks or patches are not those described."""
+    known = [n for n in timm.list_models("ff_*_patch16_224") if "attention" not in n]
+    if name not in known:
+        raise InputError(f"model='{name}' is not drawn here{suggest(name, known)}; those are: {', '.join(known)}")
+    return cast(ff.PatchFeatureMixer, timm.create_model(name).eval())
 
 
 def source_code(*objects) -> str:

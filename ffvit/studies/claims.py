@@ -139,14 +139,14 @@ CLAIMS = (
         "Section 3.4",
         "does not work well",
         partial(compare, FF_TINY, UNPROJECTED, True),
-        "Held against FF only. Needs an experiment that trains this reading, such as cifar10-small-attention-only",
+        "Held against FF only, by an experiment that trains this reading, such as cifar10-small-attention-only",
     ),
     Claim(
         "The same, read as two attentions over the tokens",
         "Section 3.4",
         "does not work well",
         partial(compare, FF_TINY, OVER_TOKENS, True),
-        "Held against FF only. Needs an experiment that trains this reading, such as cifar10-small-attention-only",
+        "Held against FF only, by an experiment that trains this reading, such as cifar10-small-attention-only",
     ),
     Claim(
         "Large models get worse than base ones on ImageNet-1k alone: without attention",

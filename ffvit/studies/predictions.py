@@ -147,9 +147,7 @@ def check(prediction: Prediction, experiment: Experiment, found: dict[str, Measu
     """The same for the claims ledger, whose rules say at which scale behaviour can be judged."""
     points = [*prediction.points(experiment, found).values()]
     if not points:
-        return Finding(
-            note="needs the runs of an experiment that varies this alone, see experiments/cifar10-small-ablations.toml"
-        )
+        return Finding(note="needs the runs of an experiment that varies this alone, at a scale that carries the claim")
     held = judge(points)
     if experiment.scope not in CARRIES:
         verdict, note = NOT_COMPARABLE, f"{experiment.scope} cannot carry the claim, {' or '.join(CARRIES)} can"

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ffvit.evidence.counted import counted
-from ffvit.evidence.drawing import matrix_cell, style_of
+from ffvit.evidence.drawing import finish, matrix_cell, style_of
 from ffvit.evidence.escape import drawn
 from ffvit.evidence.measured import BLANK, NOT_RUN, Measured
 from ffvit.evidence.reported import reported
@@ -130,7 +130,6 @@ def training_curves(experiment: Experiment, found: dict[str, Measured]) -> Figur
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.4 + 0.12 * max(0, len(found) - 4)), layout="constrained")
     for panel, (column, title) in zip(axes, panels):
         panel.set(title=title, xlabel="epoch")
-        panel.grid(True)
         for m in found.values():
             frame = pd.DataFrame(epoch for r in m.records for epoch in r["history"])
             color, dashes, _ = style_of(experiment, m.name)
@@ -148,6 +147,7 @@ def training_curves(experiment: Experiment, found: dict[str, Measured]) -> Figur
             )
         panel.set_ylabel("")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    finish(*axes)
     if found:
         columns = len(found) if len(found) <= 4 else 2
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)

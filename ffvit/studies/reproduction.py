@@ -9,8 +9,9 @@ from scipy import stats
 
 from ffvit.evidence.belonging import OTHER_IMAGES, OTHER_SETTINGS, experiment_images, last_weights, unlike
 from ffvit.evidence.measured import NOT_RUN, commit, headline, machine, overlap
-from ffvit.evidence.seed_statistics import LEVEL
+from ffvit.evidence.seed_statistics import LEVEL, interval
 from ffvit.settings.experiment import Experiment
+from ffvit.studies.study_tables import in_words
 
 SAME_WEIGHTS, SAME_ACCURACY = "same weights", "same accuracy to the digit"
 WITHIN, OUTSIDE = "within the spread of seeds", "outside the spread of seeds"
@@ -34,7 +35,8 @@ def table(experiment: Experiment, recorded: list[dict], own: list[dict]) -> pd.D
         theirs = next((r for r in recorded if r["run_id"] == mine["run_id"]), None)
         rows.append(
             {
-                "Model": experiment.variants[mine["config"]["name"]].label,
+                "Run": mine["run_id"],
+                "Model": in_words(experiment.variants[mine["config"]["name"]]),
                 "Seed": mine["config"]["seed"],
                 "Recorded top-1 (%)": f"{headline(theirs):.2f}" if theirs else NOT_RECORDED,
                 "Here top-1 (%)": f"{headline(mine):.2f}",
@@ -61,7 +63,7 @@ def verdict(mine: dict, theirs: dict | None, recorded: list[dict]) -> str:
     if headline(mine) == headline(theirs):
         return SAME_ACCURACY
     seeds = [headline(r) for r in recorded if r["config"]["name"] == mine["config"]["name"]]
-    if len(seeds) < 2:
+    if interval(seeds) is None:
         return NO_SPREAD
     n, t = len(seeds), stats.t.ppf((1 + LEVEL) / 2, len(seeds) - 1)
     reach = t * statistics.stdev(seeds) * math.sqrt(1 + 1 / n)

@@ -38,12 +38,13 @@ def accuracy_by_cost(experiment: Experiment, records: list[dict]) -> Figure:
     epochs, seconds, macs, parameters = axes.flat
     runs_on = Counter(machine(r) for m in grid + longer for r in m.records)
     timed_on = max(runs_on, key=runs_on.__getitem__, default="")  # times of other machines are another measure
+    on_gpu = any(r["hardware"]["gpu"] for m in grid + longer for r in m.records if machine(r) == timed_on)
     for m in grid + longer:
         look: dict[str, Any] = dict(style=style_of(experiment, m.name), width=0.9 if m in longer else 1.8)
         _curve(epochs, m, np.arange(len(m.records[0]["history"])) + 1, **look)
         _curve(macs, m, _training_macs(m) / 10 ** (power := _power(grid + longer)), **look)
         timed = [r for r in m.records if machine(r) == timed_on and all("cpu_seconds" in e for e in r["history"])]
-        if timed:
+        if timed and not on_gpu:  # beside a GPU a processor waits for the most part
             spent = np.cumsum([[e["cpu_seconds"] for e in r["history"]] for r in timed], axis=1).mean(axis=0)
             _curve(seconds, replace(m, records=timed), spent / 60, **look)
     epochs.set(title="Epochs", xlabel="epoch")
@@ -54,14 +55,14 @@ def accuracy_by_cost(experiment: Experiment, records: list[dict]) -> Figure:
     for panel in (epochs, seconds, macs):
         panel.set(ylabel="validation top-1 (%)", xscale="log")
         panel.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator(), major_formatter="{x:g}")
-    if len(runs_on) > 1:
+    if len(runs_on) > 1 and not on_gpu:
         text = "\n".join(["runs on this machine alone:", drawn(timed_on)])
         seconds.text(0.97, 0.04, text, transform=seconds.transAxes, ha="right", fontsize=9, bbox=WHITE)
     for m in grid + resized:
         fill = "none" if m in resized else "full"
         mean_and_seeds(parameters, m.parameters / 1e6, m.percent, style_of(experiment, m.name), fill)
     parameters.set(title="Parameters", xlabel="millions", ylabel="test top-1 (%)")
-    finish(seconds, blank="not recorded" if grid else NOT_RUN)
+    finish(seconds, blank=NOT_RUN if not grid else "the runs are a GPU's" if on_gpu else "not recorded")
     finish(epochs, macs, parameters)
     kinds = [Line2D([], [], color="0.3", lw=0.9, label=_thin(experiment, longer))] if longer else []
     if resized:
@@ -102,6 +103,11 @@ def comparisons(experiment: Experiment, records: list[dict]) -> Figure:
             for x, m in shown.items():
                 mean_and_seeds(panel, x, m.percent, style_of(experiment, of))
             drawn_models += shown.values()
+        if experiment.compare[part].change:  # which brings models to what the others have: those stand beside them
+            unchanged = [v.name for v in experiment.of() if v.name in found and v.name not in {c.of for c in variants}]
+            for name in unchanged:
+                mean_and_seeds(panel, 0, found[name].percent, style_of(experiment, name))
+            drawn_models += [found[name] for name in unchanged]
         panel.set(title=drawn(experiment.compare[part].title), xlim=(-0.5, len(ticks) + 0.5), ylabel="test top-1 (%)")
         run = {v.value_label or "changed" for v in variants if v.name in found}
         named = [drawn(tick) if tick in run else f"{drawn(tick)}:\n{NOT_RUN}" for tick in ticks]

@@ -16,6 +16,8 @@ from ffvit.settings.experiment import Experiment, Variant
 from ffvit.settings.headline import HEADLINES, last_validation
 from ffvit.settings.same_run import deciding
 
+NO_SEED = "no seed in common"
+
 
 def study(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
     """One row a model of the grid and of every comparison. Where a comparison changes some models, the others stand by."""
@@ -25,7 +27,7 @@ def study(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
         as_they_are = [v for v in experiment.of() if part and v.name not in experiment.compare[part].change]
         if part and experiment.compare[part].change:
             rows += [(title, f"{v.label} (the grid's run)", v.name) for v in as_they_are]
-        rows += [(title, _label(v), v.name) for v in experiment.of(part)]
+        rows += [(title, in_words(v), v.name) for v in experiment.of(part)]
     table = pd.DataFrame(
         {"Part": part, "Model": label, **measures(experiment, name, found.get(name))} for part, label, name in rows
     )
@@ -75,7 +77,7 @@ def pairs(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
     if not rows:
         return pd.DataFrame([{"Difference": NOT_RUN, "What the seeds show": "no two of its models compare"}])
     planned = [not part and (a, b) in experiment.planned for part, a, b in rows]
-    compared = [(a, b, _label(experiment.variants[a]), _label(experiment.variants[b])) for _, a, b in rows]
+    compared = [(a, b, in_words(experiment.variants[a]), in_words(experiment.variants[b])) for _, a, b in rows]
     table = differences(experiment, everything(experiment, records), compared, planned)
     table.insert(0, "Part", [experiment.parts()[part] for part, *_ in rows])
     table.insert(1, "Kind", ["planned" if of else "exploratory" for of in planned])
@@ -109,7 +111,7 @@ def differences(
             {
                 "Difference": f"{ours} − {theirs}",
                 **dict.fromkeys(columns.values(), ""),
-                columns[labels[a]]: f"{statistics.mean(points):+.2f} (n={n})".replace("-", "−") if n else NOT_RUN,
+                columns[labels[a]]: _points(points) if n else NO_SEED if d else NOT_RUN,
                 "95 % interval": interval_words(points, "+.2f") if n else "",
                 "p": p_words(tested[i]) if i in tested else "",
                 "p (Holm)": p_words(corrected[i]) if i in corrected else "",
@@ -158,19 +160,27 @@ def trial_sources(trials: list[dict]) -> str:
     )
 
 
-def _label(variant: Variant) -> str:
+def in_words(variant: Variant) -> str:
     """In words; of models that have no grid, what was varied is all there is to say."""
     return ", ".join(dict.fromkeys(filter(None, [variant.label, variant.value_label])))
 
 
+def _points(points: list[float]) -> str:
+    return f"{statistics.mean(points):+.2f} (n={len(points)})".replace("-", "−")
+
+
 def _minutes(records: list[dict]) -> str:
-    """Of processor time, the mean over the runs of a machine, in the order of their names; nothing where it was not recorded."""
+    """Of processor time, the mean over the runs of a machine, in the order of their names; nothing where it was not recorded.
+
+    A dash for a GPU: the processor beside it waits for the most part.
+    """
     if not all("cpu_seconds" in epoch for r in records for epoch in r["history"]):
         return ""
     spent = defaultdict(list)
     for r in records:
         spent[machine(r)].append(sum(e["cpu_seconds"] for e in r["history"]) / 60)
-    return ", ".join(f"{statistics.mean(spent[name]):.3g}" for name in sorted(spent))
+    on_gpu = {machine(r) for r in records if r["hardware"]["gpu"]}
+    return ", ".join("–" if name in on_gpu else f"{statistics.mean(spent[name]):.3g}" for name in sorted(spent))
 
 
 def _unlike_the_experiment(experiment: Experiment, config: dict) -> str:

@@ -19,7 +19,7 @@ from ffvit.evidence.escape import drawn
 from ffvit.evidence.measured import NOT_RUN, Measured, everything
 from ffvit.evidence.seed_statistics import difference
 from ffvit.settings.config import Config
-from ffvit.settings.experiment import Experiment, Variant
+from ffvit.settings.experiment import Experiment
 from ffvit.settings.headline import HEADLINES
 from ffvit.settings.same_run import deciding
 from ffvit.studies import predictions, study_tables
@@ -92,7 +92,7 @@ def table(experiment: Experiment, records: list[dict]) -> pd.DataFrame:
             rows.append(
                 {
                     "Part": title if experiment.compare else "",
-                    "Model": _label(variant),
+                    "Model": study_tables.in_words(variant),
                     "Head": head_of(config),
                     "Attention in": layout_words(layout_of(config)),
                     **study_tables.measures(experiment, variant.name, m),
@@ -127,7 +127,7 @@ def apart(experiment: Experiment, records: list[dict]) -> list[str]:
     found = everything(experiment, records)
     spread = {name: (min(m.percent), max(m.percent)) for name, m in found.items()}
     return [
-        f"{_label(experiment.variants[name])}: its seeds lie {high - low:.1f} points apart, "
+        f"{study_tables.in_words(experiment.variants[name])}: its seeds lie {high - low:.1f} points apart, "
         f"from {low:.2f} to {high:.2f}, and their mean says little."
         for name, (low, high) in spread.items()
         if high - low > APART
@@ -137,9 +137,9 @@ def apart(experiment: Experiment, records: list[dict]) -> list[str]:
 def summary(experiment: Experiment, records: list[dict], predicted: pd.DataFrame) -> str:
     """What was found, in sentences: the headline of every model that was run, and which predictions hold."""
     found, labels = everything(experiment, records), study_tables.headlines(experiment, experiment.variants)
-    told = [f"{_label(experiment.variants[name])}: {labels[name]} {m}." for name, m in found.items()] or [
-        "Nothing was run yet."
-    ]
+    told = [
+        f"{study_tables.in_words(experiment.variants[name])}: {labels[name]} {m}." for name, m in found.items()
+    ] or ["Nothing was run yet."]
     told += apart(experiment, records)
     if "Found" not in predicted:
         told.append(
@@ -236,13 +236,11 @@ def _looks(experiment: Experiment) -> dict[Layout, tuple[Any, Any, str]]:
 def _ticks(experiment: Experiment, layouts: dict[str, Layout]) -> list[str]:
     """Layouts in words; of two models of one layout, with what tells them apart."""
     several = len(set(layouts.values())) < len(layouts)
-    labels = (f"{layout_words(at)}:\n{_label(experiment.variants[name])}" for name, at in layouts.items())
+    labels = (
+        f"{layout_words(at)}:\n{study_tables.in_words(experiment.variants[name])}" for name, at in layouts.items()
+    )
     return [drawn(label if several else label.partition(":\n")[0]) for label in labels]
 
 
 def _order(layout: Layout) -> tuple:
     return (1, 0, layout) if isinstance(layout, str) else (0, len(layout), layout)
-
-
-def _label(variant: Variant) -> str:
-    return ", ".join(dict.fromkeys(filter(None, [variant.label, variant.value_label])))
