@@ -368,7 +368,7 @@ def test_beside_a_gpu_processor_time_says_nothing_and_is_left_out():
         for epoch in record["history"]:
             epoch["cpu_seconds"] = 60.0
     figure = study_plots.accuracy_by_cost(STUDY, records)
-    assert not figure.axes[1].lines and "the runs are a GPU's" in texts(figure)
+    assert not figure.axes[1].lines and "trained on a GPU" in texts(figure)
     table = study_tables.study(STUDY, records)
     assert row(table, Model="ViT", Part="The models at one shape")["Processor time (min)"] == "–"
 

@@ -62,7 +62,7 @@ def accuracy_by_cost(experiment: Experiment, records: list[dict]) -> Figure:
         fill = "none" if m in resized else "full"
         mean_and_seeds(parameters, m.parameters / 1e6, m.percent, style_of(experiment, m.name), fill)
     parameters.set(title="Parameters", xlabel="millions", ylabel="test top-1 (%)")
-    finish(seconds, blank=NOT_RUN if not grid else "the runs are a GPU's" if on_gpu else "not recorded")
+    finish(seconds, blank=NOT_RUN if not grid else "trained on a GPU" if on_gpu else "not recorded")
     finish(epochs, macs, parameters)
     kinds = [Line2D([], [], color="0.3", lw=0.9, label=_thin(experiment, longer))] if longer else []
     if resized:
