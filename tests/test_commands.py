@@ -110,6 +110,7 @@ def test_numbers_that_this_machine_cannot_hold_or_nobody_means_are_refused(capsy
         (["tune", "digits", "--jobs", "1000"], r"--jobs=\d+ fit"),
         (["missing", "digits", "--minutes", "nan"], "--minutes must be a number from 0 on, got nan"),
         (["missing", "digits", "--minutes=-1"], "--minutes must be a number from 0 on, got -1.0"),
+        (["missing", "digits", "--models", "ff", "device=cpu"], "'device=cpu' stands among the models: give it before"),
         (["missing", "digits", "--jobs", "2", "epochs=3"], "'epochs' decides a result"),  # in any order
         (["tune", "digits", "--jobs", "2", "epochs=3"], "'epochs' decides a result"),
         (["train", "--experiment", "digits", "--model", "ff", "seed=" + "9" * 5000], "give --seed"),

@@ -14,9 +14,8 @@ from ffvit.settings.same_run import differing
 from ffvit.system.errors import InputError, suggest
 from ffvit.system.machine import TRAINING_MB, require_room
 
-MAY_BE_SET = MACHINE | {
-    "dataset"
-}  # the machine's, and where the images lie: they decide no result, but for some models
+# The machine's, and where the images lie: they decide no result, but for models that read_shared knows.
+MAY_BE_SET = MACHINE | {"dataset"}
 
 
 class Parser(argparse.ArgumentParser):

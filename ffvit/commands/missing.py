@@ -34,6 +34,8 @@ def chosen_runs(
     if part and part not in (known := [name or GRID for name in experiment.parts()]):
         raise InputError(f"{experiment.name} has no part '{part}'{suggest(part, known)}")
     for name in models:
+        if "=" in name:
+            raise InputError(f"'{name}' stands among the models: give it before --models")
         if name not in experiment.variants:
             raise InputError(f"{experiment.name} has no model '{name}'{suggest(name, experiment.variants)}")
     chosen = [
