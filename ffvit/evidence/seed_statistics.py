@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from scipy import stats
 
 from ffvit.evidence.belonging import of_different_images
-from ffvit.evidence.measured import Measured, headline
+from ffvit.evidence.measured import NOT_RUN, Measured, headline
 from ffvit.system.errors import InputError
 
 LEVEL = 0.95
@@ -76,6 +76,10 @@ def same_seeds(first: Measured, second: Measured) -> list[tuple[dict, dict]]:
 
 def _has_spread(values: list[float]) -> bool:
     return len(values) > 1 and max(values) - min(values) > ALIKE
+
+
+def mean_words(points: list[float]) -> str:
+    return f"{statistics.mean(points):+.2f} (n={len(points)})".replace("-", "−") if points else NOT_RUN
 
 
 def interval_words(values: list[float], form: str) -> str:

@@ -1,7 +1,6 @@
 """Notebooks 15 to 20: a prediction is an inequality, and it is judged by its interval over seeds."""
 
 import math
-import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ffvit.evidence.measured import NOT_RUN, Measured
-from ffvit.evidence.seed_statistics import difference, interval, interval_words
+from ffvit.evidence.seed_statistics import difference, interval, interval_words, mean_words
 from ffvit.settings.experiment import Experiment, Variant
 from ffvit.settings.same_run import deciding
 from ffvit.studies.claim_checks import CARRIES
@@ -163,10 +162,6 @@ def check(prediction: Prediction, experiment: Experiment, found: dict[str, Measu
         tolerance="above 0, with 95 % confidence",
         note="; ".join(filter(None, [f"{prediction.formula}, left less right", note])),
     )
-
-
-def mean_words(points: list[float]) -> str:
-    return f"{statistics.mean(points):+.2f} (n={len(points)})".replace("-", "−") if points else NOT_RUN
 
 
 def _base(experiment: Experiment, found: dict[str, Measured], cell: Cell) -> Measured | None:

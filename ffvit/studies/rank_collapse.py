@@ -21,12 +21,12 @@ from matplotlib.ticker import MaxNLocator
 from ffvit.evidence.drawing import finish, style_of
 from ffvit.evidence.escape import drawn
 from ffvit.evidence.measured import NOT_RUN, Measured
-from ffvit.evidence.seed_statistics import difference, interval
+from ffvit.evidence.seed_statistics import difference, interval, mean_words
 from ffvit.settings.experiment import Experiment
 from ffvit.studies import trained_models
 from ffvit.studies.claim_checks import close
 from ffvit.studies.finding import CONTRADICTED
-from ffvit.studies.predictions import FAILS, HOLDS, UNDECIDED, judge, mean_words
+from ffvit.studies.predictions import FAILS, HOLDS, UNDECIDED, judge
 from ffvit.studies.token_residuals import Bound, Depths, by_depth, theorem
 
 ALIKE = 1e-3  # of a relative residual: tokens that differ by less are called alike

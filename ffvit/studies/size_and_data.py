@@ -19,7 +19,7 @@ from matplotlib.ticker import NullLocator
 from ffvit.evidence.drawing import MARKS, finish, legend, mean_and_seeds, style_of
 from ffvit.evidence.escape import drawn
 from ffvit.evidence.measured import NOT_RUN, Measured, everything
-from ffvit.evidence.seed_statistics import comparable, interval_words
+from ffvit.evidence.seed_statistics import comparable, interval_words, mean_words
 from ffvit.settings.experiment import Experiment, Variant
 from ffvit.settings.same_run import images_of
 from ffvit.studies.predictions import (
@@ -31,7 +31,6 @@ from ffvit.studies.predictions import (
     as_it_is,
     changed,
     less,
-    mean_words,
     with_least,
     with_most,
 )

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ffvit.evidence.belonging import trials_of
 from ffvit.evidence.measured import NOT_RUN, Measured, commit, everything, machine, overlap
-from ffvit.evidence.seed_statistics import difference, holm, interval_words, p_words, verdict
+from ffvit.evidence.seed_statistics import difference, holm, interval_words, mean_words, p_words, verdict
 from ffvit.settings.experiment import Experiment, Variant
 from ffvit.settings.headline import HEADLINES, last_validation
 from ffvit.settings.same_run import deciding
@@ -111,7 +111,7 @@ def differences(
             {
                 "Difference": f"{ours} − {theirs}",
                 **dict.fromkeys(columns.values(), ""),
-                columns[labels[a]]: _points(points) if n else NO_SEED if d else NOT_RUN,
+                columns[labels[a]]: NO_SEED if d and not points else mean_words(points),
                 "95 % interval": interval_words(points, "+.2f") if n else "",
                 "p": p_words(tested[i]) if i in tested else "",
                 "p (Holm)": p_words(corrected[i]) if i in corrected else "",
@@ -163,10 +163,6 @@ def trial_sources(trials: list[dict]) -> str:
 def in_words(variant: Variant) -> str:
     """In words; of models that have no grid, what was varied is all there is to say."""
     return ", ".join(dict.fromkeys(filter(None, [variant.label, variant.value_label])))
-
-
-def _points(points: list[float]) -> str:
-    return f"{statistics.mean(points):+.2f} (n={len(points)})".replace("-", "−")
 
 
 def _minutes(records: list[dict]) -> str:
